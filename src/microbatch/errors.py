@@ -1,0 +1,316 @@
+"""Every exception that a user of microbatch can catch.
+
+The tree::
+
+    MicrobatchError
+     ├─ Full                  no room: try later, or slow down
+     │   └─ BatcherFull       the in-memory batcher's room is used up
+     ├─ BatcherClosed         the batcher was closed: the item was not handled to its end
+     ├─ BatchFailed           submit_many: some items failed; an ExceptionGroup with a .report
+     ├─ BatchAborted          another item of an all-or-nothing batch failed
+     ├─ ItemError             raise or return it for one item: a code, a message, retryable or not
+     │   ├─ Skipped           the item was left out on purpose: counted apart from failures
+     │   └─ ItemTooHeavy      the item alone weighs more than a batch may (also a ValueError)
+     ├─ ResultCountError      the handler's results do not match its items
+     ├─ HandlerTimeout        the handler took longer than handler_timeout (also a TimeoutError)
+     ├─ HandlerCrashed        the handler raised what is not an Exception, or a cancellation of its own
+     ├─ HandlerStuck          too many handlers ignore their timeout: no new batch is started
+     └─ WouldDeadlock         a handler waits on its own batcher (also a RuntimeError)
+
+A handler's own exception reaches its callers unwrapped and is not part of this tree. Wrong arguments are
+``ValueError`` and ``TypeError``, a wrong event loop is a ``RuntimeError``.
+
+Each class keeps its fields in ``args`` and builds its message from them, so that every one of them can be
+copied and pickled.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .outcome import BatchReport
+
+__all__ = [
+    "BatchAborted",
+    "BatchFailed",
+    "BatcherClosed",
+    "BatcherFull",
+    "Full",
+    "HandlerCrashed",
+    "HandlerStuck",
+    "HandlerTimeout",
+    "ItemError",
+    "ItemTooHeavy",
+    "MicrobatchError",
+    "ResultCountError",
+    "Skipped",
+    "WouldDeadlock",
+]
+
+
+class MicrobatchError(Exception):
+    """The root of every exception that microbatch raises by itself."""
+
+
+class Full(MicrobatchError):
+    """There is no room for another item: slow down or try again later."""
+
+
+class BatcherFull(Full):
+    """The batcher holds as many items as it may and was told not to wait for room.
+
+    Attributes:
+        name: The batcher's name.
+        limit: The setting that was reached, ``"max_pending"`` or ``"max_pending_weight"``.
+        allowed: That setting's value.
+    """
+
+    def __init__(self, name: str, limit: str, allowed: float) -> None:
+        super().__init__(name, limit, allowed)
+        self.name = name
+        self.limit = limit
+        self.allowed = allowed
+
+    def __str__(self) -> str:
+        return f"batcher {self.name!r} is full: {self.limit}={self.allowed} is reached"
+
+
+class BatcherClosed(MicrobatchError):
+    """The batcher is closed, or was closed before this item's result was there.
+
+    Attributes:
+        name: The batcher's name.
+        started: True if the item was in a handler call that was cut short: what the handler did for it
+            is then unknown. False if no handler ever saw the item.
+    """
+
+    def __init__(self, name: str, started: bool = False) -> None:  # noqa: FBT001, FBT002
+        super().__init__(name, started)
+        self.name = name
+        self.started = started
+
+    def __str__(self) -> str:
+        if self.started:
+            return f"batcher {self.name!r} was closed while the handler was working on this item"
+        return f"batcher {self.name!r} is closed: this item was not handled"
+
+
+class BatchFailed(MicrobatchError, ExceptionGroup[Exception]):
+    """Some items of ``submit_many`` failed; the group holds their exceptions in the order of the items.
+
+    Attributes:
+        report: The outcomes of all items, the successful ones included.
+    """
+
+    report: BatchReport[Any]
+
+    def __new__(
+        cls, message: str, exceptions: Sequence[Exception], report: BatchReport[Any]
+    ) -> BatchFailed:
+        """Make the group; the report stands beside it."""
+        group = super().__new__(cls, message, exceptions)
+        group.report = report
+        return group
+
+    def __init__(
+        self, message: str, exceptions: Sequence[Exception], report: BatchReport[Any]
+    ) -> None:
+        super().__init__(message, exceptions)
+
+    def derive(self, exceptions: Sequence[Exception], /) -> BatchFailed:  # type: ignore[override]
+        """Return a group of the same kind and report: what ``except*`` and ``split`` ask for."""
+        return BatchFailed(self.message, exceptions, self.report)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.exceptions, self.report)
+
+
+class BatchAborted(MicrobatchError):
+    """This item was fine, but its batch is all or nothing and another item failed.
+
+    Attributes:
+        index: The position of the item that failed, in the batch.
+        reason: That item's exception.
+    """
+
+    def __init__(self, index: int, reason: BaseException) -> None:
+        super().__init__(index, reason)
+        self.index = index
+        self.reason = reason
+
+    def __str__(self) -> str:
+        kind = type(self.reason).__name__
+        return f"the batch was aborted because its item {self.index} failed: {kind}: {self.reason}"
+
+
+class ItemError(MicrobatchError):
+    """One item failed, for a reason that a program can act on.
+
+    Handlers return it in the place of a result, or raise it for the whole batch.
+
+    Args:
+        message: What was wrong, for people.
+        code: What was wrong, for programs: a short word such as ``"duplicate_email"``. Reports count
+            failures by it.
+        retryable: Whether sending the item again may help. ``None`` leaves that to ``Retry(on=...)``.
+        retry_after: Seconds to wait before the next attempt, if the backend said so.
+        field: The item's field that was wrong, if one was.
+        details: Anything more, made of built-in types.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        code: str = "item_error",
+        retryable: bool | None = None,
+        retry_after: float | None = None,
+        field: str | None = None,
+        details: Any = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.retryable = retryable
+        self.retry_after = retry_after
+        self.field = field
+        self.details = details
+
+    def __str__(self) -> str:
+        return self.message or self.code
+
+
+class Skipped(ItemError):
+    """The item was left out on purpose, for example as a duplicate: counted apart from failures.
+
+    Attributes:
+        reason: Why it was left out.
+    """
+
+    def __init__(self, reason: str = "", *, code: str = "skipped", details: Any = None) -> None:
+        super().__init__(reason, code=code, retryable=False, details=details)
+        self.reason = reason
+
+
+class ItemTooHeavy(ItemError, ValueError):
+    """The item by itself weighs more than ``max_batch_weight`` or ``max_pending_weight``.
+
+    Attributes:
+        weight: What the item weighs.
+        allowed: The most that an item may weigh.
+        limit: The setting's name.
+    """
+
+    def __init__(self, weight: float, allowed: float, limit: str = "max_batch_weight") -> None:
+        super().__init__(
+            f"an item of weight {weight} is over {limit}={allowed}",
+            code="item_too_heavy",
+            retryable=False,
+        )
+        self.weight = weight
+        self.allowed = allowed
+        self.limit = limit
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.weight, self.allowed, self.limit)
+
+
+class ResultCountError(MicrobatchError):
+    """The handler did not give exactly one result for each item.
+
+    Attributes:
+        expected: How many results were due: the size of the batch.
+        got: How many came.
+        detail: What was wrong in particular, such as the index that a generator gave twice.
+    """
+
+    def __init__(self, expected: int, got: int, detail: str = "") -> None:
+        super().__init__(expected, got, detail)
+        self.expected = expected
+        self.got = got
+        self.detail = detail
+
+    def __str__(self) -> str:
+        rule = f"the handler must give one result for each of its {self.expected} items"
+        return f"{rule}: {self.detail}" if self.detail else f"{rule}, got {self.got}"
+
+
+class HandlerTimeout(MicrobatchError, TimeoutError):
+    """The handler took longer than ``handler_timeout``; whether it did its work is unknown.
+
+    Attributes:
+        name: The batcher's name.
+        seconds: The ``handler_timeout`` that passed.
+    """
+
+    def __init__(self, name: str, seconds: float) -> None:
+        super().__init__(name, seconds)
+        self.name = name
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return f"the handler of batcher {self.name!r} took longer than handler_timeout={self.seconds} s"
+
+
+class HandlerCrashed(MicrobatchError):
+    """The handler ended with what must not reach a caller as it is; ``__cause__`` has the original.
+
+    That is a ``BaseException`` such as ``KeyboardInterrupt``, or a cancellation that nobody asked for.
+
+    Attributes:
+        name: The batcher's name.
+        kind: The name of the original exception's class.
+    """
+
+    def __init__(self, name: str, kind: str) -> None:
+        super().__init__(name, kind)
+        self.name = name
+        self.kind = kind
+
+    def __str__(self) -> str:
+        return f"the handler of batcher {self.name!r} crashed with {self.kind}"
+
+
+class HandlerStuck(MicrobatchError):
+    """Too many earlier handler calls still run after their timeout, so no new one was started.
+
+    Attributes:
+        name: The batcher's name.
+        stuck: How many calls are stuck.
+        allowed: How many may be.
+    """
+
+    def __init__(self, name: str, stuck: int, allowed: int) -> None:
+        super().__init__(name, stuck, allowed)
+        self.name = name
+        self.stuck = stuck
+        self.allowed = allowed
+
+    def __str__(self) -> str:
+        return (
+            f"{self.stuck} handler calls of batcher {self.name!r} ignore their timeout, "
+            f"more than {self.allowed}: no new batch is started until some of them end"
+        )
+
+
+class WouldDeadlock(MicrobatchError, RuntimeError):
+    """A handler waited on the batcher that is waiting for it.
+
+    Attributes:
+        name: The batcher's name.
+        call: The method that was called.
+    """
+
+    def __init__(self, name: str, call: str) -> None:
+        super().__init__(name, call)
+        self.name = name
+        self.call = call
+
+    def __str__(self) -> str:
+        return (
+            f"{self.call}() inside a handler of batcher {self.name!r} would wait for the batch that is "
+            "running it; use submit_nowait() and do not await it there"
+        )
