@@ -1,0 +1,44 @@
+"""Checks of settings: each refuses by name, with the rule and with what came."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def whole_number(name: str, value: Any, minimum: int) -> int:
+    """Return value if it is an int of at least minimum; bools are refused."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    return value
+
+
+def number(
+    name: str, value: Any, *, above: float | None = None, minimum: float | None = None
+) -> float:
+    """Return value if it is a finite int or float within its range; bools are refused."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    if above is not None and value <= above:
+        raise ValueError(f"{name} must be greater than {above}, got {value}")
+    if minimum is not None and value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return value if it is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def function(name: str, value: Any) -> Any:
+    """Return value if it is None or can be called."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be a function or None, got {value!r}")
+    return value

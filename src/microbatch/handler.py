@@ -1,0 +1,207 @@
+"""What a bulk handler is, and how what it returns or raises becomes outcomes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Mapping, Set
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from .errors import ResultCountError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+E = TypeVar("E", bound=BaseException)
+Kind = Literal["async", "thread", "generator"]
+
+
+def kind_of(handler: Any) -> Kind:
+    """Tell how a handler is run: awaited, iterated as an async generator, or in a worker thread.
+
+    Partials and ``__call__`` are looked through.
+
+    Raises:
+        TypeError: If it cannot be called, or is a plain generator function, whose results could not be
+            told from the items of a batch.
+    """
+    if not callable(handler):
+        raise TypeError(f"handler must be a function that takes a list of items, got {handler!r}")
+    function = handler
+    while isinstance(function, functools.partial):
+        function = function.func
+    candidates = [function]
+    if not inspect.isroutine(function) and not isinstance(function, type):
+        candidates.append(type(function).__call__)
+    if any(map(inspect.isasyncgenfunction, candidates)):
+        return "generator"
+    if any(map(inspect.iscoroutinefunction, candidates)):
+        return "async"
+    if any(map(inspect.isgeneratorfunction, candidates)):
+        raise TypeError(
+            f"handler must not be a plain generator function, got {name_of(handler)}: "
+            "return a list, or make it `async def` and yield (index, result) pairs"
+        )
+    return "thread"
+
+
+def name_of(handler: Any) -> str:
+    """Return a handler's qualified name, looked up through partials; its class's if it has none."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    name = getattr(handler, "__qualname__", None) or type(handler).__qualname__
+    return str(name)
+
+
+def results_of(returned: Any, count: int) -> list[Any]:
+    """Turn what a handler returned into a list with one result for each of its ``count`` items.
+
+    ``None`` means that there is nothing to tell: every item's result is ``None``.
+
+    Raises:
+        TypeError: If it is not a sized iterable, or one that has no positions of its own: a string,
+            bytes, a mapping or a set.
+        ResultCountError: If there are more or fewer results than items.
+    """
+    if returned is None:
+        return [None] * count
+    if type(returned) is not list:
+        if isinstance(returned, (str, bytes, bytearray, memoryview, Mapping, Set)) or not (
+            hasattr(returned, "__len__") and hasattr(returned, "__iter__")
+        ):
+            raise TypeError(
+                f"the handler must return a list of {count} results (or another sized iterable that "
+                f"keeps the items' order, or None), got {type(returned).__name__}"
+            )
+        returned = list(returned)
+    if len(returned) != count:
+        raise ResultCountError(count, len(returned))
+    return returned  # type: ignore[no-any-return]
+
+
+async def call_in_thread(
+    function: Callable[[list[Any]], Any], items: list[Any], ended: Callable[[], None] | None = None
+) -> Any:
+    """Run a plain handler in a worker thread and return what it returns.
+
+    Never through anyio's default limiter: where web endpoints wait in its 40 tokens for a batch, the
+    batch would wait for a token. How many threads there are is bounded by the batcher's slots.
+    A cancelled caller goes on at once and the thread is left to finish; ``ended`` is then called in it.
+    """
+
+    def work() -> Any:
+        try:
+            return function(items)
+        finally:
+            if ended is not None:
+                ended()
+
+    returned = await anyio.to_thread.run_sync(
+        work, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
+    )
+    if inspect.isawaitable(returned):
+        returned = await returned
+    return returned
+
+
+def bulk(handler: Any) -> Callable[[list[Any]], Awaitable[list[Any]]]:
+    """Make an async function from items to a list of results out of an async or plain handler.
+
+    Raises:
+        TypeError: If it is a generator function or cannot be called.
+    """
+    kind = kind_of(handler)
+    if kind == "generator":
+        raise TypeError(f"a generator handler is not allowed here, got {name_of(handler)}")
+
+    @functools.wraps(handler, updated=())
+    async def call(items: list[Any]) -> list[Any]:
+        count = len(items)
+        if kind == "async":
+            return results_of(await handler(items), count)
+        return results_of(await call_in_thread(handler, items), count)
+
+    return call
+
+
+_OWN_FIELDS = frozenset(
+    ("__dict__", "__weakref__", "__traceback__", "__context__", "__cause__", "__suppress_context__")
+)
+_DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
+
+
+def copy_exception(error: E) -> E:
+    """Return an exception of the very same type, args and fields that can be raised on its own.
+
+    Cause, context, notes and the frames so far are kept; raising the copy lengthens the traceback of
+    the copy alone. Exceptions within a group are copied too. ``__init__`` is not run, so classes with
+    keyword-only arguments work; what can be copied neither this way nor by ``copy.copy`` is returned
+    as it is and then shared.
+    """
+    for method in (_copy_fields, _copy_by_reduce):
+        try:
+            copy = method(error)
+        except Exception:  # noqa: BLE001, S112 - a foreign class may raise anything; then it is shared
+            continue
+        if copy is not error and type(copy) is type(error):
+            return copy
+    return error
+
+
+def _copy_fields(error: E) -> E:
+    cls = type(error)
+    maker = next(base for base in cls.__mro__ if type(vars(base).get("__new__")) is _BUILTIN)
+    if isinstance(error, BaseExceptionGroup):
+        members = [copy_exception(member) for member in error.exceptions]
+        copy = maker.__new__(cls, error.message, members)
+    else:
+        copy = maker.__new__(cls, *error.args)
+        BaseException.__setattr__(copy, "args", error.args)
+    for base in cls.__mro__:
+        for name, field in vars(base).items():
+            if isinstance(field, _DESCRIPTORS) and name not in _OWN_FIELDS:
+                _copy_field(field, error, copy)
+    return _dress(copy, error)
+
+
+_BUILTIN = type(BaseException.__new__)
+
+
+def _copy_field(field: Any, error: BaseException, copy: BaseException) -> None:
+    """Copy what C code or ``__slots__`` keeps outside ``__dict__``, such as ``OSError.filename``."""
+    try:
+        value = field.__get__(error)
+    except AttributeError:  # an empty slot
+        return
+    try:
+        field.__set__(copy, value)
+    except (AttributeError, TypeError):  # read-only: then __new__ must have set it
+        if isinstance(error, BaseExceptionGroup):
+            return
+        if field.__get__(copy) != value:
+            raise
+
+
+def _copy_by_reduce(error: E) -> E:
+    import copy as copying  # noqa: PLC0415 - rare: classes made in C or Rust with a __reduce__
+
+    copy = copying.copy(error)
+    if copy.args != error.args or str(copy) != str(error):
+        return error
+    return _dress(copy, error)
+
+
+def _dress(copy: E, error: E) -> E:
+    fields = getattr(error, "__dict__", {})
+    if fields:
+        copy.__dict__.update(fields)
+    if "__notes__" in fields:
+        copy.__dict__["__notes__"] = list(fields["__notes__"])
+    BaseException.__setattr__(copy, "__cause__", error.__cause__)
+    BaseException.__setattr__(copy, "__context__", error.__context__)
+    BaseException.__setattr__(copy, "__suppress_context__", error.__suppress_context__)
+    return copy.with_traceback(error.__traceback__)
