@@ -1,0 +1,226 @@
+"""What many test files share: virtual time on every loop, a handler that remembers, small ways to wait.
+
+Virtual time: a test that sleeps an hour ends at once. On asyncio the selector polls and then adds the timeout it
+was asked for to a counter, which is the loop's clock; on uvloop, whose timers are written in C, the timers are kept
+here and the clock jumps when nothing else is runnable; trio brings ``MockClock``. All of them jump while a worker
+thread runs, so what uses threads is marked ``real_time``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import importlib.util
+import selectors
+from collections import Counter
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import sniffio
+import trio
+import trio.testing
+
+import microbatch
+
+HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
+BACKENDS = ["asyncio", "uvloop", "trio"] if HAS_UVLOOP else ["asyncio", "trio"]
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """asyncio's own loop with a clock that is a counter."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.polls = 0
+        super().__init__(_JumpingSelector(self))
+
+    def time(self) -> float:
+        return self.now
+
+
+class _JumpingSelector(selectors.DefaultSelector):
+    def __init__(self, loop: VirtualLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        self._loop.polls += 1
+        if timeout is None:  # no timer at all: only another thread or a socket can wake this loop
+            return super().select(None)
+        events = super().select(0)
+        if not events and timeout > 0:
+            self._loop.now += timeout
+        return events
+
+
+if HAS_UVLOOP:
+    import uvloop
+
+    class VirtualUvloop(uvloop.Loop):
+        """uvloop with timers of its own: they fire, and the clock jumps, when nothing else is runnable."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._now = 0.0
+            self._timers: list[asyncio.TimerHandle] = []
+            self._calls = 0
+            self._watching = False
+
+        def time(self) -> float:
+            return self._now
+
+        def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:
+            self._calls += 1
+            return super().call_soon(callback, *args, context=context)
+
+        def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> Any:
+            self._calls += 1
+            return super().call_soon_threadsafe(callback, *args, context=context)
+
+        def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:
+            return self.call_at(self._now + delay, callback, *args, context=context)
+
+        def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:
+            timer = asyncio.TimerHandle(when, callback, args, self, context)
+            heapq.heappush(self._timers, timer)
+            self._watch()
+            return timer
+
+        def _timer_handle_cancelled(self, timer: asyncio.TimerHandle) -> None:
+            """asyncio's timers report their cancellation here; they are dropped when their time comes."""
+
+        def _watch(self) -> None:
+            if self._timers and not self._watching:
+                self._watching = True
+                super().call_soon(self._check, self._calls)
+
+        def _check(self, calls: int) -> None:
+            # This callback stood at the end of the queue. If nothing was added since, nothing is runnable.
+            self._watching = False
+            if calls == self._calls:
+                while self._timers and self._timers[0].cancelled():
+                    heapq.heappop(self._timers)
+                if self._timers:
+                    self._now = max(self._now, self._timers[0].when())
+                while self._timers and self._timers[0].when() <= self._now:
+                    timer = heapq.heappop(self._timers)
+                    if not timer.cancelled():
+                        timer._run()
+            self._watch()
+
+
+def backend_options(name: str, *, real_time: bool = False) -> tuple[str, dict[str, Any]]:
+    """Return anyio's name of a backend and its options, in virtual time unless told otherwise."""
+    if name == "trio":
+        clock = None if real_time else trio.testing.MockClock(autojump_threshold=0)
+        return "trio", {"clock": clock}
+    if name == "uvloop":
+        return "asyncio", {"loop_factory": uvloop.new_event_loop if real_time else VirtualUvloop}
+    return "asyncio", {} if real_time else {"loop_factory": VirtualLoop}
+
+
+def run(name: str, main: Any, *args: Any, real_time: bool = False) -> Any:
+    """Run ``main(*args)`` in an event loop of its own: for tests that are about loops, and for Hypothesis."""
+    backend, options = backend_options(name, real_time=real_time)
+    return anyio.run(main, *args, backend=backend, backend_options=options)
+
+
+async def turns(count: int = 16) -> None:
+    """Let every runnable task run, without any time passing."""
+    for _ in range(count):
+        await anyio.lowlevel.checkpoint()
+
+
+async def outcome(awaitable: Any) -> Any:
+    """Await and return the result, or the exception in its place."""
+    try:
+        return await awaitable
+    except Exception as error:
+        return error
+
+
+async def outcomes(*awaitables: Any) -> list[Any]:
+    """Await each in a task of its own; results or exceptions in the order of the arguments."""
+    results: list[Any] = [None] * len(awaitables)
+
+    async def wait(index: int, awaitable: Any) -> None:
+        results[index] = await outcome(awaitable)
+
+    async with anyio.create_task_group() as tasks:
+        for index, awaitable in enumerate(awaitables):
+            tasks.start_soon(wait, index, awaitable)
+    return results
+
+
+def tasks_alive() -> int:
+    """Return how many tasks live in this event loop, system tasks included."""
+    if sniffio.current_async_library() == "trio":
+        return trio.lowlevel.current_statistics().tasks_living
+    return len(asyncio.all_tasks())
+
+
+def counted(batcher: Any) -> Any:
+    """Return the batcher's stats, having checked what must hold between its counts at every moment."""
+    stats = batcher.stats()
+    assert stats.pending == stats.buffered + stats.in_flight + stats.in_backoff, stats
+    assert min(stats.buffered, stats.in_flight, stats.in_backoff, stats.waiting) >= 0, stats
+    assert 0 <= stats.failed <= stats.items, stats
+    return stats
+
+
+class Recorder:
+    """A handler that returns ten times each item and keeps what it was given and why.
+
+    Args:
+        seconds: How long each call takes.
+        fails: Items that fail alone, each with ``ValueError(item)``.
+    """
+
+    def __init__(self, seconds: float = 0.0, fails: Any = ()) -> None:
+        self.seconds = seconds
+        self.fails = fails
+        self.batches: list[list[Any]] = []
+        self.reasons: list[str] = []
+        self.started: list[float] = []
+        self.running = 0
+        self.peak = 0
+
+    async def __call__(self, items: list[Any]) -> list[Any]:
+        batch = microbatch.current_batch()
+        assert batch is not None
+        assert batch.size == len(items)
+        self.batches.append(list(items))
+        self.reasons.append(batch.reason)
+        self.started.append(anyio.current_time())
+        self.running += 1
+        self.peak = max(self.peak, self.running)
+        try:
+            await anyio.sleep(self.seconds)
+        finally:
+            self.running -= 1
+        return [ValueError(item) if item in self.fails else item * 10 for item in items]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(batch) for batch in self.batches]
+
+    @property
+    def seen(self) -> Counter[Any]:
+        return Counter(item for batch in self.batches for item in batch)
+
+
+class Gate(Recorder):
+    """A handler that waits until it is opened, whatever the time."""
+
+    def __init__(self, fails: Any = ()) -> None:
+        super().__init__(fails=fails)
+        self.opened = anyio.Event()
+
+    async def __call__(self, items: list[Any]) -> list[Any]:
+        batch = microbatch.current_batch()
+        assert batch is not None
+        self.batches.append(list(items))
+        self.reasons.append(batch.reason)
+        await self.opened.wait()
+        return [ValueError(item) if item in self.fails else item * 10 for item in items]
