@@ -1,0 +1,388 @@
+"""The few primitives that asyncio and trio each do their own way: waiter, timer, spawn.
+
+This is the only module that imports either. A batcher talks to the event loop that it serves through one
+`Runtime`, made when the first call arrives. On asyncio (uvloop too) a waiter is a native future, since
+anything else per item costs half as much again; on trio it is a slotted object over
+``wait_task_rescheduled``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import logging
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Generator
+
+    import trio
+
+logger = logging.getLogger("microbatch")
+
+#: The context of timers and of batches that have no other: never a submitter's.
+_NOTHING = contextvars.Context()
+
+#: What ``set_result`` of a waiter raises when its caller has gone.
+InvalidState = asyncio.InvalidStateError
+
+#: The event loop of this thread, None outside asyncio. Not ``get_running_loop``: that one raises.
+running_loop = asyncio._get_running_loop  # noqa: SLF001 - public by asyncio.events.__all__
+
+
+class Waiter(Protocol):
+    """What a caller waits on. Native futures are waiters too."""
+
+    def done(self) -> bool: ...
+    def cancel(self) -> bool: ...
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, exception: Exception, /) -> None: ...
+    def __await__(self) -> Generator[Any, Any, Any]: ...
+
+
+class Handle(Protocol):
+    """A timer or a spawned task."""
+
+    def cancel(self) -> Any: ...
+
+
+#: Called with a waiter that was cancelled before it had a result.
+OnCancel = "Callable[[Any], None]"
+
+
+class Runtime(Protocol):
+    """One event loop, seen by a batcher."""
+
+    loop: asyncio.AbstractEventLoop | None
+    create_waiter: Callable[[], Any]
+    now: Callable[[], float]
+
+    def watched_waiter(self, on_cancel: Callable[[Any], None]) -> Any: ...
+    def watch(self, waiter: Any, on_cancel: Callable[[Any], None]) -> None: ...
+    def call_at(self, when: float, callback: Callable[[], None]) -> Handle: ...
+    def call_from_thread(self, callback: Callable[[], None]) -> None: ...
+    def spawn(
+        self,
+        function: Callable[[], Awaitable[None]],
+        context: contextvars.Context | None,
+        name: str,
+    ) -> Handle: ...
+    def is_current(self) -> bool: ...
+    def has_ended(self) -> bool: ...
+    def escalate(self, error: BaseException) -> bool: ...
+
+
+def current_runtime() -> Runtime:
+    """Return a runtime for the event loop that runs here.
+
+    Raises:
+        RuntimeError: If none does.
+    """
+    loop = running_loop()
+    trio = sys.modules.get("trio")
+    if trio is not None and (
+        trio.lowlevel.in_trio_task() or (loop is None and trio.lowlevel.in_trio_run())
+    ):
+        return _TrioRuntime(loop)
+    if loop is None:
+        raise RuntimeError(
+            "no event loop is running here: await submit() within asyncio or trio, "
+            "or call submit_from_thread() in another thread"
+        )
+    return _AsyncioRuntime(loop)
+
+
+# asyncio, uvloop
+
+
+class _WatchedFuture(asyncio.Future[Any]):
+    """A future that tells of its cancellation at once, not one turn of the loop later.
+
+    Costs 4 % of an item's whole way, so it serves only where that matters.
+    """
+
+    __slots__ = ("on_cancel",)
+
+    on_cancel: Callable[[Any], None] | None
+
+    def cancel(self, msg: Any = None) -> bool:
+        if not super().cancel(msg):
+            return False
+        on_cancel, self.on_cancel = self.on_cancel, None
+        if on_cancel is not None:
+            on_cancel(self)
+        return True
+
+
+class _AsyncioRuntime:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = loop
+        self._loop = loop
+        self.create_waiter = loop.create_future
+        self.now = loop.time
+
+    def watched_waiter(self, on_cancel: Callable[[Any], None]) -> Any:
+        future = _WatchedFuture(loop=self._loop)
+        future.on_cancel = on_cancel
+        return future
+
+    def watch(self, waiter: Any, on_cancel: Callable[[Any], None]) -> None:
+        def done(future: asyncio.Future[Any]) -> None:
+            if future.cancelled():
+                on_cancel(future)
+
+        waiter.add_done_callback(done, context=_NOTHING)
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Handle:
+        return self._loop.call_at(when, callback, context=_NOTHING)
+
+    def call_from_thread(self, callback: Callable[[], None]) -> None:
+        self._loop.call_soon_threadsafe(callback, context=_NOTHING)
+
+    def spawn(
+        self,
+        function: Callable[[], Awaitable[None]],
+        context: contextvars.Context | None,
+        name: str,
+    ) -> Handle:
+        # Not loop.create_task: a task factory may start tasks eagerly, which would cut a batch before
+        # the other callers had their turn.
+        return asyncio.Task(
+            function(),  # type: ignore[arg-type]
+            loop=self._loop,
+            name=name,
+            context=contextvars.Context() if context is None else context.copy(),
+        )
+
+    def is_current(self) -> bool:
+        return running_loop() is self._loop
+
+    def has_ended(self) -> bool:
+        return self._loop.is_closed()
+
+    def escalate(self, error: BaseException) -> bool:
+        """Raise what must end the program; asyncio lets it out of the loop."""
+        raise error
+
+
+# trio
+
+_PENDING, _VALUE, _ERROR, _CANCELLED = range(4)
+
+
+class _TrioWaiter:
+    """A future for one awaiting trio task."""
+
+    __slots__ = ("__weakref__", "_result", "_state", "_task", "on_cancel", "on_done")
+
+    def __init__(self) -> None:
+        self._state = _PENDING
+        self._result: Any = None
+        self._task: trio.lowlevel.Task | None = None
+        self.on_cancel: Callable[[Any], None] | None = None
+
+    def done(self) -> bool:
+        return self._state != _PENDING
+
+    def cancelled(self) -> bool:
+        return self._state == _CANCELLED
+
+    def set_result(self, result: Any) -> None:
+        self._settle(_VALUE, result)
+
+    def set_exception(self, exception: Exception) -> None:
+        self._settle(_ERROR, exception)
+
+    def _settle(self, state: int, result: Any) -> None:
+        if self._state == _PENDING:
+            self._state = state
+            self._result = result
+            self.on_cancel = None
+            if self._task is not None:
+                _lowlevel().reschedule(self._task)
+                self._task = None
+
+    def cancel(self) -> bool:
+        if self._state != _PENDING:
+            return False
+        task = self._task
+        self._leave()
+        if task is not None:
+            _lowlevel().reschedule(task)
+        return True
+
+    def _leave(self) -> None:
+        self._state = _CANCELLED
+        self._task = None
+        on_cancel, self.on_cancel = self.on_cancel, None
+        if on_cancel is not None:
+            on_cancel(self)
+
+    def _abort(self, _: Any) -> trio.lowlevel.Abort:
+        self._leave()
+        return _lowlevel().Abort.SUCCEEDED
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        if self._state == _PENDING:
+            if self._task is not None:
+                raise RuntimeError("a Pending has one awaiter, and another task awaits it already")
+            lowlevel = _lowlevel()
+            self._task = lowlevel.current_task()
+            yield from lowlevel.wait_task_rescheduled(self._abort).__await__()
+        if self._state == _VALUE:
+            return self._result
+        if self._state == _CANCELLED:
+            raise RuntimeError("this Pending was cancelled")
+        error, self._result = self._result, None
+        if error is None:
+            raise RuntimeError("this Pending's exception was raised already")
+        try:
+            raise error
+        finally:
+            del error, self  # else the traceback holds the error that holds the traceback
+
+    def __del__(self) -> None:
+        if self._state == _ERROR and self._result is not None:
+            logger.error("exception of a Pending was never retrieved", exc_info=self._result)
+
+
+def _lowlevel() -> Any:
+    return sys.modules["trio"].lowlevel
+
+
+class _TrioHandle:
+    """A timer or task of trio's: a cancel scope in a system task of its own."""
+
+    __slots__ = ("_scope",)
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        self._scope = scope
+
+    def cancel(self) -> None:
+        self._scope.cancel()
+
+
+class _TrioRuntime:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        import trio  # noqa: PLC0415 - only who runs trio needs it
+
+        self.loop = loop  # of the host, should trio run as its guest
+        self._trio = trio
+        self._token = trio.lowlevel.current_trio_token()
+        self.now = trio.current_time
+
+    def create_waiter(self) -> Any:
+        if self._trio.lowlevel.current_trio_token() is not self._token:
+            raise RuntimeError("this batcher serves another run of trio that is still alive")
+        return _TrioWaiter()
+
+    def watched_waiter(self, on_cancel: Callable[[Any], None]) -> Any:
+        waiter = _TrioWaiter()
+        waiter.on_cancel = on_cancel
+        return waiter
+
+    def watch(self, waiter: Any, on_cancel: Callable[[Any], None]) -> None:
+        waiter.on_cancel = on_cancel
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> Handle:
+        scope = self._trio.CancelScope(deadline=when)
+        handle = _TrioHandle(scope)
+
+        async def ring() -> None:
+            with scope:
+                await self._trio.sleep_forever()
+            if self._trio.current_time() >= when:
+                callback()
+
+        self._trio.lowlevel.spawn_system_task(ring, context=_NOTHING.copy())
+        return handle
+
+    def call_from_thread(self, callback: Callable[[], None]) -> None:
+        self._token.run_sync_soon(callback)
+
+    def spawn(
+        self,
+        function: Callable[[], Awaitable[None]],
+        context: contextvars.Context | None,
+        name: str,
+    ) -> Handle:
+        scope = self._trio.CancelScope()
+
+        async def run() -> None:
+            with scope:
+                await function()
+
+        self._trio.lowlevel.spawn_system_task(
+            run,
+            name=name,
+            context=contextvars.Context() if context is None else context.copy(),
+        )
+        return _TrioHandle(scope)
+
+    def is_current(self) -> bool:
+        lowlevel = self._trio.lowlevel
+        return lowlevel.in_trio_run() and lowlevel.current_trio_token() is self._token
+
+    def has_ended(self) -> bool:
+        try:
+            self._token.run_sync_soon(_nothing)
+        except self._trio.RunFinishedError:
+            return True
+        return False
+
+    def escalate(self, error: BaseException) -> bool:
+        """Hand Ctrl-C to trio, which raises it in the main task; nothing may leave a system task.
+
+        Return False where there is no way, as for ``SystemExit``: closing the batcher raises it then.
+        """
+        main = threading.current_thread() is threading.main_thread()
+        if isinstance(error, KeyboardInterrupt) and main:
+            signal.raise_signal(signal.SIGINT)
+            return True
+        return False
+
+
+def _nothing() -> None:
+    """Do nothing: scheduled to see whether a run of trio takes callbacks still."""
+
+
+class ThreadWaiter:
+    """What a blocked thread waits on, in the place of a future of the loop."""
+
+    __slots__ = ("_answer", "on_cancel")
+
+    def __init__(self) -> None:
+        self._answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        self.on_cancel: Callable[[Any], None] | None = None
+
+    def done(self) -> bool:
+        return self._answer.done()
+
+    def cancelled(self) -> bool:
+        return self._answer.cancelled()
+
+    def cancel(self) -> bool:
+        return self._answer.cancel()
+
+    def set_result(self, result: Any) -> None:
+        try:
+            self._answer.set_result(result)
+        except concurrent.futures.InvalidStateError:  # its thread has gone
+            pass
+
+    def set_exception(self, exception: Exception) -> None:
+        try:
+            self._answer.set_exception(exception)
+        except concurrent.futures.InvalidStateError:
+            pass
+
+    def wait(self, seconds: float) -> bool:
+        """Block up to so many seconds; tell whether the answer is there."""
+        return bool(concurrent.futures.wait([self._answer], seconds).done)
+
+    def result(self) -> Any:
+        return self._answer.result(0)

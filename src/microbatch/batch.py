@@ -1,0 +1,179 @@
+"""One running batch, and what its handler can know of it: `current_batch`."""
+
+from __future__ import annotations
+
+import contextlib
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator, Sequence
+    from contextvars import Context
+
+    from ._runtime import Handle
+    from .buffer import Entry, Mark
+
+Reason = Literal["size", "weight", "wait", "flush", "idle", "close"]
+
+
+class Run:
+    """All state of one handler call, made when its batch is cut.
+
+    Attributes:
+        items: The items; the handler owns the list.
+        waiters: Who waits for each item; None where the outcome is out already.
+        entries: More about each item, where the batcher keeps more.
+        left: How many items have no outcome yet.
+        ended: True once every item has its outcome and the slot is free.
+    """
+
+    __slots__ = (
+        "cancelled",
+        "early",
+        "ended",
+        "entries",
+        "gone",
+        "items",
+        "lane",
+        "left",
+        "marks",
+        "outer",
+        "owner",
+        "reason",
+        "size",
+        "started",
+        "task",
+        "threads",
+        "timer",
+        "waiters",
+        "weight",
+    )
+
+    def __init__(
+        self,
+        items: list[Any],
+        waiters: list[Any],
+        reason: Reason,
+        *,
+        entries: list[Entry] | None = None,
+        marks: list[Mark] | None = None,
+        lane: Any = None,
+        weight: float = 0,
+    ) -> None:
+        self.items = items
+        self.waiters = waiters
+        self.reason: Reason = reason
+        self.entries = entries
+        self.marks = marks
+        self.lane = lane
+        self.weight = weight
+        self.size = len(items)
+        self.left = self.size
+        self.gone = 0
+        self.threads = 0
+        self.started = 0.0
+        self.early = False
+        self.ended = False
+        self.cancelled = False
+        self.outer: Run | None = None
+        self.owner: Any = None
+        self.task: Handle | None = None
+        self.timer: Handle | None = None
+
+
+_run: ContextVar[Run | None] = ContextVar("microbatch_run", default=None)
+_narrowing: ContextVar[tuple[Run, Sequence[int]] | None] = ContextVar(
+    "microbatch_narrowing", default=None
+)
+running = _run.get
+enter = _run.set
+
+
+class BatchInfo:
+    """What a handler or a layer can know of the batch that it is working on.
+
+    Attributes:
+        size: How many items it has.
+        reason: Why it left: ``"size"``, ``"weight"``, ``"wait"`` (the oldest item had waited
+            ``max_wait``), ``"flush"``, ``"idle"`` (a slot was free) or ``"close"``.
+        partition: The partition that all its items share; None without ``partition=``.
+        attempts: For each item the number of this attempt, from 1.
+        contexts: For each item its caller's context, with ``capture_context=True``; else None.
+        job: In durable mode the job that the items belong to; else None.
+        keys: In durable mode each item's idempotency key; else None.
+    """
+
+    __slots__ = ("_indices", "_run", "attempts", "contexts", "job", "keys", "partition", "reason", "size")
+
+    def __init__(self, run: Run, indices: Sequence[int] | None = None) -> None:
+        entries = run.entries
+        chosen = range(run.size) if indices is None else indices
+        self._run = run
+        self._indices = indices
+        self.size: int = len(chosen)
+        self.reason: Reason = run.reason
+        self.partition: Hashable = run.lane.partition if run.lane is not None else None
+        self.attempts: tuple[int, ...] = (
+            (1,) * self.size if entries is None else tuple(entries[i].attempts for i in chosen)
+        )
+        self.contexts: tuple[Context | None, ...] | None = None
+        if entries and entries[0].context is not None:
+            self.contexts = tuple(entries[i].context for i in chosen)
+        self.job: Any = None
+        self.keys: tuple[str | None, ...] | None = None
+
+    def resolve(self, index: int, result: Any) -> None:
+        """Give one item its outcome now, so that its caller goes on before the batch is done.
+
+        What the handler later returns at this index is not used. May be called from the handler's
+        worker thread.
+
+        Args:
+            index: The item's position in the batch.
+            result: Its result, or an exception to raise in its caller alone.
+
+        Raises:
+            IndexError: If the batch has no such index.
+            RuntimeError: If the item has its outcome already, the end of the batch included.
+        """
+        if isinstance(index, bool) or not isinstance(index, int):
+            raise TypeError(f"index must be an int, got {index!r}")
+        if not 0 <= index < self.size:
+            raise IndexError(f"index must be from 0 to {self.size - 1}, got {index}")
+        position = index if self._indices is None else self._indices[index]
+        self._run.owner._resolve(self._run, position, result, index)  # noqa: SLF001 - its own batch
+
+
+def current_batch() -> BatchInfo | None:
+    """Return what is known of the batch whose handler is running here, or None outside of one.
+
+    Tasks and threads that the handler starts see it too. After the batch has ended: None.
+    """
+    run = _run.get()
+    if run is None or run.ended:
+        return None
+    narrowing = _narrowing.get()
+    if narrowing is not None and narrowing[0] is run:
+        return BatchInfo(run, narrowing[1])
+    return BatchInfo(run)
+
+
+@contextlib.contextmanager
+def narrowed(indices: Sequence[int]) -> Iterator[None]:
+    """Make ``current_batch()`` a view of some of the batch's items, for what is called inside.
+
+    For layers that pass on a part of their items: within, index i means what ``indices[i]`` meant
+    outside. Views nest. Outside a batch it does nothing.
+    """
+    run = _run.get()
+    if run is None:
+        yield
+        return
+    outer = _narrowing.get()
+    if outer is not None and outer[0] is run:
+        indices = [outer[1][i] for i in indices]
+    token = _narrowing.set((run, indices))
+    try:
+        yield
+    finally:
+        _narrowing.reset(token)

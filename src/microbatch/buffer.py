@@ -1,0 +1,631 @@
+"""Waiting items: order, priority, weight, partition, coalescing, withdrawal. Pure: no async, no clock.
+
+Two buffers with the same verbs. `Fifo` is what a batcher uses while nothing asks for more: the chunk that
+is being filled *is* the next batch, two parallel lists and a limit, so that taking an item costs two
+appends. `Lanes` keeps an `Entry` for each item and knows priorities, weights, partitions and keys; a
+batcher turns to it when one of those, or a full room, first appears.
+
+A waiter here is anything with ``done()``; it is done before its time when its caller was cancelled.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from operator import methodcaller
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from .batch import Run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator
+    from contextvars import Context
+
+    from .batch import Reason
+
+#: One turn in so many goes by age instead of priority, so that a steady stream of urgent items delays the
+#: others but cannot starve them. 10 leaves nine tenths of the throughput to the urgent ones (a choice).
+FAIR_TURN = 10
+
+_done = methodcaller("done")
+
+
+class Mark:
+    """What a ``flush()`` waits for: the items that were buffered when it was called."""
+
+    __slots__ = ("left", "on_zero")
+
+    def __init__(self, on_zero: Callable[[], None]) -> None:
+        self.left = 0
+        self.on_zero = on_zero
+
+    def release(self) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.on_zero()
+
+
+# Fifo
+
+
+class Chunk:
+    """Items that leave together, in the making."""
+
+    __slots__ = ("items", "limit", "marks", "since", "waiters")
+
+    def __init__(self, limit: int, since: float) -> None:
+        self.items: list[Any] = []
+        self.waiters: list[Any] = []
+        self.limit = limit
+        self.since = since
+        self.marks: list[Mark] | None = None
+
+    def sweep(self) -> None:
+        """Drop the items whose callers have gone."""
+        if any(map(_done, self.waiters)):
+            alive = [i for i, waiter in enumerate(self.waiters) if not waiter.done()]
+            self.items = [self.items[i] for i in alive]
+            self.waiters = [self.waiters[i] for i in alive]
+
+    def release(self) -> None:
+        for mark in self.marks or ():
+            mark.release()
+        self.marks = None
+
+
+class Fifo:
+    """Items of one kind, first come first served.
+
+    Who was cancelled is found out when a batch is cut or somebody asks: that costs nothing per item.
+    """
+
+    def __init__(self, size: int, max_wait: float) -> None:
+        self.size = size
+        self.max_wait = max_wait
+        self.closing = False
+        self.weight = 0.0
+        self._chunks: deque[Chunk] = deque()
+        self._before = 0  # items in all chunks but the last, which may be growing
+
+    @property
+    def count(self) -> int:
+        """Return the number of items, those included whose callers have gone unnoticed."""
+        return self._before + len(self._chunks[-1].items) if self._chunks else 0
+
+    def open(self, room: int, now: float) -> Chunk:
+        """Return a chunk with a place for at least one item more; room is at least 1."""
+        if self._chunks:
+            last = self._chunks[-1]
+            filled = len(last.items)
+            if filled < self.size:
+                last.limit = min(self.size, filled + room)
+                return last
+            self._before += filled
+        chunk = Chunk(min(self.size, room), now)
+        self._chunks.append(chunk)
+        return chunk
+
+    def ready(self, now: float) -> int:
+        """Return how many batches may be cut now."""
+        chunks = self._chunks
+        if not chunks or self.max_wait == 0:
+            return len(chunks)
+        return len(chunks) if self._is_due(chunks[-1], now) else len(chunks) - 1
+
+    def _is_due(self, chunk: Chunk, now: float) -> bool:
+        return (
+            self.max_wait == 0
+            or len(chunk.items) >= self.size
+            or chunk.marks is not None
+            or self.closing
+            or now >= chunk.since + self.max_wait
+        )
+
+    def deadline(self) -> float | None:
+        """Return when the oldest item that is not ready will be, if time alone makes it so."""
+        return self._chunks[-1].since + self.max_wait if self._chunks else None
+
+    def cut(self, now: float) -> Run | None:
+        """Take out the next batch, if one is ready."""
+        while self._chunks and self._is_due(self._chunks[0], now):
+            chunk = self._chunks.popleft()
+            if self._chunks:
+                self._before -= len(chunk.items)
+            chunk.sweep()
+            self._fill(chunk)
+            if chunk.items:
+                return Run(chunk.items, chunk.waiters, self._reason(chunk), marks=chunk.marks)
+            chunk.release()
+        return None
+
+    def _fill(self, chunk: Chunk) -> None:
+        """Top up a chunk that withdrawals left short from those behind it."""
+        while self._chunks and (missing := self.size - len(chunk.items)) > 0:
+            following = self._chunks[0]
+            last = len(self._chunks) == 1
+            before = len(following.items)
+            following.sweep()
+            chunk.items += following.items[:missing]
+            chunk.waiters += following.waiters[:missing]
+            del following.items[:missing], following.waiters[:missing]
+            if following.marks:
+                for mark in following.marks:
+                    mark.left += 1
+                chunk.marks = [*(chunk.marks or ()), *following.marks]
+            if not last:
+                self._before -= before - len(following.items)
+            if following.items:
+                return
+            self._chunks.popleft()
+            following.release()
+
+    def _reason(self, chunk: Chunk) -> Reason:
+        if len(chunk.items) >= self.size:
+            return "size"
+        if self.closing:
+            return "close"
+        if chunk.marks:
+            return "flush"
+        return "wait" if self.max_wait > 0 else "idle"
+
+    def sweep(self) -> None:
+        """Drop every item whose caller has gone."""
+        kept: deque[Chunk] = deque()
+        for chunk in self._chunks:
+            chunk.sweep()
+            if chunk.items:
+                kept.append(chunk)
+            else:
+                chunk.release()
+        self._chunks = kept
+        self._before = sum(len(chunk.items) for chunk in kept) - (len(kept[-1].items) if kept else 0)
+
+    def flush(self, mark: Mark) -> None:
+        """Make everything due; mark counts it."""
+        for chunk in self._chunks:
+            chunk.marks = [*(chunk.marks or ()), mark]
+            mark.left += 1
+
+    def clear(self) -> Iterator[tuple[Any, Any, float, list[Mark]]]:
+        """Take everything out: item, waiter, since when, marks; in order."""
+        for chunk in self._chunks:
+            marks = chunk.marks or []
+            for item, waiter in zip(chunk.items, chunk.waiters, strict=True):
+                if not waiter.done():
+                    for mark in marks:
+                        mark.left += 1
+                    yield item, waiter, chunk.since, list(marks)
+            chunk.release()
+        self._chunks.clear()
+        self._before = 0
+
+
+# Lanes
+
+
+class Entry:
+    """One item with all that a batcher may need to know of it."""
+
+    __slots__ = (
+        "attempts",
+        "context",
+        "item",
+        "key",
+        "lane",
+        "marks",
+        "partition",
+        "priority",
+        "queued",
+        "run",
+        "seq",
+        "since",
+        "state",
+        "waiter",
+        "weight",
+    )
+
+    def __init__(
+        self,
+        item: Any,
+        waiter: Any,
+        *,
+        priority: float = 0,
+        weight: float = 0,
+        partition: Hashable = None,
+        key: Hashable = None,
+        context: Context | None = None,
+    ) -> None:
+        self.item = item
+        self.waiter = waiter
+        self.priority = priority
+        self.weight = weight
+        self.partition = partition
+        self.key = key
+        self.context = context
+        self.attempts = 1
+        self.seq = 0
+        self.since = 0.0
+        self.queued = False
+        self.state = ""
+        self.lane: Lane | None = None
+        self.run: Run | None = None
+        self.marks: list[Mark] | None = None
+
+    def release(self) -> None:
+        """Let go of what would keep others alive; tell who flushed that this one is resolved."""
+        self.waiter = self.run = self.lane = self.context = None
+        self.state = ""
+        marks, self.marks = self.marks, None
+        for mark in marks or ():
+            mark.release()
+
+
+class Queued(Protocol):
+    """What a Ranking can hold."""
+
+    priority: float
+    seq: int
+    queued: bool
+
+
+Q = TypeVar("Q", bound=Queued)
+
+
+class Ranking(Generic[Q]):
+    """Higher priority first, first come first served within one, and one turn in FAIR_TURN by age.
+
+    Stands on a queue by arrival; a heap by priority comes only when a second priority appears. What
+    was discarded is skipped, and dropped for good when it is half of all.
+    """
+
+    __slots__ = ("_arrivals", "_heap", "_turns", "live")
+
+    def __init__(self) -> None:
+        self._arrivals: deque[Q] = deque()
+        self._heap: list[tuple[float, int, Q]] | None = None
+        self._turns = 0
+        self.live = 0
+
+    def push(self, element: Q) -> None:
+        """Add an element; its seq is larger than those of all before."""
+        if not self.live:
+            self._arrivals.clear()
+            self._heap = None
+        element.queued = True
+        self.live += 1
+        self._arrivals.append(element)
+        if self._heap is not None:
+            heapq.heappush(self._heap, (-element.priority, element.seq, element))
+        elif element.priority != self._arrivals[0].priority:
+            self._rebuild(ranked=True)
+
+    def promote(self, element: Q, priority: float) -> None:
+        """Raise the priority of an element; it keeps its age."""
+        element.priority = priority
+        if self._heap is None:
+            self._rebuild(ranked=True)
+        else:
+            heapq.heappush(self._heap, (-priority, element.seq, element))
+
+    def discard(self, element: Q) -> None:
+        """Take an element out, wherever it stands."""
+        element.queued = False
+        self.live -= 1
+        if len(self._arrivals) > 2 * self.live + 16:
+            self._rebuild(ranked=self._heap is not None)
+
+    def _rebuild(self, *, ranked: bool) -> None:
+        self._arrivals = deque(element for element in self._arrivals if element.queued)
+        self._heap = None
+        if ranked:
+            self._heap = [(-e.priority, e.seq, e) for e in self._arrivals]
+            heapq.heapify(self._heap)
+
+    def oldest(self) -> Q | None:
+        """Return the element that has been here the longest, without taking it."""
+        arrivals = self._arrivals
+        while arrivals and not arrivals[0].queued:
+            arrivals.popleft()
+        return arrivals[0] if arrivals else None
+
+    def top(self) -> Q | None:
+        """Return the element with the highest priority, the oldest of them, without taking it."""
+        heap = self._heap
+        if heap is None:
+            return self.oldest()
+        while heap and not (heap[0][2].queued and heap[0][2].priority == -heap[0][0]):
+            heapq.heappop(heap)
+        return heap[0][2] if heap else None
+
+    def turn(self) -> Callable[[], Q | None]:
+        """Begin a turn: return the way to look at the next element, by priority or by age."""
+        if self._heap is None:
+            return self.oldest
+        self._turns += 1
+        if self._turns % FAIR_TURN == 0:
+            return self.oldest
+        return self.top
+
+    def __iter__(self) -> Iterator[Q]:
+        return (element for element in list(self._arrivals) if element.queued)
+
+
+class Lane:
+    """The items of one partition."""
+
+    __slots__ = (
+        "deadline",
+        "due",
+        "entries",
+        "flying",
+        "keys",
+        "partition",
+        "priority",
+        "queued",
+        "seq",
+        "weight",
+    )
+
+    def __init__(self, partition: Hashable) -> None:
+        self.partition = partition
+        self.entries: Ranking[Entry] = Ranking()
+        self.keys: dict[Hashable, Entry] = {}
+        self.weight = 0.0
+        self.flying = 0
+        self.due = -1  # the seq up to which entries were asked for by a flush
+        self.deadline: float | None = None
+        self.priority = 0.0
+        self.seq = 0
+        self.queued = False
+
+
+class Lanes:
+    """Items with priorities, weights, partitions and keys."""
+
+    def __init__(
+        self,
+        size: Callable[[], int],
+        max_wait: float,
+        *,
+        max_weight: float | None = None,
+        lane_limit: int | None = None,
+    ) -> None:
+        self._size = size
+        self.max_wait = max_wait
+        self._max_weight = max_weight
+        self._lane_limit = lane_limit
+        self.closing = False
+        self.count = 0
+        self.weight = 0.0
+        self._seq = 0
+        self._lanes: dict[Hashable, Lane] = {}
+        self._idle: dict[Lane, None] = {}  # lanes with items that nothing has made ready
+        self._ready: Ranking[Lane] = Ranking()
+        self._deadlines: list[tuple[float, int, Lane]] = []
+
+    def add(self, entry: Entry, now: float) -> None:
+        """Put an entry in its lane, as the youngest there."""
+        lane = self._lanes.get(entry.partition)
+        if lane is None:
+            lane = self._lanes[entry.partition] = Lane(entry.partition)
+        self._seq += 1
+        entry.seq = self._seq
+        entry.since = now
+        entry.lane = lane
+        entry.state = "buffered"
+        lane.entries.push(entry)
+        lane.weight += entry.weight
+        self.weight += entry.weight
+        self.count += 1
+        if entry.key is not None:
+            lane.keys.setdefault(entry.key, entry)
+        if entry.marks:
+            lane.due = entry.seq
+        self._appraise(lane, now)
+
+    def sharer(self, partition: Hashable, key: Hashable) -> Entry | None:
+        """Return the buffered entry of this key, if there is one."""
+        lane = self._lanes.get(partition)
+        return None if lane is None else lane.keys.get(key)
+
+    def promote(self, entry: Entry, priority: float) -> None:
+        """Raise a buffered entry's priority."""
+        lane = entry.lane
+        if lane is not None and priority > entry.priority:
+            lane.entries.promote(entry, priority)
+            self._rank(lane)
+
+    def withdraw(self, entry: Entry) -> None:
+        """Take a buffered entry out: its handler will never see it."""
+        lane = entry.lane
+        if lane is None or not entry.queued:
+            return
+        self._take(lane, entry)
+        if not lane.entries.live:
+            self._leave(lane)
+
+    def _take(self, lane: Lane, entry: Entry) -> None:
+        lane.entries.discard(entry)
+        lane.weight -= entry.weight
+        self.weight -= entry.weight
+        self.count -= 1
+        if entry.key is not None and lane.keys.get(entry.key) is entry:
+            del lane.keys[entry.key]
+        if not self.count:  # weights are floats: do not let rounding add up for ever
+            self.weight = 0.0
+
+    def _leave(self, lane: Lane) -> None:
+        """Forget an empty lane."""
+        if lane.queued:
+            self._ready.discard(lane)
+        self._idle.pop(lane, None)
+        if not lane.flying:
+            self._lanes.pop(lane.partition, None)
+        if not self.count:
+            for _, _, late in self._deadlines:
+                late.deadline = None
+            self._deadlines.clear()
+
+    def _appraise(self, lane: Lane, now: float) -> None:
+        """Put a lane where it belongs: ready, or idle until its deadline."""
+        if lane.queued:
+            self._rank(lane)
+        elif not self._is_free(lane):
+            return
+        elif self._is_due(lane, now):
+            self._make_ready(lane)
+        else:
+            self._idle[lane] = None
+            oldest = lane.entries.oldest()
+            if lane.deadline is None and oldest is not None:
+                lane.deadline = oldest.since + self.max_wait
+                heapq.heappush(self._deadlines, (lane.deadline, oldest.seq, lane))
+
+    def _is_free(self, lane: Lane) -> bool:
+        return self._lane_limit is None or lane.flying < self._lane_limit
+
+    def _is_due(self, lane: Lane, now: float) -> bool:
+        if (
+            self.max_wait == 0
+            or self.closing
+            or lane.entries.live >= self._size()
+            or (self._max_weight is not None and lane.weight >= self._max_weight)
+        ):
+            return True
+        oldest = lane.entries.oldest()
+        return oldest is not None and (
+            oldest.seq <= lane.due or now >= oldest.since + self.max_wait
+        )
+
+    def _make_ready(self, lane: Lane) -> None:
+        self._idle.pop(lane, None)
+        top = lane.entries.top()
+        if top is not None:
+            self._seq += 1
+            lane.seq = self._seq
+            lane.priority = top.priority
+            self._ready.push(lane)
+
+    def _rank(self, lane: Lane) -> None:
+        """Let a ready lane rise with its most urgent item."""
+        top = lane.entries.top()
+        if lane.queued and top is not None and top.priority > lane.priority:
+            self._ready.promote(lane, top.priority)
+
+    def press(self) -> None:
+        """Make everything due: the room is full, so no company can come."""
+        for lane in list(self._idle):
+            if self._is_free(lane):
+                self._make_ready(lane)
+
+    def ready(self, now: float) -> int:
+        """Return how many batches may be cut now, at least."""
+        self._expire(now)
+        lanes = self._ready.live
+        return lanes and max(lanes, self.count // self._size() if len(self._lanes) == 1 else 0)
+
+    def _expire(self, now: float) -> None:
+        deadlines = self._deadlines
+        while deadlines and deadlines[0][0] <= now:
+            lane = heapq.heappop(deadlines)[2]
+            lane.deadline = None
+            if lane.entries.live and not lane.queued:
+                self._appraise(lane, now)
+
+    def deadline(self) -> float | None:
+        """Return when a lane that is not ready may be, if time alone makes it so."""
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def cut(self, now: float) -> Run | None:
+        """Take out the next batch: of the lane whose most urgent item is the most urgent of all."""
+        self._expire(now)
+        while (lane := self._ready.turn()()) is not None:
+            self._ready.discard(lane)
+            run = self._cut(lane)
+            if run is None:
+                self._leave(lane)
+                continue
+            lane.flying += 1
+            if lane.entries.live:
+                self._appraise(lane, now)
+            else:
+                self._leave(lane)
+            return run
+        return None
+
+    def _cut(self, lane: Lane) -> Run | None:
+        size, heaviest = self._size(), self._max_weight
+        entries: list[Entry] = []
+        weight = 0.0
+        reason: Reason | None = None
+        following = lane.entries.turn()
+        flushed = False
+        while len(entries) < size and (entry := following()) is not None:
+            if entry.waiter.done():  # cancelled, and its notice is still on the way
+                self._take(lane, entry)
+                entry.release()
+                continue
+            if heaviest is not None and entries and weight + entry.weight > heaviest:
+                reason = "weight"
+                break
+            self._take(lane, entry)
+            entries.append(entry)
+            weight += entry.weight
+            flushed = flushed or entry.seq <= lane.due
+        if not entries:
+            return None
+        if len(entries) >= size:
+            reason = "size"
+        elif heaviest is not None and weight >= heaviest:
+            reason = "weight"
+        return self._run(lane, entries, weight, reason or self._reason(flushed=flushed))
+
+    def _run(self, lane: Lane, entries: list[Entry], weight: float, reason: Reason) -> Run:
+        run = Run(
+            [entry.item for entry in entries],
+            [entry.waiter for entry in entries],
+            reason,
+            entries=entries,
+            lane=lane,
+            weight=weight,
+        )
+        for entry in entries:
+            entry.state = "flying"
+            entry.run = run
+        return run
+
+    def _reason(self, *, flushed: bool) -> Reason:
+        if self.closing:
+            return "close"
+        if flushed:
+            return "flush"
+        return "wait" if self.max_wait > 0 else "idle"
+
+    def landed(self, lane: Lane, now: float) -> None:
+        """Tell that a batch of this lane has ended: its place is free."""
+        lane.flying -= 1
+        if lane.entries.live:
+            self._appraise(lane, now)
+        elif not lane.flying and self._lanes.get(lane.partition) is lane:
+            del self._lanes[lane.partition]
+
+    def flush(self, mark: Mark | None, now: float) -> None:
+        """Make everything due; mark, if any, counts it."""
+        for lane in list(self._lanes.values()):
+            for entry in lane.entries:
+                lane.due = entry.seq
+                if mark is not None:
+                    entry.marks = [*(entry.marks or ()), mark]
+                    mark.left += 1
+            if lane.entries.live:
+                self._appraise(lane, now)
+
+    def sweep(self) -> None:
+        """Drop every entry whose caller has gone without notice yet."""
+        for entry in [e for e in self.entries() if e.waiter.done()]:
+            self.withdraw(entry)
+            entry.release()
+
+    def entries(self) -> Iterator[Entry]:
+        """Return all entries, lane by lane."""
+        return (entry for lane in list(self._lanes.values()) for entry in lane.entries)
