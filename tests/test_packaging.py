@@ -1,0 +1,117 @@
+"""What is installed is what the project file, the changelog and the README say."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import microbatch
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = Path(microbatch.__file__).parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+POSIX_ONLY = {"crypt", "fcntl", "grp", "nis", "ossaudiodev", "posix", "pty", "pwd", "resource", "spwd", "syslog",
+              "termios", "tty"}  # fmt: skip
+
+
+def installed() -> metadata.Distribution:
+    try:
+        return metadata.distribution("microbatch")
+    except metadata.PackageNotFoundError:
+        pytest.skip("microbatch is only on the path here, not installed")
+
+
+def test_the_version_is_the_project_files():
+    """One version: bug reports quote it."""
+    assert microbatch.__version__ == PROJECT["version"]
+
+
+def test_the_installed_version_is_the_packages():
+    """What pip shows is what the module says."""
+    assert installed().version == microbatch.__version__
+
+
+def test_the_changelog_tells_of_this_version():
+    """Keep a Changelog: unreleased on top, then this version with its date, and what versions promise."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    heads = re.findall(r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", text, re.MULTILINE)
+    assert heads[0] == ("Unreleased", "")
+    assert heads[1][0] == microbatch.__version__
+    assert heads[1][1]
+    assert "Semantic Versioning" in text
+
+
+def test_the_dev_extra_is_real_and_installed_whole():
+    """pip only warns about an extra that does not exist, and then the tests would run without their tools."""
+    requirements = [Requirement(line) for line in installed().requires or []]
+    dev = [r for r in requirements if r.marker and r.marker.evaluate({"extra": "dev"})
+           and not r.marker.evaluate({"extra": ""})]  # fmt: skip
+    assert len(dev) == len(PROJECT["optional-dependencies"]["dev"])
+    wrong = [str(r) for r in dev if not r.specifier.contains(metadata.version(r.name))]
+    assert wrong == []
+
+
+def test_no_requirement_has_an_upper_cap_without_need():
+    """A cap keeps users from taking the fixes of others."""
+    assert [line for line in PROJECT["dependencies"] if "<" in line or "==" in line] == []
+    assert all(">=" in line for line in PROJECT["dependencies"])
+
+
+def test_the_package_says_that_it_is_typed():
+    """Without the marker type checkers ignore every annotation (PEP 561)."""
+    assert (PACKAGE / "py.typed").is_file()
+
+
+def module_level_imports(path: Path) -> set[str]:
+    """Return the top-level packages that importing this file imports, tries and conditions included."""
+    found: set[str] = set()
+    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add((node.module or "").partition(".")[0])
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            pending += ast.iter_child_nodes(node)
+    return found
+
+
+def test_the_check_of_imports_sees_conditions_and_not_functions(tmp_path):
+    """The next test is worth what this helper sees."""
+    path = tmp_path / "module.py"
+    path.write_text("try:\n  import fcntl\nexcept ImportError: pass\nclass A:\n  from pwd import x\n"
+                    "def f():\n  import termios\nfrom . import grp\nimport os.path\n")  # fmt: skip
+    assert module_level_imports(path) == {"fcntl", "pwd", "os"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+def test_nothing_posix_only_is_imported_at_module_level(path):
+    """Untested on Windows is one thing, impossible to import there another."""
+    assert module_level_imports(path) & POSIX_ONLY == set()
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+def test_the_loops_are_imported_in_one_place(path):
+    """asyncio and trio behave alike only while one small file knows the difference."""
+    if path.name != "_runtime.py":
+        assert module_level_imports(path) & {"asyncio", "trio", "uvloop"} == set()
+
+
+def test_importing_microbatch_imports_nothing_it_does_not_need():
+    """The batcher costs its users neither msgspec nor a database driver at start-up, nor the other loop."""
+    code = "import sys, microbatch; print(*sorted(m for m in sys.modules if '.' not in m))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parent, check=True, capture_output=True, text=True
+    )
+    loaded = set(done.stdout.split())
+    assert "anyio" in loaded
+    assert loaded & {"msgspec", "aiosqlite", "sqlite3", "trio", "uvloop", "numpy"} == set()
