@@ -1,0 +1,269 @@
+"""The README and docs/ against the code: names, defaults, errors, tests that are named, links."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import microbatch
+from microbatch import errors
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+REFERENCE = DOCS / "reference"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+HEADING = re.compile(r"^#{1,4} (.+)$", re.MULTILINE)
+BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+every_page = pytest.mark.parametrize(
+    "page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix()
+)
+
+
+def prose(page: Path) -> str:
+    """Return a page without its fenced blocks."""
+    return BLOCK.sub("", page.read_text(encoding="utf-8"))
+
+
+def sections(page: Path) -> dict[str, str]:
+    """Return the text below each heading, up to the next one of any level."""
+    parts = HEADING.split(prose(page))
+    return dict(zip((title.strip("`") for title in parts[1::2]), parts[2::2], strict=True))
+
+
+def rows(text: str) -> list[list[str]]:
+    """Return the cells of a section's first table, its header included."""
+    table: list[list[str]] = []
+    for line in text.splitlines():
+        if line.startswith("|"):
+            cells = re.split(r"(?<!\\)\|", line.strip("|"))
+            if not set(line) <= set("|-: "):
+                table.append([cell.strip() for cell in cells])
+        elif table:
+            break
+    return table
+
+
+def documented(page: Path, title: str) -> dict[str, str]:
+    """Return the first two columns of a section's table: names and what stands beside them."""
+    return {cells[0].strip("`"): cells[1] for cells in rows(sections(page)[title])[1:]}
+
+
+def parameters(function: Any) -> dict[str, inspect.Parameter]:
+    return {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in {"self", "handler"}
+    }
+
+
+DEFAULTS = [
+    (ROOT / "README.md", "Settings", microbatch.Batcher),
+    (REFERENCE / "batcher.md", "Batcher", microbatch.Batcher),
+    (REFERENCE / "batcher.md", "aclose", microbatch.Batcher.aclose),
+    (REFERENCE / "retry.md", "Retry", microbatch.Retry),
+    (REFERENCE / "retry.md", "Backoff", microbatch.Backoff),
+    (REFERENCE / "adaptive-size.md", "AdaptiveSize", microbatch.AdaptiveSize),
+    (REFERENCE / "outcomes.md", "Outcome", microbatch.Outcome),
+]
+
+
+@pytest.mark.parametrize(
+    ("page", "title", "function"), DEFAULTS, ids=[f"{p.name}-{t}" for p, t, _ in DEFAULTS]
+)
+def test_documented_settings_and_defaults_are_the_codes(page, title, function):
+    """A default that the page has wrong is a setting that nobody checks."""
+    table = documented(page, title)
+    code = parameters(function)
+    assert list(table) == list(code)
+    for name, cell in table.items():
+        default = code[name].default
+        if cell == "required":
+            assert default is inspect.Parameter.empty, name
+        elif cell == "`Backoff()`":
+            assert microbatch.Retry(on=OSError).backoff == microbatch.Backoff()
+        elif cell.startswith("`"):
+            assert ast.literal_eval(cell.strip("`")) == default, name
+            assert type(ast.literal_eval(cell.strip("`"))) is type(default), name
+        else:
+            assert (cell, default) == ("the constructor's", None), name
+
+
+def test_batched_takes_the_settings_of_batcher_with_the_same_defaults():
+    """docs/reference/batched.md says so in place of a second table."""
+    of_batcher = {n: p.default for n, p in parameters(microbatch.Batcher).items()}
+    of_batched = {n: p.default for n, p in parameters(microbatch.batched).items()}
+    of_batched.pop("function", None)
+    assert of_batched == of_batcher
+
+
+def test_the_table_of_usual_numbers_names_real_defaults():
+    """The page that compares our numbers with the usual ones must have ours right."""
+    page = DOCS / "how-to/tuning.md"
+    cells = [row[2] for row in rows(sections(page)["The numbers and where they come from"])[1:]]
+    calls = [cell.split("`")[1] for cell in cells]
+    assert len(calls) == 6
+    for call in calls:
+        tree = ast.parse(call if call.endswith(")") else f"Batcher({call})", mode="eval").body
+        code = parameters(getattr(microbatch, tree.func.id))
+        for keyword in tree.keywords:
+            assert ast.literal_eval(keyword.value) == code[keyword.arg].default, call
+
+
+def test_every_setting_has_a_reason():
+    """A default without a reason is a guess that nobody dares to change."""
+    for setting, _, reason in rows(sections(ROOT / "README.md")["Settings"])[1:]:
+        assert len(reason) > 20, setting
+
+
+SIGNATURES = [
+    name for name, _ in inspect.getmembers(microbatch.Batcher, callable) if not name.startswith("_")
+]
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_documented_signatures_are_the_codes(name):
+    """Every public method has its entry, which begins with how to call it."""
+    call = sections(REFERENCE / "batcher.md")[name].strip().split("`")[1]
+    shown = re.fullmatch(rf"(?:await )?batcher\.{name}\((.*)\)", call)
+    assert shown is not None, call
+    method = getattr(microbatch.Batcher, name)
+    assert call.startswith("await ") == inspect.iscoroutinefunction(method)
+    arguments = ast.parse(f"def f({shown[1]}): ...").body[0].args
+    code = parameters(method)
+    assert [argument.arg for argument in [*arguments.args, *arguments.kwonlyargs]] == list(code)
+    for argument in arguments.kwonlyargs:
+        assert code[argument.arg].kind is inspect.Parameter.KEYWORD_ONLY
+    defaults = [d for d in [*arguments.defaults, *arguments.kw_defaults] if d is not None]
+    given = [p.default for p in code.values() if p.default is not inspect.Parameter.empty]
+    shown_defaults = [ast.literal_eval(default) for default in defaults]
+    assert all(s in (..., g) for s, g in zip(shown_defaults, given, strict=True)), call
+
+
+@pytest.mark.parametrize("name", sorted(set(microbatch.__all__) - set(errors.__all__)))
+def test_every_public_name_has_an_entry(name):
+    """What can be imported is described."""
+    assert name in {title for page in REFERENCE.glob("*.md") for title in sections(page)}
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_every_exception_has_an_entry_with_when_and_what_to_do(name):
+    """Who meets an error looks it up by its name, and wants to know why it came and what now."""
+    entry = sections(REFERENCE / "errors.md")[name]
+    assert re.search(r"^\*\*When:\*\* \S", entry, re.MULTILINE)
+    assert re.search(r"^\*\*What to do:\*\* \S", entry, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_every_field_of_an_exception_is_named(name):
+    """The fields are what a program acts on."""
+    documented_fields = set(re.findall(r"`(\w+)`", sections(REFERENCE / "errors.md")[name]))
+    docstring = getattr(errors, name).__doc__.partition("Attributes:")[2]
+    assert set(re.findall(r"^        (\w+):", docstring, re.MULTILINE)) <= documented_fields
+
+
+def test_no_exception_is_described_that_does_not_exist():
+    """An entry that outlived its exception sends readers astray."""
+    titles = {title for title in sections(REFERENCE / "errors.md") if title != "Errors"}
+    assert titles == set(errors.__all__)
+
+
+def test_the_tree_of_errors_is_the_codes():
+    """What `except Full` catches is read off the tree."""
+    (tree, *_) = BLOCK.findall((REFERENCE / "errors.md").read_text(encoding="utf-8"))
+    above: list[tuple[int, type]] = []
+    for line in tree.splitlines()[1:-1]:
+        name, _, also = line.lstrip(" │├└─").partition("also a")
+        cls = getattr(errors, name.strip())
+        indent = line.index(name.strip())
+        above = [(depth, parent) for depth, parent in above if depth < indent]
+        assert not above or above[-1][1] in cls.__bases__, line
+        if also:
+            builtin = also.removeprefix("n").strip()
+            assert builtin in {base.__name__ for base in cls.__mro__}, line
+        above.append((indent, cls))
+    assert len(re.findall(r"[A-Z]\w+", re.sub(r"also an? \w+", "", tree))) == len(errors.__all__)
+
+
+MEMBERS = [
+    ("batcher.md", "BatcherStats", microbatch.BatcherStats),
+    ("outcomes.md", "Outcome", microbatch.Outcome),
+]
+
+
+@pytest.mark.parametrize(("page", "title", "cls"), MEMBERS, ids=[title for _, title, _ in MEMBERS])
+def test_documented_attributes_are_the_codes(page, title, cls):
+    """A figure that `stats()` has and the page has not is one that nobody reads."""
+    fields = {field.name for field in dataclasses.fields(cls)}
+    assert set(documented(REFERENCE / page, title)) == fields
+
+
+def test_documented_attributes_of_reports_are_the_codes():
+    """The summary's words are the same on the page and in the code."""
+    shown = set(documented(REFERENCE / "outcomes.md", "BatchReport"))
+    assert shown == {name for name in microbatch.BatchReport.__slots__ if name[0] != "_"}
+
+
+def names_of_tests() -> set[str]:
+    """Return `file.py::function` for every test function, by parsing the tests and not importing them."""
+    return {
+        f"{path.relative_to(ROOT).as_posix()}::{node.name}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and node.name.startswith("test_")
+    }
+
+
+@every_page
+def test_every_test_that_a_page_names_exists(page):
+    """A guarantee is worth as much as the test that proves it."""
+    named = set(re.findall(r"tests/\w+\.py::\w+", page.read_text(encoding="utf-8")))
+    assert named - names_of_tests() == set()
+
+
+def test_every_guarantee_names_a_test():
+    """What no test shows is not promised."""
+    guarantees = rows(sections(ROOT / "README.md")["Guarantees"])[1:]
+    assert len(guarantees) >= 12
+    for guarantee, shown_by in guarantees:
+        assert "::test_" in shown_by, guarantee
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that a page's headings get where Markdown is shown."""
+    titles = HEADING.findall(prose(page))
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@every_page
+def test_relative_links_resolve(page):
+    """A link that leads nowhere tells the reader that nobody reads this."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page).replace("\n", " ")):
+        if not re.match(r"https?://", target):
+            path, _, anchor = target.partition("#")
+            linked = (page.parent / path).resolve() if path else page
+            assert linked.exists(), target
+            assert linked.is_relative_to(ROOT), target
+            if anchor:
+                assert anchor in anchors(linked), target
+
+
+def test_the_index_leads_to_every_page():
+    """A page that nothing links to is not there."""
+    index = prose(DOCS / "README.md")
+    for page in DOCS.rglob("*.md"):
+        if page.name != "README.md":
+            assert f"({page.relative_to(DOCS).as_posix()})" in index, page
+
+
+@every_page
+def test_lines_are_at_most_120_characters_wide(page):
+    """Plain text is read as plain text too; tables and code are as wide as they must be."""
+    for line in prose(page).splitlines():
+        assert line.startswith("|") or len(line) <= 120, line

@@ -1,0 +1,140 @@
+"""The Python blocks of the README and of docs/ run, and print what the pages say they print.
+
+The convention, which the pages follow:
+
+* the ``python`` blocks of one page run in order, in one namespace, in an empty folder;
+* a ``text`` block right after a ``python`` block is what it prints, to the letter (a ``console`` block is
+  one run on one machine: figures that differ from run to run, so it is not compared);
+* a ``diff`` block is a program twice: without its ``+`` lines and without its ``-`` lines. Both run, in a
+  namespace of their own, and print the same;
+* a page whose blocks import asyncio runs on asyncio and uvloop, every other one on trio too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import re
+import sys
+import types
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import anyio
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BACKENDS = {
+    "asyncio": {"backend": "asyncio"},
+    "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
+    "trio": {"backend": "trio"},
+}
+
+
+class Block(NamedTuple):
+    """One fenced block of a page."""
+
+    language: str
+    source: str
+    line: int
+
+
+def blocks_of(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(match[1], match[2], text[: match.start()].count("\n") + 1)
+        for match in FENCE.finditer(text)
+    ]
+
+
+def runs() -> Iterator[object]:
+    for page in PAGES:
+        blocks = blocks_of(page)
+        code = "".join(block.source for block in blocks if block.language in {"python", "diff"})
+        name = page.relative_to(ROOT).as_posix()
+        for backend in BACKENDS if code else ():
+            if backend != "trio" or "import asyncio" not in code:
+                yield pytest.param(page, backend, id=f"{name}-{backend}")
+
+
+def printed(source: str, page: Path, line: int, namespace: dict[str, object]) -> str:
+    """Run a block as if it stood at its place in the page, so that tracebacks point there."""
+    out = io.StringIO()
+    code = compile("\n" * line + source, str(page), "exec", dont_inherit=True)
+    with contextlib.redirect_stdout(out):
+        exec(code, namespace)
+    return out.getvalue()
+
+
+@pytest.fixture
+def namespace(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """Give the globals of a module that exists, as dataclasses and FastAPI look theirs up."""
+    module = types.ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)
+    return vars(module)
+
+
+@pytest.fixture
+def run_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Let ``anyio.run`` and ``asyncio.run`` of the pages use a backend, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def choose(backend: str) -> None:
+        settings = BACKENDS[backend]
+        monkeypatch.setattr(anyio, "run", partial(anyio.run, **settings))
+        if backend == "uvloop":
+            uvloop = pytest.importorskip("uvloop", reason="uvloop is not installed here")
+            monkeypatch.setattr(asyncio, "run", uvloop.run)
+
+    return choose
+
+
+@pytest.mark.parametrize(("page", "backend"), list(runs()))
+def test_a_page_runs_and_prints_what_it_says(page, backend, namespace, run_on):
+    """Documentation that never ran is wrong sooner or later."""
+    run_on(backend)
+    blocks = blocks_of(page)
+    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+        if block.language == "python":
+            output = printed(block.source, page, block.line, namespace)
+            if following is not None and following.language == "text":
+                assert output == following.source, f"{page}:{following.line}"
+        elif block.language == "diff":
+            before, after = sides(block.source)
+            old = printed(before, page, block.line, {"__name__": "page"})
+            new = printed(after, page, block.line, {"__name__": "page"})
+            assert old == new != "", f"{page}:{block.line}"
+
+
+def sides(diff: str) -> tuple[str, str]:
+    """Return the program before and after a diff, with empty lines where the other has its own."""
+    lines = diff.splitlines()
+    return tuple(
+        "\n".join("" if line.startswith(other) else line[1:] for line in lines) for other in "+-"
+    )
+
+
+def test_the_first_screen_shows_a_short_program_and_its_output():
+    """Who opens the README sees within one screen what it does, in 10 to 15 lines of code."""
+    code, output = [b for b in blocks_of(ROOT / "README.md") if b.language in {"python", "text"}][
+        :2
+    ]
+    assert (code.language, output.language) == ("python", "text")
+    assert 10 <= len([line for line in code.source.splitlines() if line.strip()]) <= 15
+    assert output.line + output.source.count("\n") < 50
+
+
+def test_a_wrong_output_block_is_noticed(tmp_path, namespace, run_on):
+    """The comparison above can fail: a page that lies does."""
+    run_on("asyncio")
+    page = tmp_path / "page.md"
+    page.write_text("```python\nprint(1)\n```\n\n```text\n2\n```\n")
+    with pytest.raises(AssertionError, match=r"page\.md:5"):
+        test_a_page_runs_and_prints_what_it_says(page, "asyncio", namespace, run_on)
