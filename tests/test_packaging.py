@@ -18,6 +18,7 @@ import microbatch
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(microbatch.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 POSIX_ONLY = {"crypt", "fcntl", "grp", "nis", "ossaudiodev", "posix", "pty", "pwd", "resource", "spwd", "syslog",
               "termios", "tty"}  # fmt: skip
 
@@ -70,8 +71,21 @@ def test_the_package_says_that_it_is_typed():
     assert (PACKAGE / "py.typed").is_file()
 
 
+def is_guarded(node: ast.AST) -> bool:
+    """Whether what stands in this statement is imported only where it exists."""
+    match node:
+        case ast.If(test=test):
+            return "sys.platform" in ast.unparse(test)
+        case ast.Try(handlers=handlers):
+            return any(h.type and "ImportError" in ast.unparse(h.type) for h in handlers)
+    return False
+
+
 def module_level_imports(path: Path) -> set[str]:
-    """Return the top-level packages that importing this file imports, tries and conditions included."""
+    """Return the top-level packages that importing this file needs, on every platform.
+
+    What stands under ``if sys.platform ...`` or ``try: ... except ImportError`` is not needed.
+    """
     found: set[str] = set()
     pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     while pending:
@@ -80,17 +94,43 @@ def module_level_imports(path: Path) -> set[str]:
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             found.add((node.module or "").partition(".")[0])
-        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+        elif not isinstance(node, FUNCTIONS) and not is_guarded(node):
             pending += ast.iter_child_nodes(node)
     return found
 
 
-def test_the_check_of_imports_sees_conditions_and_not_functions(tmp_path):
-    """The next test is worth what this helper sees."""
+MODULE = """
+import os.path, fcntl
+from . import grp
+class A:
+    from pwd import x
+try:
+    from syslog import x
+finally:
+    pass
+if os.name:
+    import tty
+else:
+    import nis
+# not needed:
+def f():
+    import termios
+try:
+    import crypt
+except ImportError:
+    pass
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import spwd
+"""
+
+
+def test_the_check_of_imports_sees_what_it_should(tmp_path):
+    """The next tests are worth what this helper sees."""
     path = tmp_path / "module.py"
-    path.write_text("try:\n  import fcntl\nexcept ImportError: pass\nclass A:\n  from pwd import x\n"
-                    "def f():\n  import termios\nfrom . import grp\nimport os.path\n")  # fmt: skip
-    assert module_level_imports(path) == {"fcntl", "pwd", "os"}
+    path.write_text(MODULE)
+    assert module_level_imports(path) == {"os", "fcntl", "pwd", "syslog", "tty", "nis"}
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
