@@ -15,6 +15,7 @@ import logging
 import signal
 import sys
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -70,7 +71,9 @@ class Runtime(Protocol):
         function: Callable[[], Awaitable[None]],
         context: contextvars.Context | None,
         name: str,
+        on_done: Callable[[BaseException | None], None],
     ) -> Handle: ...
+    def was_cancelled(self, task: Any) -> bool: ...
     def is_current(self) -> bool: ...
     def has_ended(self) -> bool: ...
     def escalate(self, error: BaseException) -> bool: ...
@@ -131,6 +134,10 @@ class _AsyncioRuntime:
         return future
 
     def watch(self, waiter: Any, on_cancel: Callable[[Any], None]) -> None:
+        if not isinstance(waiter, asyncio.Future):
+            waiter.on_cancel = on_cancel
+            return
+
         def done(future: asyncio.Future[Any]) -> None:
             if future.cancelled():
                 on_cancel(future)
@@ -148,15 +155,23 @@ class _AsyncioRuntime:
         function: Callable[[], Awaitable[None]],
         context: contextvars.Context | None,
         name: str,
+        on_done: Callable[[BaseException | None], None],
     ) -> Handle:
         # Not loop.create_task: a task factory may start tasks eagerly, which would cut a batch before
         # the other callers had their turn.
-        return asyncio.Task(
+        task = asyncio.Task(
             function(),  # type: ignore[arg-type]
             loop=self._loop,
             name=name,
             context=contextvars.Context() if context is None else context.copy(),
         )
+        # A callback and not a `finally`: a task that is cancelled before its first step runs nothing.
+        task.add_done_callback(partial(_tell, on_done), context=_NOTHING)
+        return task
+
+    def was_cancelled(self, task: Any) -> bool:
+        """Tell whether a cancellation came from outside the task."""
+        return bool(task.cancelling())
 
     def is_current(self) -> bool:
         return running_loop() is self._loop
@@ -167,6 +182,10 @@ class _AsyncioRuntime:
     def escalate(self, error: BaseException) -> bool:
         """Raise what must end the program; asyncio lets it out of the loop."""
         raise error
+
+
+def _tell(on_done: Callable[[BaseException | None], None], task: asyncio.Task[None]) -> None:
+    on_done(None if task.cancelled() else task.exception())
 
 
 # trio
@@ -309,12 +328,22 @@ class _TrioRuntime:
         function: Callable[[], Awaitable[None]],
         context: contextvars.Context | None,
         name: str,
+        on_done: Callable[[BaseException | None], None],
     ) -> Handle:
         scope = self._trio.CancelScope()
 
         async def run() -> None:
-            with scope:
-                await function()
+            failure: BaseException | None = None
+            try:
+                with scope:
+                    await function()
+            except self._trio.Cancelled:
+                raise
+            except BaseException as error:  # noqa: BLE001 - nothing may leave a system task
+                failure = error
+            finally:
+                on_done(failure)
+                failure = None
 
         self._trio.lowlevel.spawn_system_task(
             run,
@@ -322,6 +351,9 @@ class _TrioRuntime:
             context=contextvars.Context() if context is None else context.copy(),
         )
         return _TrioHandle(scope)
+
+    def was_cancelled(self, task: Any) -> bool:  # noqa: ARG002 - trio cancels from outside only
+        return True
 
     def is_current(self) -> bool:
         lowlevel = self._trio.lowlevel

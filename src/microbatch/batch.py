@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ _narrowing: ContextVar[tuple[Run, Sequence[int]] | None] = ContextVar(
 )
 running = _run.get
 enter = _run.set
+__all__ = ["BatchInfo", "Run", "copy_context", "current_batch", "enter", "narrowed", "running"]
 
 
 class BatchInfo:

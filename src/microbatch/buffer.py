@@ -11,7 +11,7 @@ A waiter here is anything with ``done()``; it is done before its time when its c
 from __future__ import annotations
 
 import heapq
-from collections import deque
+from collections import OrderedDict, deque
 from operator import methodcaller
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -274,80 +274,76 @@ Q = TypeVar("Q", bound=Queued)
 class Ranking(Generic[Q]):
     """Higher priority first, first come first served within one, and one turn in FAIR_TURN by age.
 
-    Stands on a queue by arrival; a heap by priority comes only when a second priority appears. What
-    was discarded is skipped, and dropped for good when it is half of all.
+    Stands on the order of arrival; a heap by priority comes only when a second priority appears.
     """
 
-    __slots__ = ("_arrivals", "_heap", "_turns", "live")
+    __slots__ = ("_arrivals", "_heap", "_turns")
 
     def __init__(self) -> None:
-        self._arrivals: deque[Q] = deque()
+        # Ordered by a linked list: a plain dict scans over what was deleted at its front.
+        self._arrivals: OrderedDict[int, Q] = OrderedDict()
         self._heap: list[tuple[float, int, Q]] | None = None
         self._turns = 0
-        self.live = 0
+
+    def __len__(self) -> int:
+        return len(self._arrivals)
+
+    def __iter__(self) -> Iterator[Q]:
+        return iter(self._arrivals.values())
 
     def push(self, element: Q) -> None:
         """Add an element; its seq is larger than those of all before."""
-        if not self.live:
-            self._arrivals.clear()
+        oldest = self.oldest()
+        if oldest is None:
             self._heap = None
         element.queued = True
-        self.live += 1
-        self._arrivals.append(element)
+        self._arrivals[element.seq] = element
         if self._heap is not None:
             heapq.heappush(self._heap, (-element.priority, element.seq, element))
-        elif element.priority != self._arrivals[0].priority:
-            self._rebuild(ranked=True)
+        elif oldest is not None and oldest.priority != element.priority:
+            self._rank()
 
     def promote(self, element: Q, priority: float) -> None:
         """Raise the priority of an element; it keeps its age."""
         element.priority = priority
         if self._heap is None:
-            self._rebuild(ranked=True)
+            self._rank()
         else:
             heapq.heappush(self._heap, (-priority, element.seq, element))
 
     def discard(self, element: Q) -> None:
         """Take an element out, wherever it stands."""
         element.queued = False
-        self.live -= 1
-        if len(self._arrivals) > 2 * self.live + 16:
-            self._rebuild(ranked=self._heap is not None)
+        del self._arrivals[element.seq]
+        if self._heap is not None and len(self._heap) > 2 * len(self._arrivals) + 16:
+            self._rank()
 
-    def _rebuild(self, *, ranked: bool) -> None:
-        self._arrivals = deque(element for element in self._arrivals if element.queued)
-        self._heap = None
-        if ranked:
-            self._heap = [(-e.priority, e.seq, e) for e in self._arrivals]
-            heapq.heapify(self._heap)
+    def _rank(self) -> None:
+        self._heap = [(-e.priority, e.seq, e) for e in self._arrivals.values()]
+        heapq.heapify(self._heap)
 
     def oldest(self) -> Q | None:
         """Return the element that has been here the longest, without taking it."""
-        arrivals = self._arrivals
-        while arrivals and not arrivals[0].queued:
-            arrivals.popleft()
-        return arrivals[0] if arrivals else None
+        return next(iter(self._arrivals.values()), None)
 
     def top(self) -> Q | None:
         """Return the element with the highest priority, the oldest of them, without taking it."""
         heap = self._heap
         if heap is None:
             return self.oldest()
-        while heap and not (heap[0][2].queued and heap[0][2].priority == -heap[0][0]):
-            heapq.heappop(heap)
-        return heap[0][2] if heap else None
+        while heap:
+            rank, seq, element = heap[0]
+            if element.queued and element.seq == seq and element.priority == -rank:
+                return element
+            heapq.heappop(heap)  # taken, or promoted since
+        return None
 
     def turn(self) -> Callable[[], Q | None]:
         """Begin a turn: return the way to look at the next element, by priority or by age."""
         if self._heap is None:
             return self.oldest
         self._turns += 1
-        if self._turns % FAIR_TURN == 0:
-            return self.oldest
-        return self.top
-
-    def __iter__(self) -> Iterator[Q]:
-        return (element for element in list(self._arrivals) if element.queued)
+        return self.oldest if self._turns % FAIR_TURN == 0 else self.top
 
 
 class Lane:
@@ -441,7 +437,7 @@ class Lanes:
         if lane is None or not entry.queued:
             return
         self._take(lane, entry)
-        if not lane.entries.live:
+        if not lane.entries:
             self._leave(lane)
 
     def _take(self, lane: Lane, entry: Entry) -> None:
@@ -488,7 +484,7 @@ class Lanes:
         if (
             self.max_wait == 0
             or self.closing
-            or lane.entries.live >= self._size()
+            or len(lane.entries) >= self._size()
             or (self._max_weight is not None and lane.weight >= self._max_weight)
         ):
             return True
@@ -521,7 +517,7 @@ class Lanes:
     def ready(self, now: float) -> int:
         """Return how many batches may be cut now, at least."""
         self._expire(now)
-        lanes = self._ready.live
+        lanes = len(self._ready)
         return lanes and max(lanes, self.count // self._size() if len(self._lanes) == 1 else 0)
 
     def _expire(self, now: float) -> None:
@@ -529,7 +525,7 @@ class Lanes:
         while deadlines and deadlines[0][0] <= now:
             lane = heapq.heappop(deadlines)[2]
             lane.deadline = None
-            if lane.entries.live and not lane.queued:
+            if lane.entries and not lane.queued:
                 self._appraise(lane, now)
 
     def deadline(self) -> float | None:
@@ -546,7 +542,7 @@ class Lanes:
                 self._leave(lane)
                 continue
             lane.flying += 1
-            if lane.entries.live:
+            if lane.entries:
                 self._appraise(lane, now)
             else:
                 self._leave(lane)
@@ -604,7 +600,7 @@ class Lanes:
     def landed(self, lane: Lane, now: float) -> None:
         """Tell that a batch of this lane has ended: its place is free."""
         lane.flying -= 1
-        if lane.entries.live:
+        if lane.entries:
             self._appraise(lane, now)
         elif not lane.flying and self._lanes.get(lane.partition) is lane:
             del self._lanes[lane.partition]
@@ -617,7 +613,7 @@ class Lanes:
                 if mark is not None:
                     entry.marks = [*(entry.marks or ()), mark]
                     mark.left += 1
-            if lane.entries.live:
+            if lane.entries:
                 self._appraise(lane, now)
 
     def sweep(self) -> None:

@@ -132,6 +132,20 @@ _OWN_FIELDS = frozenset(
     ("__dict__", "__weakref__", "__traceback__", "__context__", "__cause__", "__suppress_context__")
 )
 _DESCRIPTORS = (types.MemberDescriptorType, types.GetSetDescriptorType)
+_BUILTIN = type(BaseException.__new__)
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(cls: type[BaseException]) -> tuple[Any, tuple[Any, ...]]:
+    """Tell how a class's instances are copied: by whose ``__new__``, and which fields C code keeps."""
+    maker = next(base for base in cls.__mro__ if type(vars(base).get("__new__")) is _BUILTIN)
+    fields = tuple(
+        field
+        for base in cls.__mro__
+        for name, field in vars(base).items()
+        if isinstance(field, _DESCRIPTORS) and name not in _OWN_FIELDS
+    )
+    return maker, fields
 
 
 def copy_exception(error: E) -> E:
@@ -154,21 +168,16 @@ def copy_exception(error: E) -> E:
 
 def _copy_fields(error: E) -> E:
     cls = type(error)
-    maker = next(base for base in cls.__mro__ if type(vars(base).get("__new__")) is _BUILTIN)
+    maker, fields = _plan(cls)
     if isinstance(error, BaseExceptionGroup):
         members = [copy_exception(member) for member in error.exceptions]
         copy = maker.__new__(cls, error.message, members)
     else:
         copy = maker.__new__(cls, *error.args)
         BaseException.__setattr__(copy, "args", error.args)
-    for base in cls.__mro__:
-        for name, field in vars(base).items():
-            if isinstance(field, _DESCRIPTORS) and name not in _OWN_FIELDS:
-                _copy_field(field, error, copy)
+    for field in fields:
+        _copy_field(field, error, copy)
     return _dress(copy, error)
-
-
-_BUILTIN = type(BaseException.__new__)
 
 
 def _copy_field(field: Any, error: BaseException, copy: BaseException) -> None:

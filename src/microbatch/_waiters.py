@@ -1,0 +1,110 @@
+"""Who waits for an item when that is not one caller with a future: a group's member, a slot's sharers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .handler import copy_exception
+from .outcome import BatchReport, Outcome, outcome_of
+
+if TYPE_CHECKING:
+    from ._runtime import Waiter
+    from .buffer import Entry
+
+
+class Group:
+    """The items of one ``submit_many``: one caller, many outcomes.
+
+    Attributes:
+        values: Each item's value, as far as there is one.
+        errors: The exceptions, by index.
+        attempts: Handler calls by index, where they were not 1.
+        left: Outcomes still missing.
+        entries: The items, once the batcher keeps entries.
+        feed: What still waits for room.
+    """
+
+    __slots__ = ("attempts", "entries", "errors", "feed", "first_id", "left", "values", "waiter")
+
+    def __init__(self, total: int, first_id: int) -> None:
+        self.values: list[Any] = [None] * total
+        self.errors: dict[int, Exception] = {}
+        self.attempts: dict[int, int] = {}
+        self.left = total
+        self.first_id = first_id
+        self.entries: list[Entry] = []
+        self.feed: Any = None
+        self.waiter: Any = None
+
+    def fail(self, index: int, error: Exception, attempts: int = 0) -> None:
+        """Record that an item failed without a handler call."""
+        self.errors[index] = error
+        self.attempts[index] = attempts
+        self.settle()
+
+    def settle(self) -> None:
+        """Count one outcome; the last one wakes the caller."""
+        self.left -= 1
+        if not self.left and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    def report(self) -> BatchReport[Any]:
+        """Return what became of every item."""
+        first, attempts, errors = self.first_id, self.attempts, self.errors
+        if not errors and not attempts:
+            return BatchReport(
+                Outcome(i, True, value, None, False, 1, first + i)  # noqa: FBT003
+                for i, value in enumerate(self.values)
+            )
+        return BatchReport(
+            outcome_of(
+                i,
+                errors[i] if i in errors else value,
+                attempts=attempts.get(i, 1),
+                id=first + i,
+            )
+            for i, value in enumerate(self.values)
+        )
+
+
+class Member(tuple[Group, int]):
+    """The waiter of one item of a group. A tuple, because those are made without running Python."""
+
+    __slots__ = ()
+
+    def done(self) -> bool:
+        return bool(self[0].waiter.done())
+
+    def set_result(self, result: Any) -> None:
+        group, index = self
+        group.values[index] = result
+        group.left -= 1
+        if not group.left and not group.waiter.done():
+            group.waiter.set_result(None)
+
+    def set_exception(self, error: Exception) -> None:
+        group, index = self
+        group.errors[index] = error
+        group.settle()
+
+
+class Shared:
+    """The callers who share one coalesced item."""
+
+    __slots__ = ("waiters",)
+
+    def __init__(self, waiters: list[Waiter]) -> None:
+        self.waiters = waiters
+
+    def done(self) -> bool:
+        return all(waiter.done() for waiter in self.waiters)
+
+    def set_result(self, result: Any) -> None:
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_result(result)
+
+    def set_exception(self, error: Exception) -> None:
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_exception(copy_exception(error))

@@ -1,0 +1,138 @@
+"""Payloads to bytes and back: typed MessagePack, never pickle. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+from typing import Any, Generic, NamedTuple, TypeVar, cast
+
+import msgspec
+
+from .errors import ItemFailed
+
+T = TypeVar("T")
+
+#: What decoding may raise. A nesting bomb ends in RecursionError, a wrong byte in a string in a ValueError.
+UNDECODABLE = (msgspec.DecodeError, ValueError, TypeError, RecursionError)
+
+#: How much of an error is kept. A message of 2,000 characters still says what happened, and 8,000 of a
+#: traceback are its last 50 frames or so: a million dead letters stay at a few gigabytes at the worst.
+MESSAGE_CHARACTERS_MAX = 2_000
+TRACEBACK_CHARACTERS_MAX = 8_000
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Codec(Generic[T]):
+    """Encode and decode values of one type.
+
+    Args:
+        value_type: Any type that msgspec can decode.
+        setting: The setting's name, for messages.
+
+    Raises:
+        TypeError: If msgspec cannot decode into the type, for example a union of structs without tags.
+    """
+
+    def __init__(self, value_type: Any, setting: str) -> None:
+        try:
+            self._decode = msgspec.msgpack.Decoder(value_type).decode
+        except TypeError as error:
+            message = f"{setting} must be a type that msgspec can decode, got {value_type!r}: {error}"
+            raise TypeError(message) from error
+        self._name = getattr(value_type, "__name__", None) or repr(value_type)
+
+    def encode(self, value: Any) -> tuple[bytes, T]:
+        """Return the bytes for the disk and the value as it will be read back.
+
+        Reading back is the validation: msgspec's constructors and its encoder do not check fields, so a
+        wrong one would only be found when a handler is to have it.
+
+        Raises:
+            TypeError: If the value, or a part of it, has no MessagePack form.
+            ValueError: If what would be read back does not fit the type.
+        """
+        try:
+            payload = _encode(value)
+        except (TypeError, OverflowError, ValueError, RecursionError) as error:
+            message = f"cannot encode {type(value).__name__} for the disk: {error}"
+            raise TypeError(message) from error
+        try:
+            return payload, cast("T", self._decode(payload))
+        except UNDECODABLE as error:
+            message = f"{type(value).__name__} does not read back as {self._name}: {error}"
+            raise ValueError(message) from error
+
+    def decode(self, payload: bytes) -> T:
+        """Return the value.
+
+        Raises:
+            ValueError: If the bytes do not fit the type, whatever msgspec said about them.
+        """
+        try:
+            return cast("T", self._decode(payload))
+        except UNDECODABLE as error:
+            message = f"stored bytes no longer decode as {self._name}: {error}"
+            raise ValueError(message) from error
+
+
+def decode_roughly(payload: bytes) -> Any:
+    """Return what can be made of a payload that no longer fits its type: built-in values, or the bytes."""
+    try:
+        return msgspec.msgpack.decode(payload)
+    except UNDECODABLE:
+        return payload
+
+
+def fingerprint(payload: bytes) -> bytes:
+    """Return 16 bytes that tell payloads under the same key apart."""
+    return hashlib.blake2b(payload, digest_size=16).digest()
+
+
+class _Error(NamedTuple):
+    kind: str
+    message: str
+    traceback: str
+
+
+_decode_error = msgspec.msgpack.Decoder(_Error).decode
+
+
+def encode_error(error: BaseException) -> bytes:
+    """Return an exception's class name, text and the end of its traceback, each of bounded length."""
+    try:
+        text = str(error)
+    except Exception as broken:  # noqa: BLE001 - a user's __str__ may raise anything
+        text = f"(its text cannot be shown: {type(broken).__name__})"
+    try:
+        lines = "".join(traceback.format_exception(error, chain=True))
+    except Exception:  # noqa: BLE001 - the same
+        lines = ""
+    if error.__traceback__ is None:
+        lines = ""  # never raised: the class name and the text say it all
+    return _encode(
+        _Error(
+            type(error).__name__,
+            _storable(text[:MESSAGE_CHARACTERS_MAX]),
+            _storable(lines[-TRACEBACK_CHARACTERS_MAX:]),
+        )
+    )
+
+
+def encode_reason(kind: str, message: str) -> bytes:
+    """Return the same for what was not raised: an item whose process died, or that no longer decodes."""
+    return _encode(_Error(kind, _storable(message[:MESSAGE_CHARACTERS_MAX]), ""))
+
+
+def decode_error(data: bytes | None, item_id: int, attempts: int) -> ItemFailed:
+    """Return the stored error as the exception that callers get."""
+    try:
+        error = _decode_error(data or b"")
+    except UNDECODABLE:
+        error = _Error("UnknownError", "its record in the file cannot be read", "")
+    return ItemFailed(item_id, error.kind, error.message, attempts, error.traceback)
+
+
+def _storable(text: str) -> str:
+    # Lone surrogates, from a file name say, have no UTF-8 form and would make the dead letter impossible.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,227 @@
+"""The store that a queue talks to: enqueue, claim, settle, read. Behind it one SQLite file.
+
+`Store` is the whole of what the other rooms know of it, so that a test can put another one in its place.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from .connection import Database
+from .errors import QueueUnavailable
+from .store import PRAGMAS, Limits, Session, prepare, queue_id
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+    import aiosqlite
+
+    from .clock import Clock
+    from .records import Claim, Claimed, Consumer, DeadRow, Found, NewItem, Peek, QueueStats
+    from .records import Settlement, Stored, Take
+
+T = TypeVar("T")
+
+#: Seconds that `on_settle` may take: the file's write lock is held meanwhile, for every process.
+ON_SETTLE_TIMEOUT = 10.0
+
+
+class Store(Protocol):
+    """One named queue in one file. Every call that writes returns once it is on the disk."""
+
+    async def open(self) -> None: ...
+    async def close(self) -> None: ...
+    async def enqueue(
+        self, requests: Sequence[Sequence[NewItem]], take: Take | None
+    ) -> list[list[Stored] | Exception]: ...
+    async def settle_and_claim(
+        self, consumer: int, settlements: Sequence[Settlement], claim: Claim | None
+    ) -> tuple[set[int], list[Claimed]]: ...
+    async def settle_around(
+        self,
+        consumer: int,
+        settlements: Sequence[Settlement],
+        inside: Callable[[aiosqlite.Connection, set[int]], Awaitable[None]],
+    ) -> set[int]: ...
+    async def register(self, pid: int, born: str | None, take: Callable[[int], int]) -> int: ...
+    async def move_consumer(self, consumer: int, lock_file: int) -> None: ...
+    async def is_registered(self, consumer: int) -> bool: ...
+    async def consumers(self) -> list[Consumer]: ...
+    async def reclaim(self, consumer: int, attempts_max: int) -> list[int]: ...
+    async def cancel(self, number: int) -> bool | None: ...
+    async def requeue(self, numbers: Iterable[int]) -> int: ...
+    async def purge(self, numbers: Iterable[int]) -> int: ...
+    async def pause(self, paused: bool) -> None: ...  # noqa: FBT001
+    async def prune(self) -> bool: ...
+    async def find(self, numbers: Iterable[int]) -> list[Found]: ...
+    async def dead_letters(self, after: int, limit: int) -> list[DeadRow]: ...
+    async def stats(self) -> QueueStats: ...
+    async def peek(self, seen: int) -> Peek | None: ...
+
+
+class FileStore:
+    """A `Store` in an SQLite file."""
+
+    def __init__(self, path: Path, queue: str, synchronous: str, limits: Limits, clock: Clock) -> None:
+        self._path = path
+        self._name = queue
+        self._limits = limits
+        self._clock = clock
+        self._queue = 0
+        self._database = Database(
+            path, pragmas=PRAGMAS, prepare=lambda raw: self._prepare(raw, synchronous)
+        )
+
+    def _prepare(self, raw: sqlite3.Connection, synchronous: str) -> None:
+        prepare(raw, self._path, synchronous)
+        self._queue = queue_id(raw, self._name)
+
+    async def open(self) -> None:
+        """Open the file, and make the tables and the queue's row if they are not there."""
+        await self._database.open()
+
+    async def close(self) -> None:
+        """Close the file. A later call opens it again."""
+        await self._database.close()
+
+    async def enqueue(
+        self, requests: Sequence[Sequence[NewItem]], take: Take | None
+    ) -> list[list[Stored] | Exception]:
+        """Store groups of items in one transaction; see `Session.enqueue`.
+
+        A statement that fails on its own account, because of a trigger of the application's say, fails its
+        own group of items only: the rest is tried again, each group in a savepoint.
+        """
+        try:
+            return await self._write(lambda session: session.enqueue(requests, take))
+        except sqlite3.Error:
+            return await self._database.write(lambda raw: self._one_by_one(raw, requests))
+
+    def _one_by_one(
+        self, raw: sqlite3.Connection, requests: Sequence[Sequence[NewItem]]
+    ) -> list[list[Stored] | Exception]:
+        answers: dict[int, list[Stored] | Exception] = {}
+        ruinous: set[int] = set()  # these end the whole transaction, so it must begin anew without them
+        while len(answers) < len(requests):
+            for index in range(len(requests)):
+                if index in answers:
+                    continue
+                raw.execute("SAVEPOINT microbatch")
+                try:
+                    (answers[index],) = self._session(raw).enqueue([requests[index]], None)
+                except sqlite3.Error as error:
+                    answers[index] = QueueUnavailable(str(self._path), str(error))
+                    answers[index].__cause__ = error
+                    if not raw.in_transaction:
+                        ruinous.add(index)
+                        answers = {bad: answers[bad] for bad in ruinous}
+                        raw.execute("BEGIN IMMEDIATE")
+                        break
+                    raw.execute("ROLLBACK TO microbatch")
+                raw.execute("RELEASE microbatch")
+        return [answers[index] for index in range(len(requests))]
+
+    async def settle_and_claim(
+        self, consumer: int, settlements: Sequence[Settlement], claim: Claim | None
+    ) -> tuple[set[int], list[Claimed]]:
+        """Settle, then claim, in one transaction: one fsync for both."""
+
+        def work(session: Session) -> tuple[set[int], list[Claimed]]:
+            settled = session.settle(consumer, settlements) if settlements else set()
+            return settled, session.claim(claim) if claim is not None else []
+
+        return await self._write(work)
+
+    async def settle_around(
+        self,
+        consumer: int,
+        settlements: Sequence[Settlement],
+        inside: Callable[[aiosqlite.Connection, set[int]], Awaitable[None]],
+    ) -> set[int]:
+        """Settle, and run a coroutine in the same transaction before it is committed."""
+
+        def before(raw: sqlite3.Connection) -> set[int]:
+            session = self._session(raw)
+            settled = session.settle(consumer, settlements)
+            session.count()
+            return settled
+
+        return await self._database.transaction_around(before, inside, timeout=ON_SETTLE_TIMEOUT)
+
+    async def register(self, pid: int, born: str | None, take: Callable[[int], int]) -> int:
+        """Make a consumer; see `Session.register`."""
+        return await self._write(lambda session: session.register(pid, born, take))
+
+    async def move_consumer(self, consumer: int, lock_file: int) -> None:
+        """Write down that a consumer's lock is in another file now."""
+        await self._write(lambda session: session.move_consumer(consumer, lock_file))
+
+    async def is_registered(self, consumer: int) -> bool:
+        """Return whether a consumer stands in the file."""
+        return await self._read(lambda session: session.is_registered(consumer))
+
+    async def consumers(self) -> list[Consumer]:
+        """Return all consumers of this queue."""
+        return await self._read(lambda session: session.consumers())
+
+    async def reclaim(self, consumer: int, attempts_max: int) -> list[int]:
+        """Take back what a dead consumer held; see `Session.reclaim`."""
+        return await self._write(lambda session: session.reclaim(consumer, attempts_max))
+
+    async def cancel(self, number: int) -> bool | None:
+        """Cancel an item that nobody has."""
+        return await self._write(lambda session: session.cancel(number))
+
+    async def requeue(self, numbers: Iterable[int]) -> int:
+        """Make dead letters ready again."""
+        return await self._write(lambda session: session.requeue(numbers))
+
+    async def purge(self, numbers: Iterable[int]) -> int:
+        """Remove items that have ended."""
+        return await self._write(lambda session: session.purge(numbers))
+
+    async def pause(self, paused: bool) -> None:  # noqa: FBT001
+        """Stop or resume claims, for every process."""
+        await self._write(lambda session: session.pause(paused))
+
+    async def prune(self) -> bool:
+        """Remove some of what is kept too long; return whether there may be more."""
+        return await self._write(lambda session: session.prune())
+
+    async def find(self, numbers: Iterable[int]) -> list[Found]:
+        """Return the rows that there are."""
+        return await self._read(lambda session: session.find(numbers))
+
+    async def dead_letters(self, after: int, limit: int) -> list[DeadRow]:
+        """Return a page of dead letters."""
+        return await self._read(lambda session: session.dead_letters(after, limit))
+
+    async def stats(self) -> QueueStats:
+        """Return the counts."""
+        return await self._read(lambda session: session.stats(self._database.lock_waits))
+
+    async def peek(self, seen: int) -> Peek | None:
+        """Return what a worker must know, or None if no other connection has committed since ``seen``."""
+
+        def look(raw: sqlite3.Connection) -> Peek | None:
+            (version,) = raw.execute("PRAGMA data_version").fetchone()
+            return None if version == seen else self._session(raw).peek(version)
+
+        return await self._database.glance(look)
+
+    def _session(self, raw: sqlite3.Connection) -> Session:
+        return Session(raw, self._queue, self._name, self._path, self._clock.now(), self._limits)
+
+    async def _write(self, work: Callable[[Session], T]) -> T:
+        def writing(raw: sqlite3.Connection) -> T:
+            session = self._session(raw)
+            result = work(session)
+            session.count()
+            return result
+
+        return await self._database.write(writing)
+
+    async def _read(self, work: Callable[[Session], T]) -> T:
+        return await self._database.read(lambda raw: work(self._session(raw)))

@@ -1,0 +1,111 @@
+"""`by_key`: give each caller its own row of what a bulk read found."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
+from typing import Any, TypeVar, overload
+
+from microbatch import _checks
+from microbatch.handler import call_in_thread, copy_exception, kind_of, name_of
+
+from ._passing import BulkHandler, T, named_after
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+@overload
+def by_key(
+    handler: Callable[[list[T]], Awaitable[Mapping[T, V | Exception]] | Mapping[T, V | Exception]],
+    *,
+    key: None = None,
+    row_key: None = None,
+) -> BulkHandler[T, V]: ...
+@overload
+def by_key(
+    handler: Callable[[list[T]], Awaitable[Mapping[K, V | Exception]] | Mapping[K, V | Exception]],
+    *,
+    key: Callable[[T], K],
+    row_key: None = None,
+) -> BulkHandler[T, V]: ...
+@overload
+def by_key(
+    handler: Callable[[list[T]], Awaitable[Iterable[V]] | Iterable[V]],
+    *,
+    key: Callable[[T], Hashable] | None = None,
+    row_key: Callable[[V], Hashable],
+) -> BulkHandler[T, V]: ...
+def by_key(
+    handler: Callable[[list[Any]], Any],
+    *,
+    key: Callable[[Any], Hashable] | None = None,
+    row_key: Callable[[Any], Hashable] | None = None,
+) -> BulkHandler[Any, Any]:
+    """Make a handler of a bulk read whose rows come by key, or in any order.
+
+    An item that nothing was found for fails alone with ``KeyError(key)``, unless the mapping makes
+    up what is missing, as a ``defaultdict(list)`` of rows grouped by key does. Items with equal
+    keys get the same object. Rows that nobody asked for are left out.
+
+    Args:
+        handler: An async or plain function from a list of items to a mapping by key; with
+            ``row_key`` to an iterable of rows, such as a SELECT returns. An exception in the
+            mapping is raised in its item's caller.
+        key: An item's key; without it the item is its own key. If it raises, that item fails alone.
+        row_key: A row's key. Two rows of one key fail its items alone, with ``ValueError``: a join
+            that multiplies rows should not go unseen.
+
+    Raises:
+        TypeError: If the handler is a generator function or an argument cannot be called; when
+            called, if what the handler returned is no mapping, or with ``row_key`` no iterable.
+    """
+    if kind_of(handler) == "generator":
+        raise TypeError(f"a generator handler is not allowed here, got {name_of(handler)}")
+    in_thread = kind_of(handler) == "thread"
+    _checks.function("key", key)
+    _checks.function("row_key", row_key)
+
+    @named_after(handler)
+    async def keyed(items: list[Any]) -> list[Any]:
+        if not items:
+            return []
+        passed_on = list(items)
+        if in_thread:
+            found = await call_in_thread(handler, passed_on)
+        else:
+            found = await handler(passed_on)
+        rows = _mapping(found, row_key)
+        return [_pick(item, key, rows) for item in items]
+
+    return keyed
+
+
+def _mapping(found: Any, row_key: Callable[[Any], Hashable] | None) -> Mapping[Hashable, Any]:
+    if row_key is None:
+        if not isinstance(found, Mapping):
+            raise TypeError(
+                f"the handler of by_key must return a mapping by key, got {type(found).__name__}: "
+                "for rows in any order give row_key="
+            )
+        return found
+    if isinstance(found, (str, bytes, Mapping)) or not isinstance(found, Iterable):
+        raise TypeError(
+            "the handler of by_key with row_key= must return an iterable of rows, "
+            f"got {type(found).__name__}"
+        )
+    rows: dict[Hashable, Any] = {}
+    for row in found:
+        its_key = row_key(row)
+        if its_key in rows:
+            message = f"by_key expects one row for each key, got more for {its_key!r}"
+            row = ValueError(message)  # noqa: PLW2901 - it takes the row's place
+        rows[its_key] = row
+    return rows
+
+
+def _pick(item: Any, key: Callable[[Any], Hashable] | None, rows: Mapping[Hashable, Any]) -> Any:
+    try:
+        row = rows[item if key is None else key(item)]
+        return copy_exception(row) if isinstance(row, Exception) else row
+    except Exception as error:  # noqa: BLE001 - from key(), or it cannot be hashed
+        return error

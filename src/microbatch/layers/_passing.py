@@ -1,0 +1,42 @@
+"""What the layers have in common: the types of handlers, names, and early outcomes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from microbatch.batch import BatchInfo
+
+T = TypeVar("T")
+R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: What a layer takes: an async or plain bulk function that returns results ...
+Handler = Callable[[list[T]], Awaitable[Sequence[R | Exception]] | Sequence[R | Exception]]
+#: ... or one that has nothing to tell.
+SilentHandler = Callable[[list[T]], Awaitable[None] | None]
+#: What a layer gives back.
+BulkHandler = Callable[[list[T]], Coroutine[Any, Any, list[R | Exception]]]
+
+
+def named_after(handler: Any) -> Callable[[F], F]:
+    """Give a layered handler the name and docstring of the one inside, for logs and telemetry.
+
+    Its annotations are not taken over: they would be wrong wherever a layer changes a type.
+    """
+    assigned = ("__module__", "__name__", "__qualname__", "__doc__")
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    return functools.partial(
+        functools.update_wrapper, wrapped=handler, assigned=assigned, updated=()
+    )
+
+
+def hand_over(batch: BatchInfo | None, index: int, result: Any) -> None:
+    """Let an item's caller go on now, unless a layer further in did so or there is no batch."""
+    if batch is not None:
+        with contextlib.suppress(RuntimeError):
+            batch.resolve(index, result)
