@@ -118,7 +118,6 @@ class Stored(NamedTuple):
 
     id: int
     taken: bool
-    attempts: int = 0
 
 
 class Take(NamedTuple):
