@@ -1,0 +1,497 @@
+# ruff: noqa: ASYNC110 - a thread cannot set an anyio.Event
+"""What takes worker threads: plain handlers, submit_from_thread, threads that never come back. On the real clock."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from typing import Any
+
+import anyio
+import anyio.from_thread
+import anyio.lowlevel
+import anyio.to_thread
+import numpy as np
+import pytest
+from support import counted, outcome, outcomes, run, turns
+
+from microbatch import (
+    Batcher,
+    BatcherClosed,
+    BatcherFull,
+    HandlerCrashed,
+    HandlerStuck,
+    HandlerTimeout,
+    ResultCountError,
+    WouldDeadlock,
+    current_batch,
+)
+
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time, pytest.mark.timeout(30)]
+
+
+def tens(items: list[int]) -> list[int]:
+    return [item * 10 for item in items]
+
+
+async def test_a_plain_handler_runs_in_a_thread() -> None:
+    """It may block: the loop goes on meanwhile."""
+    threads: list[int] = []
+
+    def handler(items: list[int]) -> list[int]:
+        threads.append(threading.get_ident())
+        time.sleep(0.05)
+        return tens(items)
+
+    ticks = 0
+    async with Batcher(handler) as batcher, anyio.create_task_group() as tasks:
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await anyio.sleep(0.005)
+                ticks += 1
+
+        tasks.start_soon(tick)
+        assert await outcomes(*map(batcher.submit, range(5))) == [0, 10, 20, 30, 40]
+        tasks.cancel_scope.cancel()
+    assert len(threads) == 1
+    assert threads[0] != threading.get_ident()
+    assert ticks >= 3
+
+
+class Callable:
+    def __call__(self, items: list[int]) -> list[int]:
+        assert threading.current_thread() is not threading.main_thread()
+        return tens(items)
+
+    def method(self, items: list[int]) -> list[int]:
+        return self(items)
+
+
+@pytest.mark.parametrize("handler", [
+    pytest.param(functools.partial(lambda factor, items: [item * factor for item in items], 10), id="partial"),
+    pytest.param(Callable(), id="object"),
+    pytest.param(Callable().method, id="method"),
+    pytest.param(functools.partial(Callable()), id="partial object"),
+    pytest.param(lambda items: tuple(tens(items)), id="tuple"),
+    pytest.param(lambda items: np.array(items) * 10, id="numpy"),
+])  # fmt: skip
+async def test_any_plain_callable_is_a_handler(handler: Any) -> None:
+    """Partials, objects, methods, lambdas; NumPy arrays come back as results."""
+    async with Batcher(handler) as batcher:
+        assert await outcomes(*map(batcher.submit, range(3))) == [0, 10, 20]
+
+
+async def test_a_plain_callable_that_returns_an_awaitable_is_awaited_in_the_loop() -> None:
+    """A lambda around a coroutine function does not look like one."""
+    main = threading.get_ident()
+
+    async def real(items: list[int]) -> list[int]:
+        assert threading.get_ident() == main
+        await anyio.lowlevel.checkpoint()
+        return tens(items)
+
+    async with Batcher(real) as batcher:
+        assert await outcomes(*map(batcher.submit, range(3))) == [0, 10, 20]
+
+
+async def test_a_plain_handlers_failures_are_those_of_an_async_one() -> None:
+    """Raised, returned, rubbish: the contract does not ask where it ran."""
+
+    def handler(items: list[Any]) -> Any:
+        if "raise" in items:
+            raise LookupError("thread")
+        if "short" in items:
+            return []
+        if "stop" in items:
+            raise StopIteration
+        return [ValueError(item) if item == "bad" else item for item in items]
+
+    async with Batcher(handler) as batcher:
+        errors = await outcomes(*map(batcher.submit, ["raise", 1]))
+        assert [type(error) for error in errors] == [LookupError, LookupError]
+        assert errors[0] is not errors[1]
+        results = await outcomes(*map(batcher.submit, ["bad", 1]))
+        assert [type(results[0]), results[1]] == [ValueError, 1]
+        assert type(await outcome(batcher.submit("short"))) is ResultCountError
+        assert isinstance(await outcome(batcher.submit("stop")), Exception)
+        assert await batcher.submit("good") == "good"
+
+
+@pytest.mark.parametrize("kind", [GeneratorExit, type("Boom", (BaseException,), {})])
+async def test_a_base_exception_in_a_thread_is_a_crash(kind: Any) -> None:
+    """It must end neither the loop nor the worker thread's pool."""
+
+    def handler(items: list[int]) -> list[int]:
+        if 0 in items:
+            raise kind
+        return items
+
+    async with Batcher(handler) as batcher:
+        error = await outcome(batcher.submit(0))
+        assert type(error) is HandlerCrashed
+        assert error.kind == kind.__name__
+        assert await batcher.submit(1) == 1
+
+
+async def test_a_plain_handler_knows_its_batch() -> None:
+    """current_batch() and early results work from the worker thread, too."""
+    seen: list[Any] = []
+    go_on = threading.Event()
+
+    def handler(items: list[int]) -> list[int]:
+        batch = current_batch()
+        assert batch is not None
+        seen.append((batch.size, batch.reason))
+        batch.resolve(0, "early")
+        go_on.wait(5)
+        return items
+
+    async with Batcher(handler) as batcher:
+        first, second = batcher.submit_nowait(1), batcher.submit_nowait(2)
+        assert await first == "early"
+        assert not second.done()
+        go_on.set()
+        assert await second == 2
+    assert seen == [(2, "idle")]
+
+
+async def test_forty_sync_endpoints_do_not_starve_the_plain_handler() -> None:
+    """Each holds one of anyio's 40 threads while it waits: a handler that wanted one of them would never run."""
+    sizes: list[int] = []
+
+    def handler(items: list[int]) -> list[int]:
+        sizes.append(len(items))
+        time.sleep(0.002)
+        return tens(items)
+
+    together = threading.Barrier(40, timeout=10)
+
+    def endpoint(number: int) -> None:
+        together.wait()
+        results[number] = batcher.submit_from_thread(number, timeout=10)
+
+    results: dict[int, int] = {}
+    async with Batcher(handler) as batcher, anyio.create_task_group() as tasks:
+        for number in range(40):
+            tasks.start_soon(anyio.to_thread.run_sync, endpoint, number)
+    assert results == {number: number * 10 for number in range(40)}
+    assert sum(sizes) == 40
+    assert len(sizes) < 40
+
+
+async def test_endpoints_that_hold_all_threads_and_use_the_portal_get_their_results() -> None:
+    """anyio.from_thread.run(batcher.submit, item) is what FastAPI's sync endpoints do."""
+
+    def endpoint(number: int) -> None:
+        results[number] = anyio.from_thread.run(batcher.submit, number)
+
+    results: dict[int, int] = {}
+    async with Batcher(tens) as batcher, anyio.create_task_group() as tasks:
+        for number in range(60):
+            tasks.start_soon(anyio.to_thread.run_sync, endpoint, number)
+    assert results == {number: number * 10 for number in range(60)}
+
+
+async def test_threads_of_all_kinds_may_submit() -> None:
+    """Also those that know nothing of anyio, and many at once."""
+    results: dict[int, int] = {}
+    async with Batcher(tens, max_batch_size=10) as batcher:
+
+        def work(start: int) -> None:
+            for number in range(start, start + 20):
+                results[number] = batcher.submit_from_thread(number, timeout=10)
+
+        threads = [threading.Thread(target=work, args=(start,)) for start in range(0, 160, 20)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            await anyio.sleep(0.005)
+    assert results == {number: number * 10 for number in range(160)}
+    stats = counted(batcher)
+    assert (stats.items, stats.pending) == (160, 0)
+
+
+async def test_submit_from_thread_raises_the_items_error() -> None:
+    """As submit does."""
+
+    def handler(items: list[int]) -> list[Any]:
+        return [KeyError(item) for item in items]
+
+    async with Batcher(handler) as batcher:
+        with pytest.raises(KeyError):
+            await anyio.to_thread.run_sync(batcher.submit_from_thread, 1)
+
+
+async def test_submit_from_thread_waits_for_room() -> None:
+    """It is a caller like any other: full means wait, or BatcherFull where full items are rejected."""
+    hold = threading.Event()
+
+    def handler(items: list[int]) -> list[int]:
+        hold.wait(5)
+        return items
+
+    async with Batcher(handler, max_pending=1) as batcher:
+        first = batcher.submit_nowait(1)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.to_thread.run_sync, batcher.submit_from_thread, 2)
+            while not counted(batcher).waiting:
+                await anyio.sleep(0.002)
+            hold.set()
+        assert await first == 1
+    hold.clear()
+    async with Batcher(handler, max_pending=1, on_full="reject") as batcher:
+        first = batcher.submit_nowait(1)
+        with pytest.raises(BatcherFull):
+            await anyio.to_thread.run_sync(batcher.submit_from_thread, 2)
+        hold.set()
+        assert await first == 1
+
+
+async def test_submit_from_thread_gives_up_after_its_timeout_and_withdraws() -> None:
+    """The thread has gone on, so nobody wants the item any more."""
+    seen: list[int] = []
+
+    async def handler(items: list[int]) -> list[int]:
+        seen.extend(items)
+        await anyio.sleep(0.2)
+        return items
+
+    async with Batcher(handler) as batcher:
+        first = batcher.submit_nowait(1)
+        await turns()
+        start = time.monotonic()
+        with pytest.raises(TimeoutError):
+            await anyio.to_thread.run_sync(
+                functools.partial(batcher.submit_from_thread, 2, timeout=0.02)
+            )
+        assert time.monotonic() - start < 0.15
+        await turns()
+        assert counted(batcher).buffered == 0
+        await first
+    assert seen == [1]
+
+
+async def test_submit_from_thread_refuses_the_loops_own_thread() -> None:
+    """It would block the loop that has to answer it."""
+    async with Batcher(tens, name="own") as batcher:
+        await batcher.submit(1)
+        with pytest.raises(RuntimeError, match="'own'") as caught:
+            batcher.submit_from_thread(2, timeout=1)
+        assert "submit_from_thread" in str(caught.value)
+        assert counted(batcher).pending == 0
+
+
+def test_submit_from_thread_needs_a_loop_that_the_batcher_serves(backend_name: str) -> None:
+    """Before the first use and after the loop's end there is nobody to run the handler."""
+    batcher = Batcher(tens, name="nowhere")
+    with pytest.raises(RuntimeError, match="'nowhere'"):
+        batcher.submit_from_thread(1, timeout=1)
+    assert run(backend_name, batcher.submit, 1, real_time=True) == 10
+    with pytest.raises(RuntimeError, match="'nowhere'"):
+        batcher.submit_from_thread(1, timeout=1)
+
+
+async def test_submit_from_thread_after_closing_says_closed() -> None:
+    """Not "no loop", and never a hang."""
+    batcher = Batcher(tens)
+    await batcher.submit(1)
+    await batcher.aclose()
+    with pytest.raises(BatcherClosed):
+        await anyio.to_thread.run_sync(functools.partial(batcher.submit_from_thread, 1, timeout=5))
+
+
+async def test_a_thread_that_waits_when_the_batcher_closes_is_released() -> None:
+    """Threads cannot be cancelled: one that waits for ever keeps the process from ending."""
+    ended: list[Any] = []
+
+    async def handler(items: list[int]) -> list[int]:
+        await anyio.sleep_forever()
+        return items
+
+    def call() -> None:
+        try:
+            batcher.submit_from_thread(1)
+        except BatcherClosed as error:
+            ended.append(error)
+
+    batcher: Batcher[int, int] = Batcher(handler)
+    async with batcher, anyio.create_task_group() as tasks:
+        await turns()
+        batcher.submit_nowait(0)
+        await turns()
+        tasks.start_soon(anyio.to_thread.run_sync, call)
+        while counted(batcher).pending < 2:
+            await anyio.sleep(0.002)
+        await batcher.aclose(drain_timeout=0)
+    assert len(ended) == 1
+
+
+def test_a_thread_that_waits_when_the_loop_ends_is_released(backend_name: str) -> None:
+    """The loop ends without a close: nobody is left to answer, and the thread must learn it."""
+    ended: list[Any] = []
+    threads: list[threading.Thread] = []
+
+    async def handler(items: list[int]) -> list[int]:
+        await anyio.sleep_forever()
+        return items
+
+    batcher: Batcher[int, int] = Batcher(handler)
+
+    def call() -> None:
+        try:
+            batcher.submit_from_thread(1)
+        except BaseException as error:
+            ended.append(error)
+
+    async def main() -> None:
+        batcher.submit_nowait(0)
+        await turns()
+        thread = threading.Thread(target=call, daemon=True)
+        threads.append(thread)
+        thread.start()
+        while counted(batcher).pending < 2:
+            await anyio.sleep(0.002)
+
+    run(backend_name, main, real_time=True)
+    threads[0].join(5)
+    assert not threads[0].is_alive()
+    assert len(ended) == 1
+
+
+async def test_a_plain_handler_that_waits_on_its_own_batcher_is_refused() -> None:
+    """From its thread the ways back are the portal and submit_from_thread: both would wait for themselves."""
+    refusals: list[Any] = []
+
+    def handler(items: list[int]) -> list[int]:
+        for call in (
+            functools.partial(batcher.submit_from_thread, 5, timeout=5),
+            functools.partial(anyio.from_thread.run, batcher.submit, 5),
+        ):
+            try:
+                call()
+            except RuntimeError as error:
+                refusals.append(error)
+        return items
+
+    batcher: Batcher[int, int] = Batcher(handler)
+    async with batcher:
+        assert await batcher.submit(1) == 1
+    assert type(refusals[0]) is WouldDeadlock
+    assert len(refusals) == 2
+
+
+async def test_a_thread_that_never_returns_frees_its_slot_on_time() -> None:
+    """Threads cannot be killed: the callers get their timeout, the next batch gets a thread of its own."""
+    hold = threading.Event()
+
+    def handler(items: list[int]) -> list[int]:
+        if 0 in items:
+            hold.wait(10)
+        return items
+
+    try:
+        async with Batcher(handler, handler_timeout=0.05) as batcher:
+            start = time.monotonic()
+            assert type(await outcome(batcher.submit(0))) is HandlerTimeout
+            assert time.monotonic() - start < 0.5
+            assert batcher.stats().stuck_threads == 1
+            assert await batcher.submit(1) == 1
+            hold.set()
+            while batcher.stats().stuck_threads:
+                await anyio.sleep(0.005)
+    finally:
+        hold.set()
+
+
+async def test_stuck_threads_are_bounded() -> None:
+    """Past eight new batches fail, rather than a thread more for each."""
+    hold = threading.Event()
+    started = 0
+
+    def handler(items: list[int]) -> list[int]:
+        nonlocal started
+        started += 1
+        hold.wait(10)
+        return items
+
+    try:
+        async with Batcher(handler, handler_timeout=0.02, max_batch_size=1) as batcher:
+            errors = [await outcome(batcher.submit(0)) for _ in range(12)]
+            kinds = [type(error) for error in errors]
+            assert kinds[:8] == [HandlerTimeout] * 8
+            assert kinds[9:] == [HandlerStuck] * 3
+            assert started in (8, 9)
+            assert batcher.stats().stuck_threads == started
+            assert counted(batcher).pending == 0
+            hold.set()
+            while batcher.stats().stuck_threads:
+                await anyio.sleep(0.005)
+            assert await batcher.submit(1) == 1
+    finally:
+        hold.set()
+
+
+async def test_closing_does_not_wait_for_ever_for_a_thread() -> None:
+    """aclose returns after its drain and a bounded grace; the callers are told."""
+    hold = threading.Event()
+
+    def handler(items: list[int]) -> list[int]:
+        hold.wait(30)
+        return items
+
+    batcher = Batcher(handler)
+    try:
+        pending = batcher.submit_nowait(1)
+        await anyio.sleep(0.02)
+        start = time.monotonic()
+        await batcher.aclose(drain_timeout=0.05)
+        assert time.monotonic() - start < 10
+        error = await outcome(pending)
+        assert type(error) is BatcherClosed
+        assert error.started
+    finally:
+        hold.set()
+
+
+async def test_max_concurrency_bounds_the_threads() -> None:
+    """As many plain handlers at once as there are slots, and not fewer."""
+    lock, running, peak = threading.Lock(), 0, 0
+    together = threading.Barrier(3, timeout=5)
+
+    def handler(items: list[int]) -> list[int]:
+        nonlocal running, peak
+        with lock:
+            running += 1
+            peak = max(peak, running)
+        together.wait()
+        with lock:
+            running -= 1
+        return items
+
+    async with Batcher(handler, max_batch_size=1, max_concurrency=3) as batcher:
+        assert await outcomes(*map(batcher.submit, range(6))) == list(range(6))
+    assert peak == 3
+
+
+async def test_context_variables_do_not_leak_into_the_thread() -> None:
+    """The first caller's tenant must not be the handler's."""
+    import contextvars
+
+    tenant = contextvars.ContextVar("tenant", default="nobody")
+    seen: list[str] = []
+
+    def handler(items: list[int]) -> list[int]:
+        seen.append(tenant.get())
+        tenant.set("handler")
+        return items
+
+    batcher = Batcher(handler)
+    for name in ("first", "second"):
+        tenant.set(name)
+        await batcher.submit(1)
+    assert seen == ["nobody", "nobody"]
+    assert tenant.get() == "second"
+    await batcher.aclose()
