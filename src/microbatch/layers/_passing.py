@@ -27,12 +27,15 @@ def named_after(handler: Any) -> Callable[[F], F]:
 
     Its annotations are not taken over: they would be wrong wherever a layer changes a type.
     """
-    assigned = ("__module__", "__name__", "__qualname__", "__doc__")
     while isinstance(handler, functools.partial):
         handler = handler.func
-    return functools.partial(
-        functools.update_wrapper, wrapped=handler, assigned=assigned, updated=()
-    )
+
+    def name(function: F) -> F:
+        for attribute in ("__module__", "__name__", "__qualname__", "__doc__"):
+            setattr(function, attribute, getattr(handler, attribute, getattr(function, attribute)))
+        return function
+
+    return name
 
 
 def hand_over(batch: BatchInfo | None, index: int, result: Any) -> None:

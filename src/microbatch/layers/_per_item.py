@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -78,8 +78,8 @@ async def _outcome(function: Callable[[Any], Any], item: Any, name: str) -> Any:
     except Exception as error:  # noqa: BLE001 - whatever it is, it is this item's
         return error
     except anyio.get_cancelled_exc_class() as error:
-        # If nobody cancelled us the function raised it itself; let through, it would quietly end the
-        # task group and leave the other items without an outcome.
+        # If nobody cancelled us the function raised it itself; let through, it would quietly end
+        # the task group and leave the other items without an outcome.
         if anyio.current_effective_deadline() == -math.inf:
             raise
         crash = HandlerCrashed(name, type(error).__name__)
