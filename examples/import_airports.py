@@ -7,17 +7,16 @@ rows are broken on purpose and fail alone. For comparison the first rows go in o
 transaction of its own, and what all of them would have taken that way is extrapolated.
 """
 
+import asyncio
 import csv
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from time import perf_counter
 
 import airportsdata
-import anyio
-from anyio import to_thread
 from tqdm import tqdm
 
 from microbatch import Batcher
@@ -75,7 +74,9 @@ class Run:
         self.waits: list[float] = []
         self.failed: list[tuple[Row, Exception]] = []
 
-    async def go(self, submit: Callable[[Row], Awaitable[object]], rows: list[Row]) -> None:
+    async def go(
+        self, submit: Callable[[Row], Coroutine[object, object, object]], rows: list[Row]
+    ) -> None:
         """Start the tasks and wait for the last; the bar shows on a terminal only."""
 
         async def request(row: Row) -> None:
@@ -89,9 +90,9 @@ class Run:
 
         begin = perf_counter()
         with tqdm(total=len(rows), unit=" rows", disable=None, leave=False) as bar:
-            async with anyio.create_task_group() as tasks:
+            async with asyncio.TaskGroup() as tasks:
                 for row in rows:
-                    tasks.start_soon(request, row)
+                    tasks.create_task(request(row))
         self.seconds = perf_counter() - begin
 
     def show(self, title: str, transactions: int, times: float = 1.0) -> None:
@@ -110,15 +111,18 @@ async def main(path: Path) -> None:
     for number, change in enumerate(BROKEN, 1):
         rows.insert(number * 5_000, real[number] | change)
 
-    airports, batched, single, turn = Airports(path), Run(), Run(), anyio.CapacityLimiter(1)
+    airports, batched, single, turn = Airports(path), Run(), Run(), asyncio.Lock()
     async with Batcher(airports.insert, max_batch_size=500) as batcher:
         await batched.go(batcher.submit, rows)
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # on the same disk
         other = Airports(Path(folder) / "other.sqlite")
-        await single.go(
-            lambda row: to_thread.run_sync(other.insert, [row], limiter=turn), real[:SAMPLE]
-        )
+
+        async def insert(row: Row) -> None:
+            async with turn:
+                await asyncio.to_thread(other.insert, [row])
+
+        await single.go(insert, real[:SAMPLE])
         other.database.close()
 
     print(f"{'':<24}{'rows':>7}{'transactions':>14}{'seconds':>9}{'rows/s':>9}{'p50':>9}{'p99':>9}")
@@ -136,4 +140,4 @@ async def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, Path(*sys.argv[1:] or ["airports.sqlite"]))
+    asyncio.run(main(Path(*sys.argv[1:] or ["airports.sqlite"])))

@@ -8,13 +8,13 @@ for it and for nobody else. For comparison each call makes a query of its own, o
 The tables stand in a schema of their own, ``microbatch_example``, which is dropped at the end.
 """
 
+import asyncio
 import random
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from time import perf_counter
 
-import anyio
 import asyncpg
 
 from microbatch import batched
@@ -66,9 +66,9 @@ async def ask(read: Callable[[int], Awaitable[str]], wanted: list[int]) -> Count
         except AuthorMissingError:
             answers["missing"] += 1
 
-    async with anyio.create_task_group() as tasks:
+    async with asyncio.TaskGroup() as tasks:
         for author in wanted:
-            tasks.start_soon(book, author)
+            tasks.create_task(book(author))
     return answers
 
 
@@ -93,4 +93,4 @@ async def main(dsn: str) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, sys.argv[1])
+    asyncio.run(main(sys.argv[1]))
