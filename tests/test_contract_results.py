@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
     pytest.param(deque, id="deque"),
     pytest.param(lambda values: array.array("i", values), id="array"),
     pytest.param(np.array, id="numpy"),
-    pytest.param(lambda values: dict.fromkeys(values).keys(), id="dict view"),
+    pytest.param(lambda values: dict(enumerate(values)).values(), id="dict values"),
     pytest.param(lambda values: range(values[0], values[-1] + 1), id="range"),
 ])  # fmt: skip
 async def test_any_sized_iterable_is_a_result(make: Any) -> None:
@@ -39,7 +39,7 @@ async def test_any_sized_iterable_is_a_result(make: Any) -> None:
         return make(items)
 
     async with Batcher(handler) as batcher:
-        assert await outcomes(*map(batcher.submit, range(5))) == list(range(5))
+        assert await outcomes(*map(batcher.submit_nowait, range(5))) == list(range(5))
 
 
 async def test_rows_of_a_matrix_are_results() -> None:
@@ -65,7 +65,7 @@ async def test_a_handler_that_returns_none_gives_every_caller_none() -> None:
         assert await batcher.submit_many([3, 4]) == [None, None]
         report = await batcher.submit_many_report([5])
         assert report[0].ok
-    assert seen == [0, 1, 2, 3, 4, 5]
+    assert sorted(seen) == [0, 1, 2, 3, 4, 5]
 
 
 async def test_item_errors_and_skips_reach_their_own_caller() -> None:

@@ -24,10 +24,10 @@ INFINITE = float("inf")
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"max_batch_size": 0}, ValueError, "max_batch_size must be at least 1, got 0"),
     ({"max_batch_size": -5}, ValueError, "max_batch_size must be at least 1, got -5"),
-    ({"max_batch_size": 2.5}, TypeError, "max_batch_size must be an int or an AdaptiveSize, got 2.5"),
-    ({"max_batch_size": "100"}, TypeError, "max_batch_size must be an int or an AdaptiveSize, got '100'"),
-    ({"max_batch_size": None}, TypeError, "max_batch_size must be an int or an AdaptiveSize, got None"),
-    ({"max_batch_size": True}, TypeError, "max_batch_size must be an int or an AdaptiveSize, got True"),
+    ({"max_batch_size": 2.5}, TypeError, "max_batch_size must be an int, got 2.5"),
+    ({"max_batch_size": "100"}, TypeError, "max_batch_size must be an int, got '100'"),
+    ({"max_batch_size": None}, TypeError, "max_batch_size must be an int, got None"),
+    ({"max_batch_size": True}, TypeError, "max_batch_size must be an int, got True"),
     ({"max_wait": -0.1}, ValueError, "max_wait must be at least 0, got -0.1"),
     ({"max_wait": NOT_A_NUMBER}, ValueError, "max_wait must be finite, got nan"),
     ({"max_wait": INFINITE}, ValueError, "max_wait must be finite, got inf"),
@@ -38,7 +38,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"max_concurrency": None}, TypeError, "max_concurrency must be an int, got None"),
     ({"max_concurrency": 1.0}, TypeError, "max_concurrency must be an int, got 1.0"),
     ({"max_pending": 0}, ValueError, "max_pending must be at least 1, got 0"),
-    ({"max_pending": 1e4}, TypeError, "max_pending must be an int or None, got 10000.0"),
+    ({"max_pending": 1e4}, TypeError, "max_pending must be an int, got 10000.0"),
     ({"on_full": "drop"}, ValueError, "on_full must be 'wait' or 'reject', got 'drop'"),
     ({"on_full": None}, ValueError, "on_full must be 'wait' or 'reject', got None"),
     ({"weigh": 5}, TypeError, "weigh must be a function or None, got 5"),
@@ -157,13 +157,15 @@ def test_retry_needs_to_be_told_what_is_retryable() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("priority", ["1", 1.5, None, True], ids=repr)
+@pytest.mark.parametrize("priority", ["1", [5], True, NOT_A_NUMBER], ids=repr)
 @pytest.mark.parametrize("call", ["submit", "submit_nowait", "submit_many", "submit_many_report"])
-async def test_a_priority_that_is_no_int_is_refused(priority: Any, call: str) -> None:
+async def test_a_priority_that_is_no_number_is_refused(priority: Any, call: str) -> None:
     """Mixed types would fail later, in somebody else's comparison."""
     handler = Recorder()
     async with Batcher(handler) as batcher:
-        with pytest.raises(TypeError, match=rf"^priority must be an int, got {priority!r}"):
+        with pytest.raises(
+            TypeError, match="^" + re.escape(f"priority must be a number, got {priority!r}")
+        ):
             result = getattr(batcher, call)([1] if "many" in call else 1, priority=priority)
             if call != "submit_nowait":
                 await result
@@ -210,17 +212,6 @@ async def test_a_bad_drain_timeout_does_not_close(value: Any, error: Any, text: 
         assert await batcher.submit(1) == 1
 
 
-@pytest.mark.anyio
-async def test_a_batcher_is_entered_once() -> None:
-    """Leaving the inner block would close the outer one's."""
-    batcher = Batcher(echo, name="twice")
-    async with batcher:
-        with pytest.raises(RuntimeError, match="'twice'"):
-            async with batcher:
-                pass
-        assert await batcher.submit(1) == 1
-
-
 def test_submitting_without_a_loop_is_refused() -> None:
     """submit_nowait outside of any event loop has nobody to run the handler."""
     batcher = Batcher(echo, name="nowhere")
@@ -236,7 +227,7 @@ async def test_submit_from_thread_checks_its_timeout(timeout: Any) -> None:
     """By name, before anything is submitted."""
     async with Batcher(echo) as batcher:
         await batcher.submit(1)
-        with pytest.raises((TypeError, ValueError), match="^timeout must be"):
+        with pytest.raises((TypeError, ValueError), match=r"^timeout must be"):
             await anyio.to_thread.run_sync(batcher.submit_from_thread, 1, timeout)
         assert batcher.stats().pending == 0
 

@@ -61,19 +61,9 @@ async def test_after_closing_every_submit_says_closed() -> None:
     assert str(await outcome(batcher.submit(1))) == text
     with pytest.raises(BatcherClosed, match=text):
         batcher.submit_nowait(1)
-    failed = await outcome(batcher.submit_many([1]))
-    assert [str(error) for error in failed.exceptions] == [text]
+    assert str(await outcome(batcher.submit_many([1]))) == text
+    assert str(await outcome(batcher.submit_many_report([1]))) == text
     assert counted(batcher).pending == 0
-
-
-async def test_a_report_after_closing_has_the_refusals_as_outcomes() -> None:
-    """submit_many_report never raises for an item."""
-    batcher = Batcher(Recorder())
-    await batcher.aclose()
-    report = await batcher.submit_many_report([1, 2])
-    assert [type(one.error) for one in report] == [BatcherClosed, BatcherClosed]
-    assert report.errors == {"batcher_closed": 2}
-    assert [one.attempts for one in report] == [0, 0]
 
 
 async def test_a_never_used_batcher_closes() -> None:
@@ -413,6 +403,7 @@ async def test_submit_many_ends_when_the_batcher_closes_below_it() -> None:
 # --- loops ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.asyncio_logs
 def test_a_loop_that_ends_without_a_close_is_forgotten(backend_name: str) -> None:
     """Scripts and tests do it all the time: the next loop finds an empty batcher, not a dead one."""
     handler = Recorder(seconds=1)
@@ -434,6 +425,7 @@ def test_a_loop_that_ends_without_a_close_is_forgotten(backend_name: str) -> Non
         assert run(backend_name, go_on) == [70, 80]
 
 
+@pytest.mark.asyncio_logs
 def test_a_loop_that_ends_while_callers_wait_for_room_leaves_no_room_taken(
     backend_name: str,
 ) -> None:
@@ -545,6 +537,8 @@ def test_an_interrupt_in_the_handler_goes_where_it_belongs(backend_name: str, ki
             yield error
 
     assert kind in {type(leaf) for leaf in leaves(caught.value)}
-    assert ended[-1] == "left"
-    if len(ended) == 2:
+    assert "left" in ended
+    if len(ended) >= 2:
         assert type(ended[0]) is HandlerCrashed
+    # trio lets nothing but Ctrl-C out of a task that is nobody's child: SystemExit waits for the close.
+    assert "survived" not in ended or (backend_name, kind) == ("trio", SystemExit)

@@ -278,9 +278,8 @@ async def test_submit_from_thread_refuses_the_loops_own_thread() -> None:
     """It would block the loop that has to answer it."""
     async with Batcher(tens, name="own") as batcher:
         await batcher.submit(1)
-        with pytest.raises(RuntimeError, match="'own'") as caught:
+        with pytest.raises(RuntimeError, match="submit_from_thread"):
             batcher.submit_from_thread(2, timeout=1)
-        assert "submit_from_thread" in str(caught.value)
         assert counted(batcher).pending == 0
 
 
@@ -319,16 +318,17 @@ async def test_a_thread_that_waits_when_the_batcher_closes_is_released() -> None
 
     batcher: Batcher[int, int] = Batcher(handler)
     async with batcher, anyio.create_task_group() as tasks:
-        await turns()
-        batcher.submit_nowait(0)
+        first = batcher.submit_nowait(0)
         await turns()
         tasks.start_soon(anyio.to_thread.run_sync, call)
         while counted(batcher).pending < 2:
             await anyio.sleep(0.002)
         await batcher.aclose(drain_timeout=0)
+        assert type(await outcome(first)) is BatcherClosed
     assert len(ended) == 1
 
 
+@pytest.mark.asyncio_logs
 def test_a_thread_that_waits_when_the_loop_ends_is_released(backend_name: str) -> None:
     """The loop ends without a close: nobody is left to answer, and the thread must learn it."""
     ended: list[Any] = []
