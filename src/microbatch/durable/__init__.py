@@ -1,0 +1,31 @@
+"""The durable mode: the same ``submit``, on disk before it is acknowledged."""
+
+from .errors import (
+    IdempotencyConflict,
+    ItemCancelled,
+    ItemFailed,
+    QueueCorrupt,
+    QueueFull,
+    QueueUnavailable,
+    SchemaTooNew,
+    UnknownTicket,
+)
+from .queue import DurableQueue
+from .records import DeadLetter, QueueStats, Ticket
+from .worker import DurableBatcher
+
+__all__ = [
+    "DeadLetter",
+    "DurableBatcher",
+    "DurableQueue",
+    "IdempotencyConflict",
+    "ItemCancelled",
+    "ItemFailed",
+    "QueueCorrupt",
+    "QueueFull",
+    "QueueStats",
+    "QueueUnavailable",
+    "SchemaTooNew",
+    "Ticket",
+    "UnknownTicket",
+]

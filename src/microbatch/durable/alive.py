@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .records import Consumer
 
 if sys.platform == "win32":  # pragma: no cover - not run on this platform
@@ -57,7 +59,7 @@ class _LockFile:
     def __init__(self, descriptor: int, identity: int) -> None:
         self.descriptor = descriptor
         self.identity = identity
-        self.held: set[int] = set()
+        self.held: dict[int, Callable[[], bool]] = {}
 
 
 #: By inode. A descriptor is closed only once the process holds nothing in its file: until then a close,
@@ -92,10 +94,13 @@ class Presence:
 
     Args:
         path: The queue's file; the lock file beside it gets its permissions.
+        lives: Tells the consumers of this same process whether this one still works: its event loop may
+            have ended under it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, lives: Callable[[], bool] = lambda: True) -> None:
         self._database = path
+        self._lives = lives
         self._path = path.with_name(f"{path.name}-alive")
         self._file: _LockFile | None = None
         self._byte: int | None = None
@@ -117,7 +122,7 @@ class Presence:
             if not _try_lock(lock_file.descriptor, byte):
                 message = f"byte {byte} of {self._path} is held by another process"
                 raise RuntimeError(message)
-            lock_file.held.add(byte)
+            lock_file.held[byte] = self._lives
             before, self._file, self._byte = self._file, lock_file, byte
             _drop(before, byte, unless=lock_file)
 
@@ -148,8 +153,9 @@ class Presence:
                 # Its lock is in a file that has been deleted since, so it cannot be asked for. A living
                 # process notices that too and moves (`follow`); until then its number must do.
                 return _runs(consumer.pid, consumer.born)
-            if consumer.id in lock_file.held:
-                return True
+            lives = lock_file.held.get(consumer.id)
+            if lives is not None:
+                return lives()
             if not _try_lock(lock_file.descriptor, consumer.id):
                 return True
             _unlock(lock_file.descriptor, consumer.id)
@@ -176,7 +182,7 @@ class Presence:
 def _drop(lock_file: _LockFile | None, byte: int | None, *, unless: _LockFile | None = None) -> None:
     if lock_file is None or byte is None or lock_file is unless:
         return
-    lock_file.held.discard(byte)
+    lock_file.held.pop(byte, None)
     with contextlib.suppress(OSError):
         _unlock(lock_file.descriptor, byte)
     if not lock_file.held:

@@ -170,6 +170,13 @@ class Database:
                 raw.execute("ROLLBACK")
         self._inode = self.path.stat().st_ino
 
+    def forget(self) -> None:
+        """Let go of the connection of an event loop that has ended: its thread closes it by itself."""
+        connection, self._connection = self._connection, None
+        self._lock = anyio.Lock(fast_acquire=True)
+        if connection is not None:
+            connection.stop()
+
     async def close(self) -> None:
         """Close the connection and end its thread, whatever is cancelled."""
         with anyio.CancelScope(shield=True):

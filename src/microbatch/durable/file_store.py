@@ -33,6 +33,7 @@ class Store(Protocol):
 
     async def open(self) -> None: ...
     async def close(self) -> None: ...
+    def forget(self) -> None: ...
     async def enqueue(
         self, requests: Sequence[Sequence[NewItem]], take: Take | None
     ) -> list[list[Stored] | Exception]: ...
@@ -85,6 +86,10 @@ class FileStore:
     async def close(self) -> None:
         """Close the file. A later call opens it again."""
         await self._database.close()
+
+    def forget(self) -> None:
+        """Let go of what belongs to an event loop that has ended."""
+        self._database.forget()
 
     async def enqueue(
         self, requests: Sequence[Sequence[NewItem]], take: Take | None

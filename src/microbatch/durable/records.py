@@ -114,10 +114,17 @@ class NewItem(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """What became of a new item: its id, and whether this consumer has it already."""
+    """What became of a new item.
+
+    Attributes:
+        id: Its id.
+        taken: Whether the enqueueing consumer has it already.
+        repeated: Whether it is an older item, which has the same key.
+    """
 
     id: int
-    taken: bool
+    taken: bool = False
+    repeated: bool = False
 
 
 class Take(NamedTuple):

@@ -134,6 +134,8 @@ _SCHEMA = (
 #: Statements that lead from version n to n + 1, by n. Nothing was ever released before version 1.
 _MIGRATIONS: dict[int, tuple[str, ...]] = {}
 
+_HAS_TABLES = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'microbatch_schema'"
+_QUEUE_ID = "SELECT id FROM microbatch_queues WHERE name = ?"
 _QUEUE = "SELECT paused, ready, scheduled, claimed FROM microbatch_queues WHERE id = ?"
 _LAST_ID = "SELECT last_id FROM microbatch_schema"
 _SET_LAST_ID = "UPDATE microbatch_schema SET last_id = ?"
@@ -155,9 +157,10 @@ _CLAIM = """UPDATE microbatch_items SET state = 2, consumer = ?, claim = ?, atte
     WHERE id = ?"""
 _MINE = """SELECT id, claim, key FROM microbatch_items
     WHERE id IN (SELECT value FROM json_each(?)) AND consumer = ? AND state = 2"""
-_SETTLE = """UPDATE microbatch_items SET state = ?, result = ?, error = coalesce(?, error), due = coalesce(?, due),
-    ended_at = ?, keep_until = ?, attempts = attempts - ?, suspect = suspect * ?, consumer = NULL, claim = NULL
-    WHERE id = ?"""
+_SETTLE = """UPDATE microbatch_items SET state = ?1, result = ?2,
+    error = CASE ?1 WHEN 0 THEN error ELSE ?3 END, due = coalesce(?4, due), ended_at = ?5,
+    keep_until = ?6, attempts = attempts - ?7, suspect = suspect * ?7, consumer = NULL, claim = NULL
+    WHERE id = ?8"""
 _KEY_EXPIRES = "SELECT expires FROM microbatch_keys WHERE queue = ? AND key = ? AND item = ?"
 _COUNT = """UPDATE microbatch_queues SET ready = ready + ?, scheduled = scheduled + ?, claimed = claimed + ?,
     done = done + ?, cancelled = cancelled + ?, dead = dead + ? WHERE id = ?"""
@@ -246,8 +249,7 @@ def prepare(raw: sqlite3.Connection, path: Path, synchronous: str) -> None:
 
 
 def _version(raw: sqlite3.Connection) -> int:
-    found = raw.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'microbatch_schema'")
-    if found.fetchone() is None:
+    if raw.execute(_HAS_TABLES).fetchone() is None:
         return 0
     (version,) = raw.execute("SELECT version FROM microbatch_schema").fetchone()
     return int(version)
@@ -255,9 +257,11 @@ def _version(raw: sqlite3.Connection) -> int:
 
 def queue_id(raw: sqlite3.Connection, name: str) -> int:
     """Return the number of a named queue, which is made if there is none yet."""
-    raw.execute("INSERT INTO microbatch_queues (name) VALUES (?) ON CONFLICT DO NOTHING", (name,))
-    (number,) = raw.execute("SELECT id FROM microbatch_queues WHERE name = ?", (name,)).fetchone()
-    return int(number)
+    found = raw.execute(_QUEUE_ID, (name,)).fetchone()
+    if found is None:
+        raw.execute("INSERT INTO microbatch_queues (name) VALUES (?) ON CONFLICT DO NOTHING", (name,))
+        found = raw.execute(_QUEUE_ID, (name,)).fetchone()
+    return int(found[0])
 
 
 class Limits:
@@ -397,8 +401,7 @@ class Session:
                 self._now + delay if state == State.SCHEDULED else None,
                 self._now if ended else None,
                 self._keep_until(number, found[2]) if ended else None,
-                int(uncounted),
-                int(uncounted),  # a handler that came back did not kill its process: no longer suspect
+                int(uncounted),  # if it is 0 the handler came back: the item is no longer suspect either
                 number,
             ))
             settled.add(number)
@@ -616,11 +619,22 @@ def enqueueing(
     return insertion.stored(taken)
 
 
+def joining_queue(name: str) -> Generator[Step, Any, tuple[int | None, str, int]]:
+    """Return a queue's number, the file and the synchronous mode of a connection of the application's."""
+    files = yield "PRAGMA database_list", (), False
+    ((level,),) = yield "PRAGMA synchronous", (), False
+    file = next(file for _, schema, file in files if schema == "main")
+    if not (yield _HAS_TABLES, (), False):
+        return None, file, level
+    found = yield _QUEUE_ID, (name,), False
+    return (found[0][0] if found else None), file, level
+
+
 class _Insertion:
     """The rows of one enqueueing transaction, put together group by group."""
 
     def __init__(self, last_id: int) -> None:
-        self.last_id = last_id
+        self._first = self.last_id = last_id
         self.rows: list[tuple[int, NewItem]] = []
         self.keys: dict[str, tuple[int, bytes]] = {}
         self._answers: list[list[int] | Exception] = []
@@ -691,7 +705,9 @@ class _Insertion:
     def stored(self, taken: frozenset[int]) -> list[list[Stored] | Exception]:
         """Return the answer for each group."""
         return [
-            answer if isinstance(answer, Exception) else [Stored(n, n in taken) for n in answer]
+            answer
+            if isinstance(answer, Exception)
+            else [Stored(n, n in taken, n <= self._first) for n in answer]
             for answer in self._answers
         ]
 

@@ -1,0 +1,741 @@
+"""DurableQueue: enqueue, wait for results, administer. What a process holds that has no handler."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+
+import aiosqlite
+import anyio
+
+from .. import _checks
+from .._runtime import current_runtime
+from ..batcher import Batcher
+from ..errors import BatcherClosed
+from .clock import Clock
+from .codec import Codec, decode_error, decode_roughly, fingerprint
+from .errors import ItemCancelled, ItemFailed, QueueUnavailable, UnknownTicket
+from .file_store import FileStore
+from .joining import enqueue_on, enqueue_on_aiosqlite
+from .records import DeadLetter, NewItem, State, Ticket, ticket_id
+from .store import SYNCHRONOUS, Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterable, Sequence
+    from types import TracebackType
+
+    from .._runtime import Handle, Runtime
+    from .file_store import Store
+    from .records import AnyTicket, Found, QueueStats, Stored, Take
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+logger = logging.getLogger("microbatch.durable")
+
+#: Items in one enqueueing transaction at most, unless a single `enqueue_many` brings more. From 1000 rows on
+#: a transaction gets no cheaper per row, and this many take about 20 ms, for which the others wait.
+GROUP_MAX = 1_000
+
+#: Callers of enqueue and submit who may wait for the disk; more of them wait for room.
+PENDING_MAX = 10_000
+
+#: Seconds between two looks while the file cannot be used.
+TROUBLE_PAUSE = 0.25
+
+_INTEGER_MAX = 2**63 - 1
+_KEY_CHARACTERS_MAX = 1_000
+_UNSET: Any = object()
+
+
+class Request:
+    """What one call wants stored: its items, and who waits for their results."""
+
+    __slots__ = ("items", "values", "waiter")
+
+    def __init__(self, items: list[NewItem], values: list[Any], waiter: Any = None) -> None:
+        self.items = items
+        self.values = values
+        self.waiter = waiter
+
+
+class DurableQueue(Generic[T, R]):
+    """A queue of items on disk, without a handler.
+
+    A process holds it that only enqueues, waits for the results of workers elsewhere, or administers.
+    ``DurableBatcher`` is the same with a handler. Both work from the first call on; ``async with`` or
+    ``aclose()`` closes the file.
+
+    Args:
+        path: The SQLite file; created, readable by its owner only, if there is none. It may be the
+            application's own.
+        item_type: What items are: any type that msgspec can decode.
+        result_type: The same for results; by default they are read back as built-in values.
+        queue: The queue's name in the file.
+        max_depth: Items not yet ended in this queue, at least 1; beyond, ``QueueFull``.
+        max_file_bytes: Pages in use plus the write-ahead log; beyond, ``QueueFull`` for new items, while
+            what is there can still be finished. None for no bound.
+        key_ttl: Seconds for which a key is remembered, at least 0. A day, as is usual for them.
+        result_ttl: Seconds for which done and cancelled items are kept, at least 0.
+        keep_dead: Dead letters kept at most, the newest; None for all.
+        keep_done: Done items kept at most, the newest; None for all within ``result_ttl``. Beyond it a
+            key still prevents a second run, but its result is gone.
+        poll_interval: Seconds, more than 0: how soon a result or an item of another process is noticed.
+        synchronous: ``"full"``: what is acknowledged survives a power cut. ``"extra"`` also syncs the
+            directory; ``"normal"`` survives only the death of the process.
+        name: For logs and telemetry; the queue's name by default.
+        telemetry: For telemetry.
+
+    Raises:
+        TypeError: If a setting has the wrong type, or msgspec cannot decode ``item_type``.
+        ValueError: If a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        item_type: type[T] | Any,
+        result_type: type[R] | Any = None,
+        queue: str = "default",
+        max_depth: int = 1_000_000,
+        max_file_bytes: int | None = None,
+        key_ttl: float = 86_400.0,
+        result_ttl: float = 86_400.0,
+        keep_dead: int | None = None,
+        keep_done: int | None = None,
+        poll_interval: float = 0.05,
+        synchronous: str = "full",
+        name: str | None = None,
+        telemetry: Any = None,
+    ) -> None:
+        for setting, value in (("queue", queue), ("name", name or queue)):
+            if not isinstance(value, str) or not value:
+                message = f"{setting} must be a str that is not empty, got {value!r}"
+                raise TypeError(message)
+        if synchronous not in SYNCHRONOUS:
+            message = f"synchronous must be 'full', 'extra' or 'normal', got {synchronous!r}"
+            raise ValueError(message)
+        for setting, count, minimum in (
+            ("max_file_bytes", max_file_bytes, 1),
+            ("keep_dead", keep_dead, 0),
+            ("keep_done", keep_done, 0),
+        ):
+            if count is not None:
+                _checks.whole_number(setting, count, minimum)
+        # Absolute now: the working directory may change before the first call.
+        self._path = Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute() keeps "..", which SQLite does not
+        self._name = name or queue
+        self._queue_name = queue
+        self._telemetry = telemetry
+        self._items: Codec[T] = Codec(item_type, "item_type")
+        self._results: Codec[R] = Codec(Any if result_type is None else result_type, "result_type")
+        self._limits = Limits(
+            max_depth=_checks.whole_number("max_depth", max_depth, 1),
+            max_file_bytes=max_file_bytes,
+            key_ttl=_checks.number("key_ttl", key_ttl, minimum=0),
+            result_ttl=_checks.number("result_ttl", result_ttl, minimum=0),
+            keep_dead=keep_dead,
+            keep_done=keep_done,
+        )
+        self._poll_interval = _checks.number("poll_interval", poll_interval, above=0)
+        self._synchronous = synchronous
+        self._clock = Clock()
+        self._store: Store = FileStore(
+            self._path, queue, synchronous, self._limits, self._clock
+        )
+        self._process = os.getpid()
+        self._state = "new"
+        self._forget()
+
+    def _forget(self) -> None:
+        """Set the state of a queue that serves no event loop."""
+        self._runtime: Runtime | None = None
+        self._opening: anyio.Lock = anyio.Lock(fast_acquire=True)
+        self._watching: Handle | None = None
+        self._watched: anyio.Event | None = None
+        self._alarm: anyio.Event | None = None
+        self._waiters: dict[int, list[Any]] = {}
+        self._seen = -1
+        self._trouble = False
+        self._enqueues: Batcher[Request, list[Stored]] = Batcher(
+            self._enqueue_group,
+            max_batch_size=GROUP_MAX,
+            max_pending=PENDING_MAX,
+            name=f"{self._name} enqueue",
+        )
+        self._lookups: Batcher[int, Found | None] = Batcher(
+            self._look_up, max_batch_size=GROUP_MAX, max_pending=None, name=f"{self._name} look up"
+        )
+
+    # Opening and closing
+
+    @property
+    def name(self) -> str:
+        """Return the queue's name for logs and telemetry."""
+        return self._name
+
+    async def _open(self) -> Runtime:
+        """Make sure that the queue is open, here, in this process, and serves the running event loop."""
+        runtime = self._runtime
+        if self._state == "open" and runtime is not None and runtime.is_current() and self._process == os.getpid():
+            return runtime
+        if self._process != os.getpid():
+            message = f"queue {self._name!r} belongs to another process, which forked this one: make a new one here"
+            raise RuntimeError(message)
+        if self._state in ("closing", "closed"):
+            raise BatcherClosed(self._name)
+        if runtime is not None and not runtime.is_current():
+            if not runtime.has_ended():
+                message = f"queue {self._name!r} serves another event loop that is still alive: make one for each"
+                raise RuntimeError(message)
+            self._lose_loop()
+        current = current_runtime()
+        if not hasattr(current.create_waiter(), "add_done_callback"):
+            message = "the durable mode needs asyncio: aiosqlite, which runs its connection, does not work under trio"
+            raise RuntimeError(message)
+        self._runtime = current
+        async with self._opening:
+            if self._state == "new":
+                await self._start()
+                self._state = "open"
+        return current
+
+    async def _start(self) -> None:
+        await self._store.open()
+        self._alarm = anyio.Event()
+        self._watched = anyio.Event()
+        runtime = self._runtime
+        assert runtime is not None  # noqa: S101 - `_open` has just set it
+        self._watching = runtime.spawn(self._watch, None, f"{self._name} watch", self._watch_ended)
+
+    def _lose_loop(self) -> None:
+        logger.warning("queue %r: its event loop ended without aclose()", self._name)
+        self._store.forget()
+        self._state = "new"
+        self._forget()
+
+    async def __aenter__(self) -> Self:
+        """Open the file.
+
+        Raises:
+            QueueUnavailable: If the file cannot be used; a narrower class where the reason is known.
+            BatcherClosed: If the queue was closed before.
+            RuntimeError: Under trio, in a forked child, or if it serves another event loop.
+        """
+        await self._open()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close; at once when the block is left by an exception or a cancellation."""
+        await (self.aclose() if exc_type is None else self.aclose(0))
+
+    async def aclose(self, drain_timeout: float | None = 30.0) -> None:
+        """Stop taking items, let what is being written reach the disk, and close the file.
+
+        Who still waits for a result gets ``BatcherClosed``; the items stay. May be called more than
+        once. Cancelling it closes at once.
+
+        Args:
+            drain_timeout: Seconds to wait for the disk, at least 0; None for no limit.
+        """
+        if drain_timeout is not None:
+            _checks.number("drain_timeout", drain_timeout, minimum=0)
+        if self._process != os.getpid():
+            return
+        if self._state == "new":
+            self._state = "closed"
+            return
+        runtime = self._runtime
+        if runtime is None or not runtime.is_current():
+            await self._open()
+        if self._state == "open":
+            self._state = "closing"
+            try:
+                with anyio.move_on_after(drain_timeout):
+                    await self._drain()
+            finally:
+                await self._finish()
+        while self._state == "closing":  # somebody else is at it
+            await anyio.sleep(self._poll_interval)
+
+    async def _drain(self) -> None:
+        """Finish what is under way, with all the time that the caller gives."""
+        await self._enqueues.aclose(None)
+
+    async def _finish(self) -> None:
+        """End everything in a task of its own, which no cancellation of the caller's can stop."""
+        runtime = self._runtime
+        assert runtime is not None  # noqa: S101 - it is open
+        ended = anyio.Event()
+
+        def done(error: BaseException | None) -> None:
+            if error is not None:
+                logger.error("queue %r: closing failed", self._name, exc_info=error)
+            self._state = "closed"
+            ended.set()
+
+        runtime.spawn(self._shut, None, f"{self._name} close", done)
+        with anyio.CancelScope(shield=True):
+            await ended.wait()
+
+    async def _shut(self) -> None:
+        """Close at once: in a bounded time."""
+        await self._enqueues.aclose(0)
+        await self._stop_watching()
+        await self._lookups.aclose(0)
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                _give(waiter, BatcherClosed(self._name, started=True))
+        self._waiters.clear()
+        await self._store.close()
+
+    async def _stop_watching(self) -> None:
+        if self._watching is not None and self._watched is not None:
+            self._watching.cancel()
+            await self._watched.wait()
+
+    # Enqueueing
+
+    async def submit(self, item: T, *, key: str | None = None, priority: int = 0, delay: float = 0) -> R:
+        """Store an item, and wait until a handler has dealt with it and its result is stored too.
+
+        Args:
+            item: What the handler gets, as it reads back from the disk.
+            key: Makes it safe to submit again: an equal key within ``key_ttl`` gets the first one's
+                result, and no second run.
+            priority: Higher goes first, strictly.
+            delay: Seconds before it may be handled, at least 0.
+
+        Returns:
+            The handler's result, as it reads back from the disk.
+
+        Raises:
+            ItemFailed: If the item became a dead letter; the handler's exception is its cause if this
+                process has it.
+            ItemCancelled: If somebody cancelled it.
+            QueueFull: If there is no room; nothing was stored.
+            IdempotencyConflict: If the key belongs to another payload; nothing was stored.
+            QueueUnavailable: If the file cannot be used; whether the item was stored is unknown.
+            UnknownTicket: If the result is no longer kept.
+            BatcherClosed: If the queue is closed. A stored item stays.
+            TypeError: If the item cannot be encoded, or an argument has the wrong type.
+            ValueError: If the item does not fit ``item_type``, or an argument its range.
+            WouldDeadlock: Inside a running batch of this batcher.
+
+        Cancellation stops the waiting, never a stored item.
+        """
+        new, value = self._new(item, key, priority, delay)
+        runtime = await self._open()
+        self._guard("submit")
+        waiter = runtime.create_waiter()
+        request = Request([new], [value], waiter)
+        (stored,) = await self._enqueues.submit(request)
+        return await self._outcome(stored.id, waiter)
+
+    async def enqueue(
+        self, item: T, *, key: str | None = None, priority: int = 0, delay: float = 0
+    ) -> Ticket:
+        """Store an item and return its ticket once it is on the disk.
+
+        Takes and raises what ``submit`` does up to there. Cancellation before it returns leaves open
+        whether the item was stored: use ``key``.
+        """
+        new, value = self._new(item, key, priority, delay)
+        await self._open()
+        (stored,) = await self._enqueues.submit(Request([new], [value]))
+        return Ticket(stored.id, self._queue_name, key)
+
+    async def enqueue_many(
+        self, items: Iterable[T], *, priority: int = 0, delay: float = 0
+    ) -> list[Ticket]:
+        """Store many items in one transaction, all or none, and return their tickets in order.
+
+        Takes and raises what ``enqueue`` does.
+        """
+        news, values = [], []
+        for item in items:
+            new, value = self._new(item, None, priority, delay)
+            news.append(new)
+            values.append(value)
+        await self._open()
+        stored = await self._enqueues.submit(Request(news, values)) if news else []
+        return [Ticket(row.id, self._queue_name) for row in stored]
+
+    @overload
+    def enqueue_in(
+        self, connection: sqlite3.Connection, item: T, *, key: str | None = ..., priority: int = ..., delay: float = ...
+    ) -> Ticket: ...
+    @overload
+    def enqueue_in(
+        self, connection: aiosqlite.Connection, item: T, *, key: str | None = ..., priority: int = ..., delay: float = ...
+    ) -> Awaitable[Ticket]: ...
+    def enqueue_in(
+        self,
+        connection: sqlite3.Connection | aiosqlite.Connection,
+        item: T,
+        *,
+        key: str | None = None,
+        priority: int = 0,
+        delay: float = 0,
+    ) -> Ticket | Awaitable[Ticket]:
+        """Store an item inside a write transaction of the application's own, on the same file.
+
+        The item is there exactly if that transaction commits; workers notice it within
+        ``poll_interval`` of the commit. The ticket is provisional until then, and ``UnknownTicket`` if
+        the transaction is rolled back. Needs no open queue, but tables that one has made.
+
+        Args:
+            connection: An ``sqlite3`` connection, whose call returns the ticket, or an ``aiosqlite``
+                one, whose call is awaited.
+            item: As for ``submit``.
+            key: As for ``submit``.
+            priority: As for ``submit``.
+            delay: As for ``submit``.
+
+        Raises:
+            RuntimeError: If no transaction is open on the connection.
+            ValueError: If it is open on another file, or is less durable than this queue.
+            QueueUnavailable: If the file cannot be used, or has no queue yet.
+
+        And what ``enqueue`` raises. After an error the transaction is still open, but for SQLite's own.
+        """
+        new, _ = self._new(item, key, priority, delay)
+        # The id of an item that is rolled back is given again: the nonce tells the two apart.
+        new = new._replace(nonce=secrets.randbits(62))
+        joining = (self._path, self._queue_name, self._synchronous, self._limits, self._clock.now())
+        if isinstance(connection, sqlite3.Connection):
+            stored = enqueue_on(connection, new, *joining)
+            return self._provisional(stored, new)
+        if isinstance(connection, aiosqlite.Connection):
+            return self._enqueue_in(connection, new, joining)
+        message = f"connection must be an sqlite3 or aiosqlite connection, got {type(connection).__name__}"
+        raise TypeError(message)
+
+    async def _enqueue_in(self, connection: aiosqlite.Connection, new: NewItem, joining: Any) -> Ticket:
+        return self._provisional(await enqueue_on_aiosqlite(connection, new, *joining), new)
+
+    def _provisional(self, stored: Stored, new: NewItem) -> Ticket:
+        nonce = None if stored.repeated else new.nonce
+        return Ticket(stored.id, self._queue_name, new.key, nonce)
+
+    def _new(self, item: Any, key: str | None, priority: int, delay: float) -> tuple[NewItem, T]:
+        payload, value = self._items.encode(item)
+        if key is None and priority == 0 and delay == 0:
+            return NewItem(payload), value
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            message = f"priority must be an int, got {priority!r}"
+            raise TypeError(message)
+        if not -_INTEGER_MAX <= priority <= _INTEGER_MAX:
+            message = f"priority must fit into 64 bits, got {priority}"
+            raise ValueError(message)
+        _checks.number("delay", delay, minimum=0)
+        mark = None
+        if key is not None:
+            if not isinstance(key, str):
+                message = f"key must be a str or None, got {key!r}"
+                raise TypeError(message)
+            if not 1 <= len(key) <= _KEY_CHARACTERS_MAX or not key.isprintable():
+                message = f"key must be 1 to {_KEY_CHARACTERS_MAX} printable characters, got {key!r}"
+                raise ValueError(message)
+            mark = fingerprint(payload)
+        return NewItem(payload, key, mark, priority, float(delay)), value
+
+    async def _enqueue_group(self, requests: list[Request]) -> list[list[Stored] | Exception]:
+        """Store what many callers brought, in one transaction: the handler of a Batcher."""
+        take = self._take()
+        try:
+            answers = await self._store.enqueue([request.items for request in requests], take)
+        finally:
+            self._took(take)
+        ready = False
+        for request, answer in zip(requests, answers, strict=True):
+            if isinstance(answer, Exception):
+                continue
+            if request.waiter is not None:
+                self._waiters.setdefault(answer[0].id, []).append(request.waiter)
+            for stored, item, value in zip(answer, request.items, request.values, strict=True):
+                if stored.taken:
+                    assert take is not None  # noqa: S101 - nobody else could have taken it
+                    self._begin_taken(take, stored, item, value)
+                elif item.delay > 0 and not stored.repeated:
+                    self._due_in(item.delay)
+                else:
+                    ready = True
+                    if stored.repeated and request.waiter is not None:
+                        self._seen = -1  # it may have ended long ago: look anew
+        if ready:
+            self._more_to_do()
+        return answers
+
+    def _take(self) -> Take | None:
+        """Return the right to keep new items, which only a worker has."""
+        return None
+
+    def _took(self, take: Take | None) -> None:
+        """Give back what of that right was not used."""
+
+    def _begin_taken(self, take: Take, stored: Stored, item: NewItem, value: Any) -> None:
+        """Handle an item that was claimed as it was stored."""
+        raise NotImplementedError
+
+    def _due_in(self, delay: float) -> None:
+        """Note that an item will be ready in so many seconds."""
+
+    def _more_to_do(self) -> None:
+        """Note that there are items to claim, or results to look for."""
+        self._ring()
+
+    def _guard(self, call: str) -> None:
+        """Refuse calls that wait for the very batch that makes them."""
+
+    # Results
+
+    async def result(self, ticket: AnyTicket, timeout: float | None = None) -> R:
+        """Wait for an item's end and return its result.
+
+        Args:
+            ticket: A ticket, or an item's id.
+            timeout: Seconds to wait, at least 0; None for no limit.
+
+        Raises:
+            TimeoutError: If the item has not ended in time.
+            UnknownTicket: If there is no such item, or no longer.
+
+        And what ``submit`` raises once the item is stored. Cancellation stops the waiting only.
+        """
+        number = ticket_id(ticket)
+        if timeout is not None:
+            _checks.number("timeout", timeout, minimum=0)
+        runtime = await self._open()
+        self._guard("result")
+        waiter = runtime.create_waiter()
+        # Known before the look, so that an end that comes between the two is not missed.
+        self._waiters.setdefault(number, []).append(waiter)
+        try:
+            with anyio.fail_after(timeout):
+                found = await self._lookups.submit(number)
+                if isinstance(ticket, Ticket) and ticket.nonce is not None:
+                    self._check_nonce(ticket, found)
+                self._settle_waiters(number, found)
+                self._ring()
+                return await self._outcome(number, waiter)
+        finally:
+            self._leave(number, waiter)
+
+    async def _outcome(self, number: int, waiter: Any) -> R:
+        try:
+            return await waiter  # type: ignore[no-any-return]
+        finally:
+            self._leave(number, waiter)
+
+    def _leave(self, number: int, waiter: Any) -> None:
+        waiters = self._waiters.get(number)
+        if waiters is not None and waiter in waiters:
+            waiters.remove(waiter)
+            if not waiters:
+                del self._waiters[number]
+
+    def _check_nonce(self, ticket: Ticket, found: Found | None) -> None:
+        if found is None or found.nonce != ticket.nonce:
+            raise UnknownTicket(ticket.id, self._queue_name)
+
+    async def _look_up(self, numbers: list[int]) -> list[Found | None]:
+        """Read many items at once: the handler of a Batcher."""
+        rows = {found.ended.id: found for found in await self._store.find(numbers)}
+        return [rows.get(number) for number in numbers]
+
+    def _settle_waiters(self, number: int, found: Found | None, cause: Exception | None = None) -> None:
+        """Give those who wait for an item its outcome, if it has ended or is gone."""
+        if number not in self._waiters:
+            return
+        if found is None:
+            self._tell(number, lambda: UnknownTicket(number, self._queue_name))
+        elif found.ended.state == State.CANCELLED:
+            self._tell(number, lambda: ItemCancelled(number))
+        elif found.ended.state >= State.DONE:
+            _, _, result, error, attempts = found.ended
+            if error is not None and (found.ended.state == State.DEAD or result is None):
+                self._tell(number, lambda: _with_cause(decode_error(error, number, attempts), cause))
+            else:
+                self._tell_result(number, result)
+
+    def _tell_result(self, number: int, result: bytes | None) -> None:
+        try:
+            value: Any = None if result is None else self._results.decode(result)
+        except ValueError as error:
+            broken = error
+            self._tell(number, lambda: _with_cause(ItemFailed(number, "ValueError", str(broken), 0), broken))
+        else:
+            for waiter in self._waiters.pop(number, ()):
+                _give(waiter, None, value)
+
+    def _tell(self, number: int, error: Any) -> None:
+        for waiter in self._waiters.pop(number, ()):
+            _give(waiter, error())
+
+    # Administration
+
+    async def cancel(self, ticket: AnyTicket) -> bool:
+        """Cancel an item that no handler has yet; return whether that was in time.
+
+        Who waits for it gets ``ItemCancelled``.
+
+        Raises:
+            UnknownTicket: If there is no such item.
+            QueueUnavailable: If the file cannot be used.
+        """
+        number = ticket_id(ticket)
+        await self._open()
+        if isinstance(ticket, Ticket) and ticket.nonce is not None:
+            self._check_nonce(ticket, await self._lookups.submit(number))
+        cancelled = await self._store.cancel(number)
+        if cancelled is None:
+            raise UnknownTicket(number, self._queue_name)
+        if cancelled:
+            self._tell(number, lambda: ItemCancelled(number))
+        return cancelled
+
+    async def dead_letters(self, cursor: int | None = None, limit: int = 100) -> list[DeadLetter[T | Any]]:
+        """Return a page of dead letters, oldest id first.
+
+        Args:
+            cursor: The id of the last one of the page before; None for the first page.
+            limit: How many at most, 1 to 10,000.
+
+        Raises:
+            QueueUnavailable: If the file cannot be used.
+        """
+        if cursor is not None:
+            _checks.whole_number("cursor", cursor, 0)
+        _checks.whole_number("limit", limit, 1)
+        if limit > 10_000:
+            message = f"limit must be at most 10000, got {limit}"
+            raise ValueError(message)
+        await self._open()
+        rows = await self._store.dead_letters(cursor or 0, limit)
+        letters: list[DeadLetter[T | Any]] = []
+        for row in rows:
+            try:
+                item: Any = self._items.decode(row.payload)
+            except ValueError:
+                item = decode_roughly(row.payload)
+            error = decode_error(row.error, row.id, row.attempts)
+            letters.append(DeadLetter(row.id, item, error, row.attempts, row.enqueued_at, row.died_at))
+        return letters
+
+    async def requeue(self, ids: Iterable[AnyTicket]) -> int:
+        """Make dead letters ready again, with all their attempts; return how many there were."""
+        numbers = [ticket_id(ticket) for ticket in ids]
+        await self._open()
+        count = await self._store.requeue(numbers)
+        self._more_to_do()
+        return count
+
+    async def purge(self, ids: Iterable[AnyTicket]) -> int:
+        """Remove items that have ended, dead letters above all; return how many were removed."""
+        numbers = [ticket_id(ticket) for ticket in ids]
+        await self._open()
+        return await self._store.purge(numbers)
+
+    async def pause(self) -> None:
+        """Start no more items, in any process, until ``resume()``; it holds across restarts.
+
+        Items may still be enqueued, and batches in flight go on.
+        """
+        await self._open()
+        await self._store.pause(True)  # noqa: FBT003
+
+    async def resume(self) -> None:
+        """End a pause."""
+        await self._open()
+        await self._store.pause(False)  # noqa: FBT003
+        self._more_to_do()
+
+    async def stats(self) -> QueueStats:
+        """Return the queue's counts, read from the disk in one transaction.
+
+        Raises:
+            QueueUnavailable: If the file cannot be used.
+        """
+        await self._open()
+        return await self._store.stats()
+
+    # Watching
+
+    def _ring(self) -> None:
+        if self._alarm is not None:
+            self._alarm.set()
+
+    async def _watch(self) -> None:
+        """Look for what other connections have committed, as long as there is a reason to."""
+        while True:
+            alarm = self._alarm = anyio.Event()
+            pause = self._pause_before_look()
+            with anyio.move_on_after(pause):
+                await alarm.wait()
+            try:
+                await self._look()
+            except QueueUnavailable as error:
+                if not self._trouble:
+                    self._trouble = True
+                    logger.warning("%s; trying again", error)
+                await anyio.sleep(TROUBLE_PAUSE)
+            except sqlite3.Error:
+                logger.exception("queue %r: a statement failed; trying again", self._name)
+                await anyio.sleep(TROUBLE_PAUSE)
+            else:
+                if self._trouble:
+                    self._trouble = False
+                    logger.warning("queue %r: its file can be used again", self._name)
+
+    def _watch_ended(self, error: BaseException | None) -> None:
+        if error is not None:
+            logger.error("queue %r: its watch ended", self._name, exc_info=error)
+        if self._watched is not None:
+            self._watched.set()
+
+    def _pause_before_look(self) -> float | None:
+        """Return the seconds until the next look; None to wait for the alarm."""
+        return self._poll_interval if self._waiters else None
+
+    async def _look(self) -> None:
+        """See whether anything has changed, and tell those who wait."""
+        peek = await self._store.peek(self._seen)
+        if peek is not None:
+            await self._tell_ended(list(self._waiters))
+            self._seen = peek.version
+
+    async def _tell_ended(self, numbers: Sequence[int]) -> None:
+        """Look whether items have ended elsewhere, and tell those who wait for them."""
+        for start in range(0, len(numbers), GROUP_MAX):
+            part = numbers[start : start + GROUP_MAX]
+            rows = {found.ended.id: found for found in await self._store.find(part)}
+            for number in part:
+                self._settle_waiters(number, rows.get(number))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._name!r} at {str(self._path)!r} {self._state}>"
+
+
+def _give(waiter: Any, error: Exception | None, value: Any = None) -> None:
+    if waiter.done():
+        return
+    if error is None:
+        waiter.set_result(value)
+    else:
+        waiter.set_exception(error)
+
+
+def _with_cause(error: ItemFailed, cause: Exception | None) -> ItemFailed:
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,670 @@
+"""DurableBatcher: a DurableQueue with a handler.
+
+An item's way: it is committed; this consumer claims it (with the commit itself if there is a free slot, the
+short way, else in a transaction of its own, which counts the attempt); an in-memory Batcher, whose handler is
+the user's, puts it into a batch; its outcome is settled in a transaction that other outcomes and the next
+claim share; then those who wait for it go on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import sqlite3
+import weakref
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+
+from .. import _checks, batch
+from ..adaptive import AdaptiveSize
+from ..batcher import Batcher
+from ..errors import BatcherClosed, HandlerStuck, Skipped, WouldDeadlock
+from ..handler import name_of
+from ..retry import Retry
+from .alive import Presence, birth_of
+from .codec import decode_error, encode_error, encode_reason
+from .errors import QueueUnavailable
+from .queue import TROUBLE_PAUSE, DurableQueue, _give, _with_cause
+from .records import Claim, Claimed, Settlement, State, Take
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable, Callable, Hashable, Sequence
+
+    import aiosqlite
+
+    from ..batch import Run
+    from .records import Consumer, NewItem, Stored
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+logger = logging.getLogger("microbatch.durable")
+
+#: How often an item may be in a process's hands when that process dies, if no `retry` says otherwise. The
+#: first time may be anybody's fault, from the second on the item is handled alone.
+CRASHES_MAX = 3
+
+#: Seconds between two looks at who lives: an item of a dead process is handled again within twice this.
+ALIVE_INTERVAL = 0.25
+
+#: Seconds between two looks at what retention has to remove, and at the lock file.
+UPKEEP_INTERVAL = 1.0
+
+#: Seconds before an item is tried again that was refused because too many handlers are stuck.
+STUCK_PAUSE = 1.0
+
+#: Seconds for the last outcomes to reach the disk, once closing has no more time for handlers.
+SETTLE_GRACE = 5.0
+
+
+class _Entry:
+    """An item in this consumer's hands."""
+
+    __slots__ = ("attempts", "claim", "id", "item", "job", "key", "pending", "started", "suspect")
+
+    def __init__(self, claimed: Claimed, item: Any) -> None:
+        self.id = claimed.id
+        self.claim = claimed.claim
+        self.item = item
+        self.attempts = claimed.attempts
+        self.suspect = claimed.suspect
+        self.key = claimed.key
+        self.job = claimed.job
+        self.started = False
+        self.pending: asyncio.Future[Any] | None = None
+
+
+class _Outcome:
+    """What is to be settled about an item, and what those who wait for it will get."""
+
+    __slots__ = ("entry", "error", "settlement", "value")
+
+    def __init__(
+        self, entry: _Entry, settlement: Settlement, value: Any = None, error: Exception | None = None
+    ) -> None:
+        self.entry = entry
+        self.settlement = settlement
+        self.value = value
+        self.error = error
+
+
+class _Handling(Batcher[Any, Any]):
+    """The in-memory batcher around the user's handler; its items are entries until a batch starts."""
+
+    def __init__(self, handler: Any, on_start: Callable[[Run], None], **settings: Any) -> None:
+        self._timeout: float | None = None
+        self._on_start: Callable[[Run], None] | None = None
+        super().__init__(handler, **settings)
+        self._on_start = on_start
+
+    @property
+    def _handler_timeout(self) -> float | None:  # type: ignore[override]
+        run = batch.running()
+        if run is not None and run.owner is self and run.items and type(run.items[0]) is _Entry:
+            assert self._on_start is not None
+            self._on_start(run)
+        return self._timeout
+
+    @_handler_timeout.setter
+    def _handler_timeout(self, value: float | None) -> None:
+        self._timeout = value
+
+
+class DurableBatcher(DurableQueue[T, R]):
+    """Handles items in bulk that were committed to disk before: nothing acknowledged is ever lost.
+
+    Every item is handled at least once. It is handled again only if its process died before the outcome
+    was on the disk, if its handler timed out, if a settle failed, after a retry, ``requeue()``, a close
+    that cancelled it, or an expired key. ``on_settle`` makes effects in the same file exactly once.
+
+    Args:
+        path: As for ``DurableQueue``.
+        handler: The bulk function, as for ``Batcher``, generators and plain functions included.
+        item_type: As for ``DurableQueue``.
+        result_type: As for ``DurableQueue``.
+        queue: As for ``DurableQueue``.
+        max_batch_size: As for ``Batcher``.
+        max_wait: As for ``Batcher``: a claimed item waits no longer than this for company.
+        max_concurrency: As for ``Batcher``. Items are claimed only for slots that are free.
+        partition: As for ``Batcher``, within this process.
+        retry: As for ``Batcher``; the delay is stored, so it holds across restarts. None: what fails is
+            a dead letter at once, but an item whose process died is tried 3 times in all.
+        handler_timeout: As for ``Batcher``.
+        drain_timeout: Seconds that leaving ``async with`` and ``aclose()`` wait for running batches, at
+            least 0; None for no limit.
+        on_settle: ``async (connection, items, results)``: called inside the transaction that records the
+            success of these items, on the connection that it runs on. What it writes to the same file
+            commits with it, exactly once. If it raises, or takes longer than 10 s, all is rolled back
+            and these items count as failed. It must not commit, and it holds the write lock: be quick.
+        max_depth: As for ``DurableQueue``; so is all that follows.
+        max_file_bytes: ...
+        key_ttl: ...
+        result_ttl: ...
+        keep_dead: ...
+        keep_done: ...
+        poll_interval: ...
+        synchronous: ...
+        name: For logs and telemetry; the handler's qualified name by default.
+        telemetry: For telemetry.
+
+    Raises:
+        TypeError: If a setting has the wrong type.
+        ValueError: If a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        handler: Callable[[list[T]], Any],
+        *,
+        item_type: type[T] | Any,
+        result_type: type[R] | Any = None,
+        queue: str = "default",
+        max_batch_size: int | AdaptiveSize = 100,
+        max_wait: float = 0.0,
+        max_concurrency: int = 1,
+        partition: Callable[[T], Hashable] | None = None,
+        retry: Retry | None = None,
+        handler_timeout: float | None = None,
+        drain_timeout: float | None = 30.0,
+        on_settle: Callable[[aiosqlite.Connection, list[T], list[R]], Awaitable[None]] | None = None,
+        max_depth: int = 1_000_000,
+        max_file_bytes: int | None = None,
+        key_ttl: float = 86_400.0,
+        result_ttl: float = 86_400.0,
+        keep_dead: int | None = None,
+        keep_done: int | None = None,
+        poll_interval: float = 0.05,
+        synchronous: str = "full",
+        name: str | None = None,
+        telemetry: Any = None,
+    ) -> None:
+        if retry is not None and not isinstance(retry, Retry):
+            message = f"retry must be a Retry or None, got {retry!r}"
+            raise TypeError(message)
+        _checks.function("partition", partition)
+        self._handler = handler
+        self._batching: dict[str, Any] = {
+            "max_batch_size": max_batch_size,
+            "max_wait": max_wait,
+            "max_concurrency": max_concurrency,
+            "max_pending": None,  # bounded by what is claimed: the slots that are free
+            "partition": None if partition is None else lambda entry: partition(entry.item),
+            "handler_timeout": handler_timeout,
+            "drain_timeout": drain_timeout,
+            "name": name_of(handler) if name is None else name,
+        }
+        self._size = max_batch_size
+        self._max_concurrency = max_concurrency
+        self._retry = retry
+        self._drain_timeout = drain_timeout
+        self._on_settle = _checks.function("on_settle", on_settle)
+        super().__init__(
+            path,
+            item_type=item_type,
+            result_type=result_type,
+            queue=queue,
+            max_depth=max_depth,
+            max_file_bytes=max_file_bytes,
+            key_ttl=key_ttl,
+            result_ttl=result_ttl,
+            keep_dead=keep_dead,
+            keep_done=keep_done,
+            poll_interval=poll_interval,
+            synchronous=synchronous,
+            name=self._batching["name"],
+            telemetry=telemetry,
+        )
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._handling = _Handling(self._handler, self._batch_started, **self._batching)
+        self._settles: Batcher[Any, None] = Batcher(
+            self._settle_group, max_batch_size=10_000, max_pending=None, name=f"{self._name} settle"
+        )
+        self._claims = itertools.count(1)
+        self._consumer = 0
+        self._presence: Presence | None = None
+        self._letting_go: Any = None
+        self._held: dict[int, _Entry] = {}
+        self._runs: list[Run] = []
+        self._unstarted = 0  # claimed, and in no handler call yet
+        self._reserved = 0  # slots' room that a transaction under way may use up
+        self._unsettled = 0
+        self._exclusive = False  # the one item in hand is suspect: it must stay alone
+        self._more = False  # there may be something to claim
+        self._claiming = False
+        self._paused = False
+        self._next_due: float | None = None
+        self._others: list[Consumer] = []
+        self._others_known = False
+        self._next_alive = 0.0
+        self._next_upkeep = 0.0
+        self._settling_ends: float | None = None
+
+    # Opening and closing
+
+    async def _start(self) -> None:
+        await self._store.open()
+        await self._register()
+        await super()._start()
+        self._more = True
+        self._ring()
+
+    async def _register(self) -> None:
+        runtime = self._runtime
+        assert runtime is not None  # noqa: S101 - `_open` has just set it
+        presence = Presence(self._path, lives=lambda: not runtime.has_ended())
+
+        def take(number: int) -> int:
+            presence.take(number)
+            return presence.identity
+
+        pid = os.getpid()
+        try:
+            self._consumer = await self._store.register(pid, birth_of(pid), take)
+        except BaseException as error:
+            presence.release()
+            if isinstance(error, OSError):
+                reason = f"its lock file {self._path}-alive: {error.strerror or error}"
+                raise QueueUnavailable(str(self._path), reason) from error
+            raise
+        if self._letting_go is not None:
+            self._letting_go()
+        self._presence = presence
+        # If this object is dropped without being closed, its items must not be held for ever.
+        self._letting_go = weakref.finalize(self, presence.release)
+
+    def _lose_loop(self) -> None:
+        if self._letting_go is not None:
+            self._letting_go()
+        super()._lose_loop()
+
+    async def aclose(self, drain_timeout: float | None = ...) -> None:  # type: ignore[assignment]
+        """Stop taking and claiming items, let running batches finish, and close the file.
+
+        Claimed items that no handler has yet go back at once, for other processes and the next start.
+        After ``drain_timeout`` running handlers are cancelled and their items go back too. Who still
+        waits for a result gets ``BatcherClosed``; the items stay. May be called more than once.
+        Cancelling it closes at once.
+
+        Args:
+            drain_timeout: Seconds to wait for running batches, at least 0; None for no limit. The
+                constructor's by default.
+
+        Raises:
+            WouldDeadlock: Inside a running batch of this batcher.
+        """
+        self._guard("aclose")
+        await super().aclose(self._drain_timeout if drain_timeout is ... else drain_timeout)
+
+    async def _drain(self) -> None:
+        await self._enqueues.aclose(None)
+        self._give_back_unstarted()
+        await self._handling.aclose(None)
+
+    async def _shut(self) -> None:
+        assert self._runtime is not None  # noqa: S101 - it is open
+        await self._enqueues.aclose(0)
+        await self._stop_watching()
+        self._give_back_unstarted()
+        await self._handling.aclose(0)
+        await anyio.sleep(0)  # the outcomes' callbacks run
+        self._settling_ends = self._runtime.now() + SETTLE_GRACE
+        await self._settles.aclose(SETTLE_GRACE + 1.0)
+        try:
+            # What could not be settled is taken back like a dead process's.
+            await self._store.reclaim(self._consumer, self._attempts_max)
+        except (QueueUnavailable, sqlite3.Error) as error:
+            logger.warning("queue %r: %s; its items go back when this process ends", self._name, error)
+        finally:
+            if self._letting_go is not None:
+                self._letting_go()
+        await super()._shut()
+
+    def _give_back_unstarted(self) -> None:
+        for entry in list(self._held.values()):
+            if not entry.started and entry.pending is not None and entry.pending.cancel():
+                self._unstarted -= 1
+                self._settle(_Outcome(entry, Settlement(entry.id, entry.claim, State.READY, uncounted=True)))
+
+    @property
+    def _attempts_max(self) -> int:
+        return CRASHES_MAX if self._retry is None else self._retry.attempts
+
+    def _guard(self, call: str) -> None:
+        run = batch.running()
+        while run is not None:
+            if run.owner is self._handling and not run.ended:
+                raise WouldDeadlock(self._name, call)
+            run = run.outer
+
+    # Claiming
+
+    def _room(self) -> int:
+        """Return how many items may be claimed now: as many as the free slots can start at once."""
+        if self._exclusive or self._state != "open" or self._paused or not self._consumer:
+            return 0
+        self._runs = [run for run in self._runs if not run.ended]
+        size = self._size.size if isinstance(self._size, AdaptiveSize) else self._size
+        free = (self._max_concurrency - len(self._runs)) * size
+        # A disk that does not keep up, or has failed, must not let outcomes pile up in memory.
+        behind = self._unsettled > 2 * self._max_concurrency * size
+        return 0 if behind else max(0, free - self._unstarted - self._reserved)
+
+    def _take(self) -> Take | None:
+        room = self._room()
+        if not room or self._claiming:
+            return None
+        self._reserved += room
+        return Take(self._consumer, next(self._claims), room)
+
+    def _took(self, take: Take | None) -> None:
+        if take is not None:
+            self._reserved -= take.room
+
+    def _begin_taken(self, take: Take, stored: Stored, item: NewItem, value: Any) -> None:
+        claimed = Claimed(stored.id, take.claim, item.payload, item.priority, 1, False, item.key, None, item.trace)  # noqa: FBT003
+        self._hand_over(claimed, value)
+
+    def _due_in(self, delay: float) -> None:
+        due = self._clock.now() + delay
+        if self._next_due is None or due < self._next_due:
+            self._next_due = due
+            self._ring()
+
+    def _more_to_do(self) -> None:
+        self._more = True
+        self._claim_if_any()
+        self._ring()
+
+    def _claim_if_any(self) -> None:
+        if self._more and not self._claiming and self._room():
+            self._claiming = True
+            self._settles.submit_nowait(None)
+
+    def _take_in(self, claimed: Claimed) -> None:
+        try:
+            item = self._items.decode(claimed.payload)
+        except ValueError as error:
+            entry = _Entry(claimed, None)
+            self._held[entry.id] = entry
+            broken = encode_reason("Undecodable", str(error))
+            settlement = Settlement(entry.id, entry.claim, State.DEAD, error=broken, uncounted=True)
+            self._settle(_Outcome(entry, settlement, error=error))
+        else:
+            self._hand_over(claimed, item)
+
+    def _hand_over(self, claimed: Claimed, item: Any) -> None:
+        """Give an item to the in-memory batcher."""
+        entry = self._held[claimed.id] = _Entry(claimed, item)
+        self._exclusive = self._exclusive or entry.suspect
+        try:
+            pending: Any = self._handling.submit_nowait(entry, priority=claimed.priority)
+        except BatcherClosed:
+            self._settle(_Outcome(entry, Settlement(entry.id, entry.claim, State.READY, uncounted=True)))
+        except Exception as error:  # noqa: BLE001 - the user's partition function: it fails this item alone
+            self._fail(entry, error)
+        else:
+            self._unstarted += 1
+            entry.pending = pending
+            pending.add_done_callback(partial(self._ended, entry))
+
+    def _batch_started(self, run: Run) -> None:
+        """Turn a batch of entries into what the handler gets."""
+        entries: list[_Entry] = run.items
+        for entry in entries:
+            entry.started = True
+        self._unstarted -= len(entries)
+        self._runs.append(run)
+        jobs = {entry.job for entry in entries}
+        if hasattr(run, "keys"):
+            run.attempts = tuple(entry.attempts for entry in entries)
+            run.keys = tuple(entry.key for entry in entries)
+            run.job = jobs.pop() if len(jobs) == 1 else None
+        run.items = [entry.item for entry in entries]
+
+    # Settling
+
+    def _ended(self, entry: _Entry, pending: asyncio.Future[Any]) -> None:
+        """Decide what an item's outcome means for the disk."""
+        if pending.cancelled():
+            return  # given back
+        if not entry.started:
+            self._unstarted -= 1
+        error = pending.exception()
+        if error is None:
+            self._succeed(entry, pending.result())
+        elif isinstance(error, Exception):
+            self._fail(entry, error)
+
+    def _succeed(self, entry: _Entry, result: Any) -> None:
+        try:
+            payload, value = (None, None) if result is None else self._results.encode(result)
+        except (TypeError, ValueError) as error:
+            error.add_note("the handler's result cannot be stored, so the item counts as failed")
+            self._settle(_Outcome(entry, self._dead(entry, error), error=error))
+        else:
+            settlement = Settlement(entry.id, entry.claim, State.DONE, result=payload)
+            self._settle(_Outcome(entry, settlement, value))
+
+    def _fail(self, entry: _Entry, error: Exception) -> None:
+        self._settle(self._failure(entry, error))
+
+    def _failure(self, entry: _Entry, error: Exception) -> _Outcome:
+        number, claim = entry.id, entry.claim
+        if isinstance(error, BatcherClosed):
+            settlement = Settlement(number, claim, State.READY, uncounted=not error.started)
+        elif isinstance(error, HandlerStuck):
+            settlement = Settlement(
+                number, claim, State.SCHEDULED, error=encode_error(error), delay=STUCK_PAUSE, uncounted=True
+            )
+        elif isinstance(error, Skipped):
+            settlement = Settlement(number, claim, State.DONE, error=encode_error(error))
+        else:
+            delay = self._delay(entry, error)
+            settlement = (
+                self._dead(entry, error)
+                if delay is None
+                else Settlement(number, claim, State.SCHEDULED, error=encode_error(error), delay=delay)
+            )
+        return _Outcome(entry, settlement, error=error)
+
+    def _dead(self, entry: _Entry, error: Exception) -> Settlement:
+        return Settlement(entry.id, entry.claim, State.DEAD, error=encode_error(error))
+
+    def _delay(self, entry: _Entry, error: Exception) -> float | None:
+        if self._retry is None:
+            return None
+        try:
+            return self._retry.delay(error, entry.attempts)
+        except Exception:
+            logger.exception("queue %r: retry's predicate failed: the item is not retried", self._name)
+            return None
+
+    def _settle(self, outcome: _Outcome) -> None:
+        self._unsettled += 1
+        self._settles.submit_nowait(outcome)
+        self._claim_if_any()  # in the same transaction
+
+    async def _settle_group(self, acts: list[_Outcome | None]) -> None:
+        """Settle outcomes and claim, in one transaction if there is no ``on_settle``: a Batcher's handler.
+
+        Goes on until it is done: an outcome that is not on the disk means that the item is handled again.
+        """
+        outcomes = [act for act in acts if act is not None]
+        wants = len(outcomes) < len(acts)
+        try:
+            await self._settle_until_done(outcomes, wants)
+        finally:
+            if wants:
+                self._claiming = False
+        self._claim_if_any()
+
+    async def _settle_until_done(self, outcomes: list[_Outcome], wants: bool) -> None:  # noqa: FBT001
+        while True:
+            try:
+                outcomes = await self._settle_with_effects(outcomes)
+                await self._settle_and_claim(outcomes, wants)
+            except (QueueUnavailable, sqlite3.Error) as error:
+                if not self._trouble_in_settle(outcomes, error):
+                    return
+            else:
+                return
+            wants = False
+            await anyio.sleep(TROUBLE_PAUSE)
+
+    def _trouble_in_settle(self, outcomes: list[_Outcome], error: Exception) -> bool:
+        """Tell those who wait that the file cannot be used; return whether to try again."""
+        logger.warning("queue %r: %d outcomes wait for the disk: %s", self._name, len(outcomes), error)
+        self._more = True
+        self._ring()
+        for outcome in outcomes:
+            for waiter in self._waiters.pop(outcome.entry.id, ()):
+                _give(waiter, QueueUnavailable(str(self._path), f"the result could not be stored: {error}"))
+        runtime = self._runtime
+        ends = self._settling_ends
+        if runtime is None or (ends is not None and runtime.now() > ends):
+            self._unsettled -= len(outcomes)
+            return False
+        return bool(outcomes)
+
+    async def _settle_with_effects(self, outcomes: list[_Outcome]) -> list[_Outcome]:
+        """Run ``on_settle`` for the items that succeeded; return what is left to settle."""
+        on_settle = self._on_settle
+        done = [o for o in outcomes if o.settlement.state == State.DONE and o.error is None]
+        if on_settle is None or not done:
+            return outcomes
+
+        async def inside(connection: aiosqlite.Connection, settled: set[int]) -> None:
+            mine = [outcome for outcome in done if outcome.entry.id in settled]
+            if mine:
+                await on_settle(connection, [o.entry.item for o in mine], [o.value for o in mine])
+
+        rest = [outcome for outcome in outcomes if outcome not in done]
+        settlements = [outcome.settlement for outcome in done]
+        try:
+            settled = await self._store.settle_around(self._consumer, settlements, inside)
+        except QueueUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - the user's function: its items fail, nothing is stored
+            return rest + [self._failure(outcome.entry, error) for outcome in done]
+        self._settled(done, settled)
+        outcomes[:] = rest
+        return rest
+
+    async def _settle_and_claim(self, outcomes: list[_Outcome], wants: bool) -> None:  # noqa: FBT001
+        claim = None
+        room = self._room() if wants else 0
+        if room:
+            idle = len(self._held) == len(outcomes) and not self._reserved
+            claim = Claim(self._consumer, next(self._claims), room, idle)
+        if not outcomes and claim is None:
+            return
+        self._reserved += room
+        try:
+            settled, claimed = await self._store.settle_and_claim(
+                self._consumer, [outcome.settlement for outcome in outcomes], claim
+            )
+        finally:
+            self._reserved -= room
+        self._settled(outcomes, settled)
+        if claim is not None:
+            # Fewer than asked: nothing is left, but for suspects that wait until all hands are empty.
+            self._more = len(claimed) == room or bool(claimed and claimed[0].suspect)
+            for item in claimed:
+                self._take_in(item)
+
+    def _settled(self, outcomes: Sequence[_Outcome], settled: set[int]) -> None:
+        """Tell those who wait that outcomes are on the disk."""
+        self._unsettled -= len(outcomes)
+        for outcome in outcomes:
+            number, state = outcome.entry.id, outcome.settlement.state
+            self._held.pop(number, None)
+            if outcome.entry.suspect:
+                self._exclusive = False
+            if number not in settled:
+                logger.warning("queue %r: item %d was no longer ours: its outcome is dropped", self._name, number)
+                self._seen = -1
+            elif state == State.DONE and outcome.error is None:
+                for waiter in self._waiters.pop(number, ()):
+                    _give(waiter, None, outcome.value)
+            elif state in (State.DONE, State.DEAD):
+                failed = partial(decode_error, outcome.settlement.error, number, outcome.entry.attempts)
+                for waiter in self._waiters.pop(number, ()):
+                    _give(waiter, _with_cause(failed(), outcome.error))
+            elif state == State.SCHEDULED:
+                self._due_in(outcome.settlement.delay)
+            else:
+                self._more = True
+        if not self._held:
+            self._more = True  # suspects may be waiting for this
+
+    # Watching
+
+    def _pause_before_look(self) -> float | None:
+        if self._next_due is None:
+            return self._poll_interval
+        return min(self._poll_interval, max(0.0, self._next_due - self._clock.now()))
+
+    async def _look(self) -> None:
+        runtime = self._runtime
+        assert runtime is not None  # noqa: S101 - the watch runs in it
+        peek = await self._store.peek(self._seen)
+        if peek is not None:
+            self._others_known = False
+            self._paused = peek.paused
+            self._next_due = peek.next_due
+            self._more = self._more or peek.ready > 0
+            foreign = [number for number in self._waiters if number not in self._held]
+            if foreign:
+                await self._tell_ended(foreign)
+            self._seen = peek.version
+        if self._next_due is not None and self._next_due <= self._clock.now():
+            self._next_due = None
+            self._seen = -1  # see when the next one is due
+            self._more = True
+        now = runtime.now()
+        if now >= self._next_alive:
+            self._next_alive = now + ALIVE_INTERVAL
+            await self._bury_the_dead()
+        if now >= self._next_upkeep:
+            self._next_upkeep = now + UPKEEP_INTERVAL
+            await self._keep_up()
+        self._claim_if_any()
+
+    async def _bury_the_dead(self) -> None:
+        """Take back what consumers held whose process is gone."""
+        presence = self._presence
+        if not self._others_known or presence is None:
+            consumers = await self._store.consumers()
+            if all(consumer.id != self._consumer for consumer in consumers):
+                await self._start_over()
+            self._others = [consumer for consumer in consumers if consumer.id != self._consumer]
+            self._others_known = True
+        for consumer in list(self._others):
+            if presence is None or presence.sees(consumer):
+                continue
+            dead = await self._store.reclaim(consumer.id, self._attempts_max)
+            logger.warning("queue %r: consumer %d is gone, its items go on here", self._name, consumer.id)
+            self._others.remove(consumer)
+            await self._tell_ended(dead)
+            self._more = True
+
+    async def _start_over(self) -> None:
+        """Become a new consumer: the file was replaced, by a backup say, and does not know this one."""
+        logger.warning("queue %r: the file does not know this consumer: starting over", self._name)
+        await self._register()
+
+    async def _keep_up(self) -> None:
+        """Remove what is kept too long, and stay visible if the lock file was deleted."""
+        presence = self._presence
+        if presence is not None and presence.follow():
+            await self._store.move_consumer(self._consumer, presence.identity)
+            self._others_known = False
+        if await self._store.prune():
+            self._next_upkeep = 0.0
