@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 
-#: A killed process is gone within milliseconds; one that the kernel holds longer is left to it.
+#: A dying process is gone within milliseconds; one that the kernel holds longer is left to it.
 _SECONDS_TO_DIE = 5.0
 
 
@@ -94,9 +94,10 @@ class ProcessHandler(Generic[T, R]):
                 f"in_process needs a function at the top level of a module, got {name}: {error}"
             ) from error
         if workers is None:
-            workers = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+            linux = sys.platform == "linux"
+            workers = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
         self.__name__ = self.__qualname__ = name
-        self._workers = _checks.whole_number("workers", workers or 1, 1)
+        self._workers = _checks.whole_number("workers", workers, 1)
         self._limiter: RunVar[anyio.CapacityLimiter] = RunVar("microbatch_workers")
         self._closed = False
         self._open_pool()
@@ -158,7 +159,7 @@ class ProcessHandler(Generic[T, R]):
             succeeded, answer = worker.ask(payload)
             job.end()
         except (EOFError, OSError):
-            raise WorkerDied(self.__name__, pool.discard(worker)) from None
+            raise WorkerDied(self.__name__, pool.discard(worker, died=True)) from None
         except BaseException:
             pool.discard(worker)
             raise
@@ -179,7 +180,7 @@ class ProcessHandler(Generic[T, R]):
         try:
             succeeded, answer = worker.ask(pickle.dumps(setup))
         except (EOFError, OSError):
-            raise WorkerDied(self.__name__, pool.discard(worker)) from None
+            raise WorkerDied(self.__name__, pool.discard(worker, died=True)) from None
         if not succeeded:
             pool.discard(worker)
             raise TypeError(
@@ -242,8 +243,14 @@ class _Worker:
     def kill(self) -> None:
         self._process.kill()
 
-    def end(self) -> str:
-        """Kill the process if it lives, let go of it, and return what it died of."""
+    def end(self, *, died: bool = False) -> str:
+        """Kill the process if it lives, let go of it, and return what it died of.
+
+        One that has ``died`` may have closed its pipes a moment before it ends with its own code.
+        """
+        if died:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_SECONDS_TO_DIE)
         self._process.kill()
         try:
             code = self._process.wait(_SECONDS_TO_DIE)
@@ -294,9 +301,9 @@ class _Pool:
                 return
         self.discard(worker)
 
-    def discard(self, worker: _Worker) -> str:
+    def discard(self, worker: _Worker, *, died: bool = False) -> str:
         """End a worker and return what it died of."""
-        cause = worker.end()
+        cause = worker.end(died=died)
         with self._lock:
             self._busy.discard(worker)
         return cause

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+
+from microbatch.errors import HandlerCrashed
 
 if TYPE_CHECKING:
     from microbatch.batch import BatchInfo
@@ -43,3 +48,19 @@ def hand_over(batch: BatchInfo | None, index: int, result: Any) -> None:
     if batch is not None:
         with contextlib.suppress(RuntimeError):
             batch.resolve(index, result)
+
+
+def is_asked_for() -> bool:
+    """Tell, of a cancellation that was caught here, whether somebody cancelled this task.
+
+    If not, what runs here raised it itself. Let through, it would quietly end the task group
+    around.
+    """
+    return anyio.current_effective_deadline() == -math.inf
+
+
+def crash_of(name: str, error: BaseException) -> HandlerCrashed:
+    """Return what a caller gets for an exception that must not reach it as it is."""
+    crash = HandlerCrashed(name, type(error).__name__)
+    crash.__cause__ = error
+    return crash

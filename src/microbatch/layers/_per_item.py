@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import math
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from microbatch import _checks
 from microbatch.batch import current_batch, narrowed
-from microbatch.errors import HandlerCrashed
 from microbatch.handler import kind_of, name_of
 
-from ._passing import BulkHandler, R, T, hand_over, named_after
+from ._passing import BulkHandler, R, T, crash_of, hand_over, is_asked_for, named_after
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -78,10 +76,6 @@ async def _outcome(function: Callable[[Any], Any], item: Any, name: str) -> Any:
     except Exception as error:  # noqa: BLE001 - whatever it is, it is this item's
         return error
     except anyio.get_cancelled_exc_class() as error:
-        # If nobody cancelled us the function raised it itself; let through, it would quietly end
-        # the task group and leave the other items without an outcome.
-        if anyio.current_effective_deadline() == -math.inf:
+        if is_asked_for():
             raise
-        crash = HandlerCrashed(name, type(error).__name__)
-        crash.__cause__ = error
-        return crash
+        return crash_of(name, error)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from microbatch.batch import current_batch, narrowed
 from microbatch.errors import BatchAborted
-from microbatch.handler import bulk
+from microbatch.handler import bulk, kind_of
 
 from ._passing import BulkHandler, Handler, R, SilentHandler, T, hand_over, named_after
 
@@ -25,9 +24,7 @@ def validated(
 def validated(
     handler: Handler[T, R], validate: Callable[[T], object], *, mode: Mode = "skip"
 ) -> BulkHandler[T, R]: ...
-def validated(
-    handler: Any, validate: Callable[[Any], object], *, mode: Mode = "skip"
-) -> BulkHandler[Any, Any]:
+def validated(handler: Any, validate: Any, *, mode: Mode = "skip") -> BulkHandler[Any, Any]:
     """Validate every item of a batch before any of them is handled.
 
     What ``validate`` raises for an item is its caller's error. All bad items are told, not just the
@@ -45,7 +42,7 @@ def validated(
         ValueError: If the mode is neither of the two.
     """
     call = bulk(handler)
-    if not callable(validate) or inspect.iscoroutinefunction(validate):
+    if not callable(validate) or kind_of(validate) != "thread":
         raise TypeError(f"validate must be a plain function, got {validate!r}")
     if mode not in {"skip", "reject"}:
         raise ValueError(f"mode must be 'skip' or 'reject', got {mode!r}")

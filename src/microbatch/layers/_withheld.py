@@ -1,4 +1,4 @@
-"""Keep early outcomes back until a batch that is all or nothing is decided."""
+"""Keep early outcomes: until an all-or-nothing batch is decided, or where there is no batcher."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Keeper:
 
     def _resolve(self, run: batches.Run, position: int, result: Any, index: int) -> None:
         if run.ended or position in self.early:
-            raise RuntimeError(f"item {index} has its outcome already")
+            raise RuntimeError(f"item {index} of the batch has its outcome already")
         self.early[position] = result
 
 
@@ -27,10 +27,8 @@ class _Keeper:
 def withheld() -> Iterator[dict[int, Any]]:
     """Within, ``current_batch().resolve`` only fills the dict that this yields.
 
-    Outside a batch it does nothing.
-
     It runs a batch within the batch, of the same items: what the handler knows of it is the same,
-    and so is whom it would wait for.
+    and so is whom it would wait for. Outside a batch it does nothing.
     """
     outer = batches.running()
     if outer is None:
@@ -40,14 +38,30 @@ def withheld() -> Iterator[dict[int, Any]]:
     indices: Sequence[int] = range(outer.size)
     if narrowing is not None and narrowing[0] is outer:
         indices = narrowing[1]
-    keeper = _Keeper()
-    entries = None if outer.entries is None else [outer.entries[i] for i in indices]
-    inner = batches.Run([None] * len(indices), [], outer.reason, entries=entries, lane=outer.lane)
-    inner.outer = outer
-    inner.owner = keeper
-    token = batches.enter(inner)
+    run = batches.Run([None] * len(indices), [], outer.reason)
+    if outer.entries is not None:
+        run.entries = [outer.entries[i] for i in indices]
+    run.lane = outer.lane
+    run.outer = outer
+    with _running(run) as early:
+        yield early
+
+
+@contextlib.contextmanager
+def without_batcher(items: list[Any], reason: batches.Reason) -> Iterator[dict[int, Any]]:
+    """Within, the items are a batch of which ``current_batch()`` knows; early outcomes are kept."""
+    run = batches.Run(items, [], reason)
+    run.outer = batches.running()
+    with _running(run) as early:
+        yield early
+
+
+@contextlib.contextmanager
+def _running(run: batches.Run) -> Iterator[dict[int, Any]]:
+    run.owner = keeper = _Keeper()
+    token = batches.enter(run)
     try:
         yield keeper.early
     finally:
-        inner.ended = True
-        batches._run.reset(token)  # noqa: SLF001
+        run.ended = True
+        batches._run.reset(token)  # noqa: SLF001 - no name for it yet

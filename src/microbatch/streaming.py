@@ -1,0 +1,558 @@
+"""Batches over sources larger than memory: `map_batches`."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Sized,
+)
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Generic, Self, TypedDict, TypeVar, Unpack, overload
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+
+from . import _checks
+from .batcher import Batcher
+from .errors import BatchFailed, Skipped
+from .handler import bulk, copy_exception, kind_of, name_of, results_of
+from .layers._passing import crash_of, is_asked_for
+from .layers._withheld import without_batcher
+from .outcome import BatchReport, Outcome
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["OutcomeStream", "Progress", "map_batches"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+#: Seconds that leaving waits for a source to close: enough for a file or a cursor, and a bound.
+_SECONDS_TO_CLOSE = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a stream has come, as of the last batch that ended.
+
+    ``done == succeeded + failed + skipped``.
+
+    Attributes:
+        done: Items that have an outcome.
+        succeeded: Those with a value.
+        failed: Those with an error that is not ``Skipped``.
+        skipped: Those left out on purpose.
+        total: How many items the source has, if that is known.
+        seconds: From the beginning of the stream to the end of the last batch.
+    """
+
+    done: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    skipped: int = 0
+    total: int | None = None
+    seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Return the items done each second, 0 before the first batch has ended."""
+        return self.done / self.seconds if self.seconds else 0.0
+
+    @property
+    def eta(self) -> float | None:
+        """Return the seconds left at this rate; None if the total or the rate is not known."""
+        if self.total is None or not self.rate:
+            return None
+        return max(0, self.total - self.done) / self.rate
+
+    @property
+    def fraction(self) -> float | None:
+        """Return the share that is done, from 0 to 1; None if the total is not known."""
+        if self.total is None:
+            return None
+        return min(1.0, self.done / self.total) if self.total else 1.0
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of `map_batches`, which says what each means."""
+
+    max_batch_size: int
+    max_concurrency: int
+    ordered: bool
+    total: int | None
+    on_progress: Callable[[Progress], object] | None
+    progress_every: int
+    stop_on_error: bool
+
+
+@overload
+def map_batches(
+    source: Iterable[Outcome[T]] | AsyncIterable[Outcome[T]],
+    handler: Batcher[T, R],
+    **options: Unpack[Options],
+) -> OutcomeStream[R]: ...
+@overload
+def map_batches(
+    source: Iterable[Outcome[T]] | AsyncIterable[Outcome[T]],
+    handler: Callable[[list[T]], Awaitable[None] | None],
+    **options: Unpack[Options],
+) -> OutcomeStream[None]: ...
+@overload
+def map_batches(
+    source: Iterable[Outcome[T]] | AsyncIterable[Outcome[T]],
+    handler: Callable[[list[T]], Awaitable[Collection[R | Exception]] | Collection[R | Exception]],
+    **options: Unpack[Options],
+) -> OutcomeStream[R]: ...
+@overload
+def map_batches(
+    source: Iterable[T] | AsyncIterable[T],
+    handler: Batcher[T, R],
+    **options: Unpack[Options],
+) -> OutcomeStream[R]: ...
+@overload
+def map_batches(
+    source: Iterable[T] | AsyncIterable[T],
+    handler: Callable[[list[T]], Awaitable[None] | None],
+    **options: Unpack[Options],
+) -> OutcomeStream[None]: ...
+@overload
+def map_batches(
+    source: Iterable[T] | AsyncIterable[T],
+    handler: Callable[[list[T]], Awaitable[Collection[R | Exception]] | Collection[R | Exception]],
+    **options: Unpack[Options],
+) -> OutcomeStream[R]: ...
+def map_batches(
+    source: Any,
+    handler: Any,
+    *,
+    max_batch_size: int = 1000,
+    max_concurrency: int = 4,
+    ordered: bool = True,
+    total: int | None = None,
+    on_progress: Callable[[Progress], object] | None = None,
+    progress_every: int = 1000,
+    stop_on_error: bool = False,
+) -> OutcomeStream[Any]:
+    """Handle a source of any length in batches, in bounded memory.
+
+    ::
+
+        async with map_batches(source, handler) as outcomes: async for outcome in outcomes: ...
+
+    At most ``max_concurrency + 1`` batches are held at any time, from the reading of a batch's
+    first item until its last outcome is taken: a slow handler or a slow consumer stops the reading,
+    a slow source leaves handlers idle. Every item that was read has an outcome, in the source's
+    order or as batches end. A handler call that raises fails its items, each with a copy; it does
+    not end the stream.
+
+    An error of the source is raised by the ``async for``, after the outcomes of what was read
+    before it. Leaving the ``async with`` early, by ``break``, an error or a cancellation, cancels
+    the handler calls, waits for them, and closes the source if it is a generator. A plain handler's
+    thread cannot be cancelled: leaving waits for its batch.
+
+    Args:
+        source: Any iterable or async iterable. A plain iterable is read in the event loop, a batch
+            at a time, so its items should be at hand; `microbatch.files.read_rows` reads files.
+            Where an item is an ``Outcome``, as `read_rows` gives them, the handler gets its value,
+            and one that failed goes past the handler to its place among the outcomes; its ``id`` is
+            kept.
+        handler: An async or plain bulk handler, layered or not; or a `Batcher`, for retries,
+            timeouts, weights and the like, which the stream feeds and leaves open.
+        max_batch_size: Items read, and given to the handler, together, at least 1. A Batcher cuts
+            them into batches of its own. At 1000 what a batch costs is small beside what its items
+            cost.
+        max_concurrency: Handler calls at the same time, at least 1. Four keep a database busy
+            without crowding it (a choice).
+        ordered: True: outcomes in the source's order. False: as batches end.
+        total: How many items there are, for ``progress``; by default the length of a source that
+            has one.
+        on_progress: Called in the event loop with a `Progress` after the batch in which another
+            ``progress_every`` items are done, and once at the end. What it raises ends the stream.
+        progress_every: Items between two calls of ``on_progress``, at least 1.
+        stop_on_error: True: once an item has failed nothing more is read; what was read is
+            finished, its outcomes come, and then the ``async for`` raises ``BatchFailed`` with the
+            errors of the first batch that had any. Skipped items are no failure.
+
+    Raises:
+        TypeError: If an argument has the wrong type, or the handler is a generator function: put
+            that in a Batcher.
+        ValueError: If a number is out of its range.
+    """
+    if not isinstance(source, (Iterable, AsyncIterable)):
+        raise TypeError(f"source must be an iterable or async iterable, got {source!r}")
+    if total is None and isinstance(source, Sized):
+        total = len(source)
+    elif total is not None:
+        _checks.whole_number("total", total, 0)
+    return OutcomeStream(
+        source,
+        handler,
+        size=_checks.whole_number("max_batch_size", max_batch_size, 1),
+        concurrency=_checks.whole_number("max_concurrency", max_concurrency, 1),
+        ordered=_checks.flag("ordered", ordered),
+        total=total,
+        on_progress=_checks.function("on_progress", on_progress),
+        progress_every=_checks.whole_number("progress_every", progress_every, 1),
+        stop_on_error=_checks.flag("stop_on_error", stop_on_error),
+    )
+
+
+class _Batch:
+    """The items of one handler call, then their outcomes."""
+
+    __slots__ = ("done", "items", "outcomes", "start")
+
+    def __init__(self, start: int, items: list[Any]) -> None:
+        self.start = start
+        self.items = items
+        self.outcomes: list[Outcome[Any]] = []
+        self.done = anyio.Event()
+
+
+class OutcomeStream(Generic[R]):
+    """The outcomes of a source's items: what `map_batches` returns.
+
+    Enter it with ``async with``, then iterate over it, from one task. An iteration that was left
+    with ``break`` can be taken up again within the same ``async with``.
+
+    Attributes:
+        progress: A `Progress`: how far it has come.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        handler: Any,
+        *,
+        size: int,
+        concurrency: int,
+        ordered: bool,
+        total: int | None,
+        on_progress: Callable[[Progress], object] | None,
+        progress_every: int,
+        stop_on_error: bool,
+    ) -> None:
+        self.progress = Progress(total=total)
+        self._source = source
+        self._handle = _handling(handler)
+        self._size = size
+        self._concurrency = concurrency
+        self._ordered = ordered
+        self._on_progress = on_progress
+        self._progress_every = progress_every
+        self._progress_told = 0
+        self._stop_on_error = stop_on_error
+        self._error: Exception | None = None
+        self._iterator: AsyncGenerator[Outcome[R], None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Begin to read and to handle.
+
+        Raises:
+            RuntimeError: If it was entered before.
+        """
+        if self._iterator is not None:
+            raise RuntimeError("a stream can be entered once: call map_batches again")
+        self._began = anyio.current_time()
+        self._room = anyio.Semaphore(self._concurrency + 1)
+        self._slots = anyio.Semaphore(self._concurrency)
+        self._ready, self._taken = anyio.create_memory_object_stream[_Batch](math.inf)
+        self._iterator = self._outcomes()
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        self._tasks.start_soon(self._read)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        """End everything: cancel handler calls, wait for them, close the source."""
+        self._tasks.cancel_scope.cancel()
+        # The body's own exceptions pass by the task group, which would wrap them in a group.
+        inside = isinstance(error, Exception)
+        try:
+            swallowed = await self._tasks.__aexit__(
+                None if inside else kind, None if inside else error, None if inside else trace
+            )
+        except BaseExceptionGroup as group:
+            raise _alone(group) from None
+        finally:
+            self._ready.close()
+            self._taken.close()
+            if self._iterator is not None:
+                await self._iterator.aclose()
+        return None if inside else swallowed
+
+    def __aiter__(self) -> AsyncIterator[Outcome[R]]:
+        """Return the outcomes.
+
+        Raises:
+            RuntimeError: Outside ``async with``.
+        """
+        if self._iterator is None:
+            raise RuntimeError("enter the stream first: async with map_batches(...) as outcomes")
+        return self._iterator
+
+    async def _outcomes(self) -> AsyncGenerator[Outcome[R], None]:
+        async for batch in self._taken:
+            await batch.done.wait()
+            for outcome in batch.outcomes:
+                yield outcome
+            self._room.release()
+        if self._error is not None:
+            raise self._error
+
+    async def _read(self) -> None:
+        """Read batches as room allows, and start each when a slot is free."""
+        reader = _AsyncReader if isinstance(self._source, AsyncIterable) else _Reader
+        source = reader(self._source)
+        start = 0
+        try:
+            async with anyio.create_task_group() as calls:
+                while not source.ended:
+                    await self._room.acquire()
+                    items = await self._next(source)
+                    if not items:
+                        break
+                    await self._slots.acquire()
+                    batch = _Batch(start, items)
+                    start += len(items)
+                    if self._ordered:
+                        self._ready.send_nowait(batch)
+                    calls.start_soon(self._run, batch)
+            if self._on_progress is not None and self.progress.done != self._progress_told:
+                self._on_progress(self.progress)
+        finally:
+            with anyio.move_on_after(_SECONDS_TO_CLOSE, shield=True):
+                await source.close()
+        if self._error is None:
+            self._error = source.error
+        self._ready.close()
+
+    async def _next(self, source: _Reader | _AsyncReader) -> list[Any]:
+        """Read a batch, unless an item has failed that ends the stream."""
+        return [] if self._error is not None else await source.read(self._size)
+
+    async def _run(self, batch: _Batch) -> None:
+        """Handle one batch."""
+        reason = "size" if len(batch.items) == self._size else "close"
+        values, failed, ids = _unwrap(batch.items)
+        results: list[Any] = await self._handle(values, reason) if values else []
+        outcomes = _outcomes_of(batch.start, results, failed, ids)
+        batch.items = []
+        batch.outcomes = outcomes
+        self._slots.release()
+        self._count(outcomes)
+        batch.done.set()
+        if not self._ordered:
+            self._ready.send_nowait(batch)
+
+    def _count(self, outcomes: list[Outcome[Any]]) -> None:
+        before = self.progress
+        succeeded = sum([outcome.ok for outcome in outcomes])
+        skipped = sum([o.skipped for o in outcomes]) if succeeded < len(outcomes) else 0
+        self.progress = now = Progress(
+            before.done + len(outcomes),
+            before.succeeded + succeeded,
+            before.failed + len(outcomes) - succeeded - skipped,
+            before.skipped + skipped,
+            before.total,
+            anyio.current_time() - self._began,
+        )
+        if self._stop_on_error and now.failed > before.failed and self._error is None:
+            report = BatchReport(outcomes)
+            errors = [o.error for o in outcomes if o.error is not None and not o.skipped]
+            message = f"{report.failed} of {report.total} items of a batch failed"
+            self._error = BatchFailed(message, errors, report)
+        every = self._progress_every
+        if self._on_progress is not None and now.done // every > self._progress_told // every:
+            self._progress_told = now.done
+            self._on_progress(now)
+
+
+class _Reader:
+    """Reads batches from a plain iterable."""
+
+    def __init__(self, source: Iterable[Any]) -> None:
+        self.ended = False
+        self.error: Exception | None = None
+        self._iterator = iter(source)
+
+    async def read(self, count: int) -> list[Any]:
+        """Return so many items, or fewer at the end; keep what the source raises."""
+        await anyio.lowlevel.checkpoint()
+        items: list[Any] = []
+        try:
+            items.extend(islice(self._iterator, count))  # keeps what came before an error
+        except Exception as error:  # noqa: BLE001 - the consumer gets it in its turn
+            self.error = error
+        self.ended = len(items) < count
+        return items
+
+    async def close(self) -> None:
+        if isinstance(self._iterator, Generator):
+            self._iterator.close()
+
+
+class _AsyncReader:
+    """Reads batches from an async iterable."""
+
+    def __init__(self, source: AsyncIterable[Any]) -> None:
+        self.ended = False
+        self.error: Exception | None = None
+        self._iterator = aiter(source)
+
+    async def read(self, count: int) -> list[Any]:
+        """Return so many items, or fewer at the end; keep what the source raises."""
+        await anyio.lowlevel.checkpoint()
+        items: list[Any] = []
+        add = items.append
+        try:
+            async for item in self._iterator:
+                add(item)
+                if len(items) == count:
+                    return items
+        except Exception as error:  # noqa: BLE001 - the consumer gets it in its turn
+            self.error = error
+        except anyio.get_cancelled_exc_class() as error:
+            if is_asked_for():
+                raise
+            self.error = RuntimeError(f"the source raised {type(error).__name__} of its own")
+            self.error.__cause__ = error
+        self.ended = True
+        return items
+
+    async def close(self) -> None:
+        if isinstance(self._iterator, AsyncGenerator):
+            await self._iterator.aclose()
+
+
+def _handling(handler: Any) -> Callable[[list[Any], Any], Awaitable[list[Any]]]:
+    """Return what handles a batch and gives a result or an outcome for each item."""
+    if isinstance(handler, Batcher):
+
+        async def submit(items: list[Any], _: Any) -> list[Any]:
+            try:
+                return list(await handler.submit_many_report(items))
+            except Exception as error:  # noqa: BLE001 - it is closed, or the like
+                return [copy_exception(error) for _ in items]
+
+        return submit
+    name = name_of(handler)
+    call = _in_own_thread(handler) if kind_of(handler) == "thread" else bulk(handler)
+
+    async def handle(items: list[Any], reason: Any) -> list[Any]:
+        count = len(items)
+        with without_batcher(items, reason) as early:
+            try:
+                results = await call(items)
+            except Exception as error:  # noqa: BLE001 - the handler's: it fails its items
+                results = [copy_exception(error) for _ in range(count)]
+            except anyio.get_cancelled_exc_class() as error:
+                if is_asked_for():
+                    raise
+                results = [crash_of(name, error) for _ in range(count)]
+        for index, result in early.items():
+            results[index] = result
+        return results
+
+    return handle
+
+
+def _in_own_thread(handler: Any) -> Callable[[list[Any]], Awaitable[list[Any]]]:
+    """Call a plain function in a thread that is waited for even if nobody wants its results."""
+
+    async def call(items: list[Any]) -> list[Any]:
+        count = len(items)
+        limiter = anyio.CapacityLimiter(1)
+        returned = await anyio.to_thread.run_sync(handler, items, limiter=limiter)
+        if inspect.isawaitable(returned):
+            returned = await returned
+        return results_of(returned, count)
+
+    return call
+
+
+def _unwrap(items: list[Any]) -> tuple[list[Any], dict[int, Outcome[Any]], list[Any] | None]:
+    """Return what the handler gets, which items failed before, and the ids that they came with."""
+    if Outcome not in set(map(type, items)):
+        return list(items), {}, None
+    failed: dict[int, Outcome[Any]] = {}
+    values: list[Any] = []
+    ids: list[Any] = []
+    for position, item in enumerate(items):
+        if not isinstance(item, Outcome):
+            values.append(item)
+            ids.append(None)
+        elif item.ok:
+            values.append(item.value)
+            ids.append(item.id)
+        else:
+            failed[position] = item
+            ids.append(item.id)
+    return values, failed, ids
+
+
+# A frozen dataclass sets each field by a call of its own; the slots' setters take half the time,
+# which is most of what a stream costs for each item.
+_new = Outcome.__new__
+_set_index, _set_ok, _set_value, _set_error, _set_skipped, _set_attempts, _set_id = (
+    Outcome.__dict__[name].__set__
+    for name in ("index", "ok", "value", "error", "skipped", "attempts", "id")
+)
+
+
+def _outcomes_of(
+    start: int,
+    results: list[Any],
+    failed: dict[int, Outcome[Any]],
+    ids: list[Any] | None,
+) -> list[Outcome[Any]]:
+    """Return a batch's outcomes, in its order, indexed from ``start``."""
+    if failed:
+        found = iter(results)
+        count = len(results) + len(failed)
+        results = [failed[i] if i in failed else next(found) for i in range(count)]
+    outcomes: list[Outcome[Any]] = []
+    for position, result in enumerate(results):
+        outcome = _new(Outcome)
+        _set_index(outcome, start + position)
+        _set_id(outcome, None if ids is None else ids[position])
+        value, error, attempts = result, None, 1
+        if isinstance(result, Outcome):
+            value, error, attempts = result.value, result.error, result.attempts
+            if ids is None:
+                _set_id(outcome, result.id)
+        elif isinstance(result, Exception):
+            value, error = None, result
+        _set_ok(outcome, error is None)
+        _set_value(outcome, value)
+        _set_error(outcome, error)
+        _set_skipped(outcome, isinstance(error, Skipped))
+        _set_attempts(outcome, attempts)
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _alone(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the exception of a group that has no other, cancellations aside; else the group."""
+    _, rest = group.split(anyio.get_cancelled_exc_class())
+    found: BaseException = group if rest is None else rest
+    while isinstance(found, BaseExceptionGroup) and len(found.exceptions) == 1:
+        found = found.exceptions[0]
+    return found

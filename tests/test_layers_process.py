@@ -1,0 +1,513 @@
+"""``in_process``: worker processes that die, are replaced, and never outlive their handler."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import anyio
+import layers_handlers as work
+import psutil
+import pytest
+from support import run
+
+from microbatch import Batcher, HandlerCrashed, HandlerTimeout, ResultCountError
+from microbatch.layers import WorkerDied, in_process
+from microbatch.layers import _worker as worker
+
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time, pytest.mark.timeout(60)]
+
+
+def children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running() -> Any:
+    """No test may leave a process behind."""
+    before = set(children())
+    yield
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while set(children()) - before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert set(children()) - before == set()
+
+
+async def test_results_come_back_in_the_items_order() -> None:
+    """From another process, which stays for the next batch."""
+    async with in_process(work.square) as handler:
+        assert await handler([3, 1, 2]) == [9, 1, 4]
+    async with in_process(work.process_ids, workers=1) as handler:
+        first, second = await handler([0]), await handler([0])
+        assert first == second != [os.getpid()]
+
+
+async def test_batches_side_by_side_keep_to_the_number_of_workers() -> None:
+    """Six batches of 50 ms on two workers: two process ids."""
+    async with in_process(work.slowly, workers=2) as handler:
+        found: list[Any] = []
+
+        async def call() -> None:
+            found.extend(await handler([0.05]))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(6):
+                tasks.start_soon(call)
+        assert len(found) == 6
+        assert 1 <= len(set(found)) <= 2
+        assert len(children()) <= 2
+
+
+async def test_a_batcher_runs_it_and_nothing_is_left_after_close() -> None:
+    """The batch is one worker's; every caller gets its own result."""
+    async with in_process(work.square, workers=2) as handler:
+        async with Batcher(handler, max_batch_size=10, max_concurrency=2) as batcher:
+            assert await batcher.submit_many(range(40)) == [n * n for n in range(40)]
+        assert batcher.stats().batches == 4
+        assert len(children()) in {1, 2}
+    assert children() == []
+    with pytest.raises(RuntimeError, match="the workers of 'square' are closed"):
+        await handler([1])
+    await handler.aclose()
+
+
+@pytest.mark.parametrize(("how", "kind"), [("die", "SIGKILL"), ("exit", "exit code 3")])
+async def test_a_dead_worker_fails_its_batch_and_is_replaced(how: str, kind: str) -> None:
+    """The batcher goes on; the error says what the process died of."""
+    async with (
+        in_process(work.kill_itself, workers=1) as handler,
+        Batcher(handler, max_batch_size=2) as batcher,
+    ):
+        alive = await batcher.submit("live")
+        report = await batcher.submit_many_report([how, "mate", "live", "live"])
+        assert [outcome.ok for outcome in report] == [False, False, True, True]
+        error = report[1].error
+        assert isinstance(error, WorkerDied)
+        assert isinstance(error, HandlerCrashed)
+        assert (error.kind, report[0].code) == (kind, "worker_died")
+        assert str(error) == (
+            f"the worker process of 'kill_itself' died of {kind} while it had these items"
+        )
+        assert report[2].value not in {alive, os.getpid()}
+
+
+async def test_a_worker_killed_from_outside_fails_only_its_own_batch(tmp_path: Path) -> None:
+    """As the kernel does when memory runs out."""
+    async with in_process(work.sleep_and_tell, workers=2) as handler:
+        ended: list[BaseException] = []
+
+        async def call(path: str) -> None:
+            try:
+                await handler([path])
+            except WorkerDied as error:
+                ended.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            for name in "ab":
+                tasks.start_soon(call, str(tmp_path / name))
+            ids = [await written(tmp_path / name) for name in "ab"]
+            os.kill(ids[0], signal.SIGKILL)
+            await until(lambda: ended)
+            assert psutil.pid_exists(ids[1])
+            await handler.aclose()
+        assert len(ended) == 2
+
+
+async def until(condition: Any) -> None:
+    """Wait for what another process does: it sets no event here."""
+    while not condition():  # noqa: ASYNC110
+        await anyio.sleep(0.01)
+
+
+async def written(path: Path) -> int:
+    """Wait until a process id stands in a file."""
+    await until(lambda: path.exists() and path.read_text())
+    return int(path.read_text())  # noqa: ASYNC240
+
+
+async def test_an_idle_worker_that_died_is_replaced_without_harm() -> None:
+    """Its death between two batches is nobody's failure."""
+    async with in_process(work.process_ids, workers=1) as handler:
+        [first] = await handler([0])
+        os.kill(first, signal.SIGKILL)
+        psutil.wait_procs(children(), timeout=5)
+        [second] = await handler([0])
+        assert second != first
+
+
+async def test_a_cancelled_batch_has_its_worker_killed(tmp_path: Path) -> None:
+    """A thread could not be stopped; a process can."""
+    async with in_process(work.sleep_and_tell, workers=1) as handler:
+        path = tmp_path / "pid"
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(handler, [str(path)])
+            pid = await written(path)
+            tasks.cancel_scope.cancel()
+        await until(lambda: not psutil.pid_exists(pid))
+
+
+async def test_a_handler_timeout_stops_what_burns_the_cpu(tmp_path: Path) -> None:
+    """The callers fail on time and the slot is free for the next batch."""
+    async with (
+        in_process(work.sleep_and_tell, workers=1) as handler,
+        Batcher(handler, handler_timeout=0.5) as batcher,
+    ):
+        with pytest.raises(HandlerTimeout):
+            await batcher.submit(str(tmp_path / "pid"))
+
+
+async def test_a_job_cancelled_while_it_waits_for_a_worker_never_starts(tmp_path: Path) -> None:
+    """Nor does it cost the one at work."""
+    async with in_process(work.slowly, workers=1) as handler:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(handler, [0.2])
+            await anyio.sleep(0.05)
+            with anyio.move_on_after(0.01):
+                await handler([30])
+        assert await handler([0])
+
+
+def test_a_job_abandoned_at_any_moment_costs_its_worker_and_no_more() -> None:
+    """Before it is given to the worker, and after the answer came."""
+    from microbatch.layers._in_process import _Job
+
+    class Process:
+        killed = 0
+
+        def kill(self) -> None:
+            self.killed += 1
+
+    process: Any = Process()
+    job = _Job([1])
+    job.abandon()
+    job.start(process)
+    assert process.killed == 1
+    with pytest.raises(EOFError):
+        job.end()
+    job = _Job([1])
+    job.start(process)
+    job.end()
+    job.abandon()
+    assert process.killed == 1
+
+
+async def test_an_item_that_cannot_be_pickled_fails_alone_and_at_once() -> None:
+    """The others go on without it."""
+    async with in_process(work.mixed) as handler:
+        results = await handler([1, lambda: 2, 3])
+        assert [results[0], results[2]] == [1, 3]
+        assert isinstance(results[1], TypeError)
+        assert str(results[1]).startswith("item 1 cannot be sent to a worker process: ")
+        assert results[1].__cause__ is not None
+        [error] = await handler([lambda: 2])
+        assert isinstance(error, TypeError)
+
+
+async def test_an_item_that_cannot_be_loaded_fails_its_batch() -> None:
+    """The worker says so and lives on."""
+    async with in_process(work.mixed) as handler:
+        with pytest.raises(ValueError, match="invalid literal"):
+            await handler([work.Unloadable()])
+        assert await handler([1]) == [1]
+
+
+def test_a_handler_that_no_other_process_can_have_is_refused_at_once() -> None:
+    """Lambdas, nested functions, async functions and generators."""
+
+    async def asynchronous(items: list[int]) -> list[int]:
+        return items
+
+    with pytest.raises(
+        TypeError, match="in_process needs a function at the top level of a module, got .*<lambda>"
+    ):
+        in_process(lambda items: items)
+    with pytest.raises(
+        TypeError, match=r"in_process runs plain functions, got .*asynchronous, which is async"
+    ):
+        in_process(asynchronous)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+        in_process(work.square, workers=0)
+    with pytest.raises(TypeError, match="workers must be an int, got 1.5"):
+        in_process(work.square, workers=1.5)  # type: ignore[call-overload]
+
+
+async def test_a_handler_that_the_worker_cannot_import_is_named() -> None:
+    """It can be pickled here, since it can be found here; there it cannot."""
+    import types
+
+    module = types.ModuleType("made_up_here")
+    exec("def handler(items):\n    return items\n", module.__dict__)
+    sys.modules["made_up_here"] = module
+    try:
+        async with in_process(module.handler) as handler:
+            with pytest.raises(
+                TypeError,
+                match="cannot import the handler 'handler': No module named 'made_up_here'",
+            ):
+                await handler([1])
+    finally:
+        del sys.modules["made_up_here"]
+
+
+async def test_a_worker_that_dies_while_it_starts_is_told_like_any_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its interpreter may be killed before it has read a byte."""
+    script = tmp_path / "dies.py"
+    script.write_text("raise SystemExit(9)")
+    monkeypatch.setattr(worker, "__file__", str(script))
+    async with in_process(work.square) as handler:
+        with pytest.raises(WorkerDied, match="exit code 9"):
+            await handler([1])
+
+
+async def test_errors_travel_with_their_type_and_the_workers_traceback() -> None:
+    """Raised for the batch, or returned for one item."""
+    async with in_process(work.errors, workers=1) as handler:
+        with pytest.raises(KeyError, match="whole") as caught:
+            await handler(["raise"])
+        [note] = caught.value.__notes__
+        assert note.startswith("in a worker process: Traceback")
+        assert "layers_handlers.py" in note
+        results = await handler(["x", "own"])
+        assert isinstance(results[0], ValueError)
+        assert repr(results[1]) == (
+            "RuntimeError('StubbornError in a worker process, which cannot be pickled: 3 and 4')"
+        )
+        with pytest.raises(RuntimeError, match="StubbornError in a worker process, .*: 1 and 2"):
+            await handler(["stubborn"])
+        with pytest.raises(TypeError, match="the handler's results cannot be sent from the worker"):
+            await handler(["lambda"])
+        with pytest.raises(ResultCountError):
+            await handler(["short"])
+        assert len(children()) == 1
+
+
+async def test_a_handler_that_returns_nothing_gives_none_for_each() -> None:
+    """As anywhere else; and no items make no call."""
+    async with in_process(functools.partial(work.store)) as handler:
+        assert await handler([]) == []
+        assert children() == []
+        assert await handler([1, 2]) == [None, None]
+    assert handler.__qualname__ == "store"
+
+
+async def test_what_the_handler_prints_does_not_meet_the_answers(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """It goes to standard error, and standard input is empty."""
+    async with in_process(work.noisy) as handler:
+        assert await handler([1]) == [1]
+    assert capfd.readouterr().err == "to standard output\nstraight to descriptor 1\n"
+
+
+async def test_a_dropped_handler_ends_its_workers() -> None:
+    """Nobody called aclose; the fixture sees that no process is left."""
+    handler = in_process(work.square)
+    assert await handler([2]) == [4]
+    assert len(children()) == 1
+    del handler
+    gc.collect()
+    psutil.wait_procs(children(), timeout=5)
+    assert children() == []
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_one_handler_serves_one_event_loop_after_another(backend: str) -> None:
+    """The workers are processes of the program, not of a loop."""
+    handler = in_process(work.process_ids, workers=1)
+    ids = {run(backend, handler, [0], real_time=True)[0] for _ in range(2)}
+    assert len(ids) == 1
+    run(backend, handler.aclose, real_time=True)
+
+
+def test_a_forked_child_gets_workers_of_its_own() -> None:
+    """And leaves its parent's alone, at its end too."""
+    handler = in_process(work.process_ids, workers=1)
+    [first] = run("asyncio", handler, [0], real_time=True)
+    pid = os.fork()
+    if pid == 0:  # pragma: no cover - in the child, where nothing is measured
+        status = 1
+        try:
+            [own] = run("asyncio", handler, [0], real_time=True)
+            handler._pool.end()
+            status = 0 if own != first else 2
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert run("asyncio", handler, [0], real_time=True) == [first]
+    inherited = handler._pool
+    inherited._process_id = -1
+    inherited.end()
+    assert psutil.pid_exists(first)
+    inherited._process_id = os.getpid()
+    run("asyncio", handler.aclose, real_time=True)
+
+
+# --- the main program -------------------------------------------------------------------------------------------
+
+PROGRAM = """
+import os, signal, sys
+import anyio
+from microbatch.layers import in_process
+
+class Item:
+    def __init__(self, number):
+        self.number = number
+
+def double(items):
+    return [Item(item.number * 2) for item in items]
+
+async def main():
+    handler = in_process(double, workers=1)
+    results = await handler([Item(1), Item(2)])
+    print([result.number for result in results], type(results[0]) is Item, flush=True)
+    {ending}
+
+{guard}anyio.run(main)
+"""
+
+
+def program(tmp_path: Path, ending: str = "", guard: str = "if __name__ == '__main__': ") -> Path:
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM.format(ending=ending, guard=guard))
+    return path
+
+
+def start(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    source = str(Path(worker.__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": source}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=environment,
+        cwd=cwd,
+        check=False,
+    )
+
+
+def test_handler_and_items_may_be_of_the_main_program(tmp_path: Path) -> None:
+    """Run as a file or as a module; the classes that come back are its own."""
+    path = program(tmp_path)
+    for done in (start(str(path)), start("-m", "program", cwd=tmp_path)):
+        assert (done.stdout, done.stderr) == ("[2, 4] True\n", "")
+
+
+def test_an_unguarded_main_program_is_told_what_to_do(tmp_path: Path) -> None:
+    """Else every worker would start workers of its own."""
+    done = start(str(program(tmp_path, guard="")))
+    assert done.returncode == 1
+    assert "guard what it runs by `if __name__ == '__main__':`" in done.stderr
+
+
+def test_a_main_program_without_a_file_says_that_it_cannot_be_imported() -> None:
+    """As in an interactive session."""
+    done = start("-c", PROGRAM.format(ending="", guard=""))
+    assert done.returncode == 1
+    assert "cannot import the handler 'double'" in done.stderr
+
+
+def test_workers_end_with_a_program_that_is_killed(tmp_path: Path) -> None:
+    """Their input ends, whatever became of the parent."""
+    ending = "print(handler._pool._idle[0]._process.pid, flush=True); os.kill(os.getpid(), 9)"
+    done = start(str(program(tmp_path, ending)))
+    assert done.returncode == -signal.SIGKILL
+    pid = int(done.stdout.split()[-1])
+    deadline = time.monotonic() + 5
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not psutil.pid_exists(pid)
+
+
+# --- the worker's side, in this process -------------------------------------------------------------------------
+
+
+def conversation(*messages: Any) -> list[Any]:
+    """Serve these requests and return the answers."""
+    import pickle
+
+    requests, answers = io.BytesIO(), io.BytesIO()
+    for message in messages:
+        worker.send(requests, pickle.dumps(message))
+    requests.seek(0)
+    worker.serve(requests, answers)
+    answers.seek(0)
+    found = []
+    while True:
+        try:
+            found.append(worker.load(worker.receive(answers)))
+        except EOFError:
+            return found
+
+
+def setup(handler: Any, main: Any = (None, None)) -> Any:
+    import pickle
+
+    return list(sys.path), main, pickle.dumps(handler)
+
+
+def test_a_worker_answers_until_its_input_ends() -> None:
+    """First that it is ready, then each batch: results, or what went wrong."""
+    answers = conversation(setup(work.errors), ["x"], ["raise"], ["stubborn"], ["lambda"])
+    assert [succeeded for succeeded, _ in answers] == [True, True, False, False, False]
+    assert answers[0][1] is None
+    assert [type(answer) for _, answer in answers[2:]] == [KeyError, RuntimeError, TypeError]
+    assert conversation(setup(work.store), [1]) == [(True, None), (True, None)]
+    assert conversation(setup(work.mixed), [1, 2]) == [(True, None), (True, [1, 2])]
+
+
+def test_a_worker_whose_parent_has_gone_just_ends() -> None:
+    """There is nobody to tell."""
+    import pickle
+
+    class Closed(io.BytesIO):
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    requests = io.BytesIO()
+    worker.send(requests, pickle.dumps(setup(work.store)))
+    requests.seek(0)
+    worker.serve(requests, Closed())
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_the_main_module_is_imported_once_when_something_of_it_is_needed(
+    by_name: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name if it was run with ``-m``, else from its file; without its ``__main__`` part."""
+    path = tmp_path / "the_main_program.py"
+    path.write_text("loads = []\ndef handler(items):\n    return [__name__ for _ in items]\n")
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+    monkeypatch.delitem(sys.modules, "__mp_main__", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    main = ("the_main_program", None) if by_name else (None, str(path))
+    function = b"c__main__\nhandler\n."
+    request = (list(sys.path), main, function)
+    try:
+        answers = conversation(request, [1, 2])
+        assert answers == [(True, None), (True, ["__mp_main__"] * 2)]
+        first = sys.modules["__mp_main__"]
+        worker.import_main(main)
+        assert sys.modules["__mp_main__"] is first
+    finally:
+        sys.modules.pop("__mp_main__", None)
+
+
+def test_no_worker_is_started_while_a_worker_imports_its_main_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The flag that the worker's script sets is the one that starting looks at."""
+    monkeypatch.setattr(worker, "importing_main", True)
+    with pytest.raises(RuntimeError, match="guard what it runs"):
+        run("asyncio", in_process(work.square), [1], real_time=True)
