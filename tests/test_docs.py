@@ -139,8 +139,8 @@ def test_documented_signatures_are_the_codes(name):
     arguments = ast.parse(f"def f({shown[1]}): ...").body[0].args
     code = parameters(method)
     assert [argument.arg for argument in [*arguments.args, *arguments.kwonlyargs]] == list(code)
-    for argument in arguments.kwonlyargs:
-        assert code[argument.arg].kind is inspect.Parameter.KEYWORD_ONLY
+    only = [name for name, p in code.items() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    assert [argument.arg for argument in arguments.kwonlyargs] == only
     defaults = [d for d in [*arguments.defaults, *arguments.kw_defaults] if d is not None]
     given = [p.default for p in code.values() if p.default is not inspect.Parameter.empty]
     shown_defaults = [ast.literal_eval(default) for default in defaults]

@@ -91,7 +91,12 @@ def run_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         monkeypatch.setattr(anyio, "run", partial(anyio.run, **settings))
         if backend == "uvloop":
             uvloop = pytest.importorskip("uvloop", reason="uvloop is not installed here")
-            monkeypatch.setattr(asyncio, "run", uvloop.run)
+
+            def run(main):  # uvloop.run calls asyncio.run
+                with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                    return runner.run(main)
+
+            monkeypatch.setattr(asyncio, "run", run)
 
     return choose
 
