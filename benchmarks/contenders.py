@@ -76,7 +76,7 @@ async def floor_soon(size):
 async def bare(size):
     async def run(n):
         futures = []
-        waiting = asyncio.gather(*[floor.bare(futures) for _ in range(n)])
+        waiting = asyncio.gather(*[floor.bare(futures, i) for i in range(n)])
         await asyncio.sleep(0)
         for future in futures:
             future.set_result(None)

@@ -94,7 +94,7 @@ class TrioFloorBatcher:
             entry[1].set()
 
 
-async def bare(futures):
+async def bare(futures, item):  # noqa: ARG001 - held, as each caller holds its item
     """The task and the future alone: what any batcher with a task for each caller pays at least."""
     future = asyncio.get_running_loop().create_future()
     futures.append(future)

@@ -1,0 +1,186 @@
+"""Every in-memory goal in one run: what was aimed at, what was reached, and the best peer at the same work.
+
+    python benchmarks/goals.py
+
+Every CPU figure is a ratio to floor (a), the hand-written 20-line batcher of `floor.py`, taken in the same
+round of one process.
+"""
+
+from __future__ import annotations
+
+import shutil
+
+import contenders
+import instructions
+import latency
+import measure
+import memory
+
+FLOOR = "floor (a)"
+
+
+def best_peer(figures):
+    """Name the peer with the lowest median."""
+    peers = {k: v for k, v in figures.items() if k in contenders.ALL and contenders.ALL[k].peer}
+    if not peers:
+        return "-"
+    name = min(peers, key=lambda key: peers[key]["median"])
+    return f"{name} {peers[name]['median']:.2f}"
+
+
+def of(*names):
+    return [contenders.ALL[n] for n in names if contenders.installed(contenders.ALL[n])]
+
+
+class Goals:
+    """The table in the making."""
+
+    def __init__(self, chosen):
+        self.tiny = chosen.tiny
+        self.rounds = chosen.rounds or (2 if chosen.tiny else 15)
+        self.only = chosen.only
+        self.rows = []
+
+    def add(self, what, goal, reached, *, peer="-", unit="", digits=2, **more):
+        """Note one line; reached is a spread or a number, better the lower."""
+        spread = reached if isinstance(reached, dict) else measure.spread([reached])
+        met = spread["median"] <= goal
+        row = {"what": what, "goal": goal, "unit": unit, **spread, "met": met, "best_peer": peer, **more}
+        self.rows.append(row)
+        print(
+            f"{'met   ' if met else 'MISSED'} {what}: {measure.shown(spread, digits)}{unit}, "
+            f"goal {goal}{unit}; best peer {peer}",
+            flush=True,
+        )
+
+    def cpu(self, what, goal, name, names, *, size, n, loop=None, rounds=None, digits=2):
+        """Measure one line of CPU ratios; the first of names is the floor."""
+        if self.tiny:
+            n = min(n, 300)
+        figures = measure.interleaved(
+            of(*names), rounds=min(rounds or self.rounds, self.rounds), loop=loop, size=size, n=n
+        )
+        ratios = measure.ratios(figures, names[0])
+        self.add(
+            what, goal, ratios[name], peer=best_peer(ratios), digits=digits,
+            all=ratios, microseconds=measure.per_item(figures, n),
+        )  # fmt: skip
+
+    def task_each(self):
+        peers = [c.name for c in contenders.PEERS[:3]]
+        everyone = [FLOOR, "submit", *peers]
+        self.cpu("a task each, batch 100", 1.00, "submit", everyone, size=100, n=10_000)
+        self.cpu("a task each, batch 10", 1.00, "submit", everyone, size=10, n=10_000)
+        self.cpu("a task each, batch 1", 0.90, "submit", everyone, size=1, n=10_000)
+        self.cpu(
+            "100,000 callers, batch 100", 1.05, "submit", [FLOOR, "submit", "dloader"],
+            size=100, n=100_000, rounds=5,
+        )  # fmt: skip
+
+    def no_task(self):
+        names = [FLOOR, "submit_nowait", "submit_many"]
+        self.cpu(
+            "1,000,000 through submit_nowait", 1.05, "submit_nowait", names[:2],
+            size=100, n=1_000_000, rounds=3,
+        )  # fmt: skip
+        self.cpu("gather over submit_nowait", 0.38, "submit_nowait", names, size=100, n=10_000)
+        self.cpu(
+            "gather over submit_nowait, uvloop", 0.47, "submit_nowait", names,
+            size=100, n=10_000, loop="uvloop",
+        )  # fmt: skip
+        self.cpu(
+            "submit_many, 50,000 items in chunks of 100", 0.020, "submit_many",
+            [FLOOR, "submit_many"], size=100, n=50_000, rounds=7, digits=3,
+        )  # fmt: skip
+
+    def counted(self):
+        if shutil.which("valgrind") is None:
+            print("valgrind is not installed: instructions not counted")
+            return
+        sizes = {"waves": 1, "wave": 20} if self.tiny else {}
+        for size, goal in ((100, 0.98),):
+            counts = {name: instructions.per_item(name, size, **sizes) for name in (FLOOR, "submit")}
+            self.add(
+                f"instructions, batch {size}", goal, counts["submit"] / counts[FLOOR],
+                digits=3, all=counts,
+            )  # fmt: skip
+
+    def waiting_time(self):
+        figures = latency.lone(
+            rounds=self.rounds, calls=20 if self.tiny else 500, windowed=not self.tiny
+        )
+        ratios = {name: figure["ratio"] for name, figure in figures.items()}
+        self.add(
+            "lone caller at default settings, p50", 1.2, ratios["submit"],
+            peer=best_peer(ratios), all=figures,
+        )  # fmt: skip
+        seconds = 0.2 if self.tiny else 4
+        worst = {}
+        for name in ("submit", FLOOR, "batchlet"):
+            if name not in contenders.ALL or contenders.installed(contenders.ALL[name]):
+                worst[name] = latency.ages(latency.windowed(name, 0.01), seconds=seconds)
+        peer = f"batchlet +{worst['batchlet']['p99'] - 10:.2f}" if "batchlet" in worst else "-"
+        self.add(
+            "age of the oldest item at dispatch beyond max_wait (p99)", 2.0,
+            worst["submit"]["p99"] - 10, peer=peer, unit=" ms", all=worst,
+        )  # fmt: skip
+        self.add(
+            "idle CPU", 0.001, latency.idle(seconds=0.2 if self.tiny else 5),
+            peer=f"batched {latency.idle_batched(seconds=0.2 if self.tiny else 5):.3f}",
+            unit=" s/s", digits=5,
+        )  # fmt: skip
+
+    def bytes(self):
+        names = ["bare task + future", "submit", "dloader", "aiodataloader"]
+        names = [n for n in names if contenders.installed(contenders.ALL[n])]
+        figures = memory.waiting(
+            names, n=1000 if self.tiny else 20_000, rounds=1 if self.tiny else 3
+        )
+        bare = figures[names[0]]["median"]
+        ratios = {
+            name: {k: v / bare if k != "rounds" else v for k, v in figure.items()}
+            for name, figure in figures.items()
+        }
+        self.add(
+            "bytes per waiting caller, of a bare task and future", 1.07, ratios["submit"],
+            peer=best_peer(ratios), all=figures,
+        )  # fmt: skip
+        n = 1000 if self.tiny else 1_000_000
+        self.add(
+            "bytes kept per item after 1,000,000 items", 1.0,
+            memory.in_subprocess("kept", "after so many items", n), unit=" B",
+        )  # fmt: skip
+
+    def trio(self):
+        names = ["trio.Event floor", "trio submit"]
+        self.cpu("trio, batch 100", 0.85, names[1], names, size=100, n=5_000)
+        self.cpu("trio, batch 1", 1.2, names[1], names, size=1, n=5_000)
+
+
+SECTIONS = ["task_each", "no_task", "waiting_time", "bytes", "trio", "counted"]
+
+
+def main():
+    chosen = measure.options(
+        __doc__.splitlines()[0], only={"nargs": "*", "choices": SECTIONS, "help": "sections"}
+    )
+    goals = Goals(chosen)
+    for section in chosen.only or SECTIONS:
+        getattr(goals, section)()
+    print()
+    measure.table(
+        ["what", "goal", "reached (quartiles)", "", "best peer"],
+        [
+            (
+                row["what"], f"<= {row['goal']:g}{row['unit']}",
+                measure.shown(row, 3 if row["goal"] < 0.1 else 2) + row["unit"],
+                "met" if row["met"] else "missed", row["best_peer"],
+            )
+            for row in goals.rows
+        ],
+    )  # fmt: skip
+    measure.save(chosen.out, "goals", {"rows": goals.rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""Latency: a lone caller, the oldest item's age at dispatch, and latency against offered load.
+
+    python benchmarks/latency.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import gc
+import random
+import statistics
+import time
+
+import contenders
+import floor
+import measure
+
+from microbatch import Batcher
+
+# A lone caller
+
+
+async def _lone(entries, rounds, calls):
+    """Return {name: [p50 of each round, in microseconds]}; one call at a time, in turns."""
+    figures = {name: [] for name in entries}
+    p99 = {name: [] for name in entries}
+    names = list(entries)
+    async with contextlib.AsyncExitStack() as stack:
+        ways = {name: await stack.enter_async_context(entries[name]()) for name in names}
+        for way in ways.values():
+            await way(0)
+        for turn in range(rounds):
+            shift = turn % len(names)
+            for name in names[shift:] + names[:shift]:
+                way, took = ways[name], []
+                gc.collect()
+                for i in range(calls):
+                    began = time.perf_counter()
+                    await way(i)
+                    took.append((time.perf_counter() - began) * 1e6)
+                figures[name].append(statistics.median(took))
+                p99[name].append(statistics.quantiles(took, n=100)[98])
+    return figures, p99
+
+
+@contextlib.asynccontextmanager
+async def _lone_submit():
+    async with Batcher(contenders.echo) as batcher:  # default settings
+        yield batcher.submit
+
+
+@contextlib.asynccontextmanager
+async def _plain(submit):
+    yield submit
+
+
+def _dataloader(module):
+    loader = __import__(module, fromlist=["DataLoader"]).DataLoader
+    return _plain(contenders.waited(loader(contenders.echo, cache=False).load))
+
+
+@contextlib.asynccontextmanager
+async def _lone_batchlet():
+    from batchlet import AsyncBatcher
+
+    async with AsyncBatcher(contenders.echo) as batcher:
+        yield batcher.submit
+
+
+@contextlib.asynccontextmanager
+async def _lone_batched():
+    from batched.aio.batch_processor import AsyncBatchProcessor
+
+    processor = AsyncBatchProcessor(contenders.echo)
+    yield processor.__call__
+    processor._task.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _lone_async_batcher():
+    from async_batcher.batcher import AsyncBatcher
+
+    class Echo(AsyncBatcher):
+        async def process_batch(self, batch):
+            return batch
+
+    batcher = Echo()
+    yield batcher.process
+    await batcher.stop(force=True)
+
+
+def lone_entries(*, windowed=True):
+    """Everyone at default settings; floor (a) without a wait."""
+    entries = {
+        "floor (a)": lambda: _plain(floor.FloorBatcher(contenders.echo).submit),
+        "submit": _lone_submit,
+        "dloader": lambda: _dataloader("dloader"),
+        "aiodataloader": lambda: _dataloader("aiodataloader"),
+        "strawberry": lambda: _dataloader("strawberry.dataloader"),
+    }
+    if windowed:
+        entries |= {
+            "batchlet": _lone_batchlet,
+            "batched": _lone_batched,
+            "async_batcher": _lone_async_batcher,
+        }
+    return {
+        name: way
+        for name, way in entries.items()
+        if name not in contenders.ALL or contenders.installed(contenders.ALL[name])
+    }
+
+
+def lone(*, rounds, calls, windowed=True):
+    """Return each one's p50 in microseconds and, paired by round, as a ratio to floor (a)."""
+    figures, p99 = asyncio.run(_lone(lone_entries(windowed=windowed), rounds, calls))
+    base = figures["floor (a)"]
+    return {
+        name: {
+            "p50": measure.spread(values),
+            "p99": measure.spread(p99[name]),
+            "ratio": measure.spread([mine / its for mine, its in zip(values, base, strict=True)]),
+        }
+        for name, values in figures.items()
+    }
+
+
+# The age of the oldest item at dispatch
+
+
+async def _ages(make, seconds, rate):
+    """Return the age of the oldest item of each batch, in seconds; arrivals are random."""
+    ages = []
+
+    async def handler(items):
+        ages.append(time.perf_counter() - items[0])
+        return items
+
+    rng = random.Random(1)
+    tasks = set()
+    async with make(handler) as submit:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            task = asyncio.create_task(submit(time.perf_counter()))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            await asyncio.sleep(rng.expovariate(rate))
+        await asyncio.gather(*tasks)
+    return ages
+
+
+def ages(make, *, seconds, rate=500.0):
+    """Return the 50th and 99th percentile and the largest age at dispatch, in milliseconds."""
+    values = sorted(age * 1e3 for age in asyncio.run(_ages(make, seconds, rate)))
+    return {
+        "batches": len(values),
+        "p50": statistics.median(values),
+        "p99": values[min(len(values) - 1, int(len(values) * 0.99))],
+        "max": values[-1],
+    }
+
+
+@contextlib.asynccontextmanager
+async def windowed_submit(handler, *, wait):
+    async with Batcher(handler, max_wait=wait, **contenders.SETTINGS) as batcher:
+        yield batcher.submit
+
+
+@contextlib.asynccontextmanager
+async def windowed_floor(handler, *, wait):
+    yield floor.FloorBatcher(handler, max_wait=wait).submit
+
+
+@contextlib.asynccontextmanager
+async def windowed_batchlet(handler, *, wait):
+    from batchlet import AsyncBatcher, BatchPolicy
+
+    async with AsyncBatcher(
+        handler,
+        policy=BatchPolicy(max_items=100),
+        max_wait_ms=wait * 1e3,
+        max_pending_items=1 << 40,
+        max_concurrent_batches=64,
+    ) as batcher:
+        yield batcher.submit
+
+
+@contextlib.asynccontextmanager
+async def windowed_batched(handler, *, wait):
+    from batched.aio.batch_processor import AsyncBatchProcessor
+
+    processor = AsyncBatchProcessor(handler, batch_size=100, timeout_ms=wait * 1e3)
+    yield processor.__call__
+    processor._task.cancel()
+
+
+@contextlib.asynccontextmanager
+async def windowed_async_batcher(handler, *, wait):
+    from async_batcher.batcher import AsyncBatcher
+
+    class Echo(AsyncBatcher):
+        async def process_batch(self, batch):
+            return await handler(batch)
+
+    batcher = Echo(max_batch_size=100, max_queue_time=wait, concurrency=64)
+    yield batcher.process
+    await batcher.stop(force=True)
+
+
+@contextlib.asynccontextmanager
+async def windowed_aiomisc(handler, *, wait):
+    from aiomisc.aggregate import aggregate
+
+    @aggregate(wait * 1e3, max_count=100)
+    async def bulk(*items):
+        return await handler(items)
+
+    yield bulk
+
+
+@contextlib.asynccontextmanager
+async def windowed_dloader(handler, *, wait):  # noqa: ARG001 - it has no window
+    from dloader import DataLoader
+
+    async with DataLoader(handler, max_batch_size=100, cache=False) as loader:
+        yield contenders.waited(loader.load)
+
+
+WINDOWED = {
+    "submit": windowed_submit,
+    "floor (a)": windowed_floor,
+    "batchlet": windowed_batchlet,
+    "batched": windowed_batched,
+    "async_batcher": windowed_async_batcher,
+    "aiomisc": windowed_aiomisc,
+}
+
+
+def windowed(name, wait):
+    """Return a way in with a window of so many seconds."""
+    return functools.partial(WINDOWED[name], wait=wait)
+
+
+# Idle
+
+
+async def _idle(seconds):
+    """Return the CPU seconds per second of a batcher that was used and now has nothing to do."""
+    async with Batcher(contenders.echo, max_wait=0.01) as batcher:
+        await asyncio.gather(*[batcher.submit(i) for i in range(250)])
+        await asyncio.sleep(0.1)
+        began = time.process_time()
+        await asyncio.sleep(seconds)
+        return (time.process_time() - began) / seconds
+
+
+async def _idle_batched(seconds):
+    from batched.aio.batch_processor import AsyncBatchProcessor
+
+    processor = AsyncBatchProcessor(contenders.echo)
+    await asyncio.gather(*[processor(i) for i in range(250)])
+    await asyncio.sleep(0.1)
+    began = time.process_time()
+    await asyncio.sleep(seconds)
+    took = (time.process_time() - began) / seconds
+    processor._task.cancel()
+    return took
+
+
+def idle(*, seconds):
+    return asyncio.run(_idle(seconds))
+
+
+def idle_batched(*, seconds):
+    return asyncio.run(_idle_batched(seconds))
