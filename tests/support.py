@@ -65,7 +65,9 @@ if HAS_UVLOOP:
             self._now = 0.0
             self._timers: list[asyncio.TimerHandle] = []
             self._calls = 0
+            self._cancelled = 0
             self._watching = False
+            self.polls = 0
 
         def time(self) -> float:
             return self._now
@@ -88,7 +90,12 @@ if HAS_UVLOOP:
             return timer
 
         def _timer_handle_cancelled(self, timer: asyncio.TimerHandle) -> None:
-            """asyncio's timers report their cancellation here; they are dropped when their time comes."""
+            """asyncio's timers report their cancellation here; their time may never come (``sleep_forever``)."""
+            self._cancelled += 1
+            if self._cancelled > 100 and self._cancelled > len(self._timers) // 2:
+                self._timers = [timer for timer in self._timers if not timer.cancelled()]
+                heapq.heapify(self._timers)
+                self._cancelled = 0
 
         def _watch(self) -> None:
             if self._timers and not self._watching:
@@ -102,6 +109,7 @@ if HAS_UVLOOP:
                 while self._timers and self._timers[0].cancelled():
                     heapq.heappop(self._timers)
                 if self._timers:
+                    self.polls += 1
                     self._now = max(self._now, self._timers[0].when())
                 while self._timers and self._timers[0].when() <= self._now:
                     timer = heapq.heappop(self._timers)

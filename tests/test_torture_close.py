@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from typing import Any
 
@@ -423,6 +424,26 @@ def test_a_loop_that_ends_without_a_close_is_forgotten(backend_name: str) -> Non
     for _ in range(3):
         run(backend_name, leave)
         assert run(backend_name, go_on) == [70, 80]
+
+
+@pytest.mark.asyncio_logs
+def test_a_loop_that_ends_without_a_close_starts_nothing_more(
+    backend_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loop cancels the batch in flight: that must not send the next one."""
+    handler = Recorder(seconds=1)
+    batcher = Batcher(handler, max_batch_size=2)
+
+    async def leave() -> None:
+        for item in range(5):
+            batcher.submit_nowait(item)
+        await turns()
+        assert handler.sizes == [2]
+
+    run(backend_name, leave)
+    assert handler.sizes == [2]
+    gc.collect()
+    assert "Task was destroyed" not in caplog.text
 
 
 @pytest.mark.asyncio_logs
