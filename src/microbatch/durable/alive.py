@@ -110,21 +110,23 @@ class Presence:
         """Return which lock file this is: its inode, which cannot be used again while it is open."""
         return self._file.identity if self._file else 0
 
-    def take(self, byte: int) -> None:
+    def take(self, byte: int) -> int | None:
         """Hold a byte, in whatever file stands at the path now.
+
+        Returns:
+            The file's identity; None if another consumer holds the byte.
 
         Raises:
             OSError: If the file can be neither opened nor created.
-            RuntimeError: If another process holds the byte, which the caller's transaction rules out.
         """
         with _mutex:
             lock_file = self._open()
-            if not _try_lock(lock_file.descriptor, byte):
-                message = f"byte {byte} of {self._path} is held by another process"
-                raise RuntimeError(message)
+            if byte in lock_file.held or not _try_lock(lock_file.descriptor, byte):
+                return None
             lock_file.held[byte] = self._lives
             before, self._file, self._byte = self._file, lock_file, byte
             _drop(before, byte, unless=lock_file)
+            return lock_file.identity
 
     def release(self) -> None:
         """Let go of the byte: from now on everybody sees this consumer as gone. Harmless if repeated."""
@@ -142,8 +144,7 @@ class Presence:
         with _mutex:
             if self._byte is None or self._stat() == self.identity:
                 return False
-            self.take(self._byte)
-            return True
+            return self.take(self._byte) is not None
 
     def sees(self, consumer: Consumer) -> bool:
         """Return whether a consumer lives. If in doubt it does: an item handled late is better than twice."""

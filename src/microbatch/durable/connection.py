@@ -126,6 +126,7 @@ class Database:
     ) -> None:
         self.path = path
         self.lock_waits = 0
+        self.generation = 0
         self._pragmas = tuple(pragmas)
         self._prepare = prepare
         self._connection: aiosqlite.Connection | None = None
@@ -168,7 +169,10 @@ class Database:
         finally:
             if raw.in_transaction:
                 raw.execute("ROLLBACK")
-        self._inode = self.path.stat().st_ino
+        inode = self.path.stat().st_ino
+        if inode != self._inode:
+            self._inode = inode
+            self.generation += 1
 
     def forget(self) -> None:
         """Let go of the connection of an event loop that has ended: its thread closes it by itself."""

@@ -46,9 +46,10 @@ class Store(Protocol):
         settlements: Sequence[Settlement],
         inside: Callable[[aiosqlite.Connection, set[int]], Awaitable[None]],
     ) -> set[int]: ...
-    async def register(self, pid: int, born: str | None, take: Callable[[int], int]) -> int: ...
+    @property
+    def generation(self) -> int: ...
+    async def register(self, pid: int, born: str | None, take: Callable[[int], int | None]) -> int: ...
     async def move_consumer(self, consumer: int, lock_file: int) -> None: ...
-    async def is_registered(self, consumer: int) -> bool: ...
     async def consumers(self) -> list[Consumer]: ...
     async def reclaim(self, consumer: int, attempts_max: int) -> list[int]: ...
     async def cancel(self, number: int) -> bool | None: ...
@@ -155,17 +156,18 @@ class FileStore:
 
         return await self._database.transaction_around(before, inside, timeout=ON_SETTLE_TIMEOUT)
 
-    async def register(self, pid: int, born: str | None, take: Callable[[int], int]) -> int:
+    @property
+    def generation(self) -> int:
+        """Return a number that grows when another file stands at the path: a backup was restored, say."""
+        return self._database.generation
+
+    async def register(self, pid: int, born: str | None, take: Callable[[int], int | None]) -> int:
         """Make a consumer; see `Session.register`."""
         return await self._write(lambda session: session.register(pid, born, take))
 
     async def move_consumer(self, consumer: int, lock_file: int) -> None:
         """Write down that a consumer's lock is in another file now."""
         await self._write(lambda session: session.move_consumer(consumer, lock_file))
-
-    async def is_registered(self, consumer: int) -> bool:
-        """Return whether a consumer stands in the file."""
-        return await self._read(lambda session: session.is_registered(consumer))
 
     async def consumers(self) -> list[Consumer]:
         """Return all consumers of this queue."""

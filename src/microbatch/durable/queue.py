@@ -179,30 +179,51 @@ class DurableQueue(Generic[T, R]):
         """Return the queue's name for logs and telemetry."""
         return self._name
 
-    async def _open(self) -> Runtime:
-        """Make sure that the queue is open, here, in this process, and serves the running event loop."""
-        runtime = self._runtime
-        if self._state == "open" and runtime is not None and runtime.is_current() and self._process == os.getpid():
-            return runtime
+    def _check_place(self) -> None:
+        """Refuse another process or event loop than the one that this queue serves."""
         if self._process != os.getpid():
-            message = f"queue {self._name!r} belongs to another process, which forked this one: make a new one here"
+            message = (
+                f"queue {self._name!r} belongs to another process, which forked this one: "
+                "make a new one here"
+            )
             raise RuntimeError(message)
-        if self._state in ("closing", "closed"):
-            raise BatcherClosed(self._name)
+        runtime = self._runtime
         if runtime is not None and not runtime.is_current():
             if not runtime.has_ended():
-                message = f"queue {self._name!r} serves another event loop that is still alive: make one for each"
+                message = (
+                    f"queue {self._name!r} serves another event loop that is still alive: "
+                    "make one for each"
+                )
                 raise RuntimeError(message)
-            self._lose_loop()
+            if self._state == "open":
+                self._lose_loop()
+
+    async def _open(self) -> Runtime:
+        """Make sure that the queue is open, in this process and this event loop."""
+        runtime = self._runtime
+        if self._state == "open" and runtime is not None and runtime.is_current():
+            if self._process == os.getpid():
+                return runtime
+        self._check_place()
+        if self._state in ("closing", "closed"):
+            raise BatcherClosed(self._name)
         current = current_runtime()
         if not hasattr(current.create_waiter(), "add_done_callback"):
-            message = "the durable mode needs asyncio: aiosqlite, which runs its connection, does not work under trio"
+            message = (
+                "the durable mode needs asyncio: aiosqlite, which runs its connection, "
+                "does not work under trio"
+            )
             raise RuntimeError(message)
         self._runtime = current
         async with self._opening:
             if self._state == "new":
                 await self._start()
-                self._state = "open"
+                if self._state == "new":
+                    self._state = "open"
+                else:  # closed meanwhile
+                    await self._shut()
+        if self._state != "open":
+            raise BatcherClosed(self._name)
         return current
 
     async def _start(self) -> None:
@@ -250,14 +271,9 @@ class DurableQueue(Generic[T, R]):
         """
         if drain_timeout is not None:
             _checks.number("drain_timeout", drain_timeout, minimum=0)
-        if self._process != os.getpid():
-            return
+        self._check_place()
         if self._state == "new":
             self._state = "closed"
-            return
-        runtime = self._runtime
-        if runtime is None or not runtime.is_current():
-            await self._open()
         if self._state == "open":
             self._state = "closing"
             try:
@@ -338,8 +354,11 @@ class DurableQueue(Generic[T, R]):
         runtime = await self._open()
         self._guard("submit")
         waiter = runtime.create_waiter()
-        request = Request([new], [value], waiter)
-        (stored,) = await self._enqueues.submit(request)
+        try:
+            (stored,) = await self._enqueues.submit(Request([new], [value], waiter))
+        except BaseException:
+            waiter.cancel()  # the transaction may be under way: its outcome is for nobody then
+            raise
         return await self._outcome(stored.id, waiter)
 
     async def enqueue(
@@ -461,7 +480,7 @@ class DurableQueue(Generic[T, R]):
         for request, answer in zip(requests, answers, strict=True):
             if isinstance(answer, Exception):
                 continue
-            if request.waiter is not None:
+            if request.waiter is not None and not request.waiter.done():
                 self._waiters.setdefault(answer[0].id, []).append(request.waiter)
             for stored, item, value in zip(answer, request.items, request.values, strict=True):
                 if stored.taken:
@@ -544,6 +563,8 @@ class DurableQueue(Generic[T, R]):
             waiters.remove(waiter)
             if not waiters:
                 del self._waiters[number]
+        if not waiter.cancel() and not waiter.cancelled():
+            waiter.exception()  # retrieved, so that asyncio does not complain that nobody did
 
     def _check_nonce(self, ticket: Ticket, found: Found | None) -> None:
         if found is None or found.nonce != ticket.nonce:
@@ -654,11 +675,13 @@ class DurableQueue(Generic[T, R]):
         """
         await self._open()
         await self._store.pause(True)  # noqa: FBT003
+        self._seen = -1
 
     async def resume(self) -> None:
         """End a pause."""
         await self._open()
         await self._store.pause(False)  # noqa: FBT003
+        self._seen = -1
         self._more_to_do()
 
     async def stats(self) -> QueueStats:

@@ -167,7 +167,6 @@ _COUNT = """UPDATE microbatch_queues SET ready = ready + ?, scheduled = schedule
 _CONSUMERS = "SELECT id, lock_file, pid, born FROM microbatch_consumers WHERE queue = ?"
 _REGISTER = "INSERT INTO microbatch_consumers (queue, lock_file, pid, born) VALUES (?, ?, ?, ?)"
 _MOVE_CONSUMER = "UPDATE microbatch_consumers SET lock_file = ? WHERE id = ?"
-_IS_CONSUMER = "SELECT 1 FROM microbatch_consumers WHERE id = ?"
 _FORGET = "DELETE FROM microbatch_consumers WHERE id = ?"
 _TAKE_BACK = """UPDATE microbatch_items SET state = 0, suspect = 1, consumer = NULL, claim = NULL
     WHERE id = ?"""
@@ -417,30 +416,32 @@ class Session:
             until = max(until, *(found or (until,)))
         return until
 
-    def register(self, pid: int, born: str | None, take: Callable[[int], int]) -> int:
+    def register(self, pid: int, born: str | None, take: Callable[[int], int | None]) -> int:
         """Make a consumer.
 
         Args:
             pid: Its process.
             born: What tells that process from a later one with its number.
             take: Locks the byte with the consumer's number, before anybody else can see the row, and
-                returns the lock file's identity.
+                returns the lock file's identity; None if somebody else has the byte.
         """
-        row = (self._queue, 0, pid, born)
-        number = self._raw.execute(
-            _REGISTER, row
-        ).lastrowid
-        assert number is not None  # noqa: S101 - an INSERT has one
-        self.move_consumer(number, take(number))
-        return number
+        while True:
+            number = self._raw.execute(_REGISTER, (self._queue, 0, pid, born)).lastrowid
+            assert number is not None  # noqa: S101 - an INSERT has one
+            lock_file = take(number)
+            if lock_file is not None:
+                self.move_consumer(number, lock_file)
+                return number
+            # A consumer of the file that stood here before a backup was restored still has that byte.
+            self.forget_consumer(number)
 
     def move_consumer(self, consumer: int, lock_file: int) -> None:
         """Write down that a consumer's lock is in another file now."""
         self._raw.execute(_MOVE_CONSUMER, (lock_file, consumer))
 
-    def is_registered(self, consumer: int) -> bool:
-        """Return whether a consumer stands in the file: it does not if the file was restored."""
-        return self._raw.execute(_IS_CONSUMER, (consumer,)).fetchone() is not None
+    def forget_consumer(self, consumer: int) -> None:
+        """Remove a consumer that holds nothing."""
+        self._raw.execute(_FORGET, (consumer,))
 
     def consumers(self) -> list[Consumer]:
         """Return all consumers of this queue, living or dead."""
@@ -465,7 +466,7 @@ class Session:
             else:
                 self._raw.execute(_TAKE_BACK, (number,))
                 self._move(State.CLAIMED, State.READY)
-        self._raw.execute(_FORGET, (consumer,))
+        self.forget_consumer(consumer)
         return dead
 
     def cancel(self, number: int) -> bool | None:
@@ -634,12 +635,12 @@ class _Insertion:
     """The rows of one enqueueing transaction, put together group by group."""
 
     def __init__(self, last_id: int) -> None:
-        self._first = self.last_id = last_id
+        self.last_id = last_id
         self.rows: list[tuple[int, NewItem]] = []
         self.keys: dict[str, tuple[int, bytes]] = {}
-        self._answers: list[list[int] | Exception] = []
+        self._answers: list[list[Stored] | Exception] = []
         self._started = (0, last_id)
-        self._ids: list[int] = []
+        self._ids: list[Stored] = []
         self._new_keys: list[str] = []
 
     @property
@@ -659,11 +660,11 @@ class _Insertion:
             number, mark = before
             if mark != item.fingerprint:
                 raise IdempotencyConflict(item.key or "", number)
-            self._ids.append(number)
+            self._ids.append(Stored(number, repeated=True))
             return
         self.last_id += 1
         self.rows.append((self.last_id, item))
-        self._ids.append(self.last_id)
+        self._ids.append(Stored(self.last_id))
         if item.key is not None:
             self.keys[item.key] = (self.last_id, item.fingerprint or b"")
             self._new_keys.append(item.key)
@@ -704,10 +705,15 @@ class _Insertion:
 
     def stored(self, taken: frozenset[int]) -> list[list[Stored] | Exception]:
         """Return the answer for each group."""
+        if not taken:
+            return self._answers
         return [
             answer
             if isinstance(answer, Exception)
-            else [Stored(n, n in taken, n <= self._first) for n in answer]
+            else [
+                stored._replace(taken=True) if stored.id in taken and not stored.repeated else stored
+                for stored in answer
+            ]
             for answer in self._answers
         ]
 

@@ -102,7 +102,7 @@ class _Handling(Batcher[Any, Any]):
         self._on_start = on_start
 
     @property
-    def _handler_timeout(self) -> float | None:  # type: ignore[override]
+    def _handler_timeout(self) -> float | None:
         run = batch.running()
         if run is not None and run.owner is self and run.items and type(run.items[0]) is _Entry:
             assert self._on_start is not None
@@ -229,6 +229,7 @@ class DurableBatcher(DurableQueue[T, R]):
         self._claims = itertools.count(1)
         self._consumer = 0
         self._presence: Presence | None = None
+        self._generation = 0
         self._letting_go: Any = None
         self._held: dict[int, _Entry] = {}
         self._runs: list[Run] = []
@@ -259,20 +260,13 @@ class DurableBatcher(DurableQueue[T, R]):
         runtime = self._runtime
         assert runtime is not None  # noqa: S101 - `_open` has just set it
         presence = Presence(self._path, lives=lambda: not runtime.has_ended())
-
-        def take(number: int) -> int:
-            presence.take(number)
-            return presence.identity
-
         pid = os.getpid()
         try:
-            self._consumer = await self._store.register(pid, birth_of(pid), take)
-        except BaseException as error:
+            self._consumer = await self._store.register(pid, birth_of(pid), presence.take)
+        except BaseException:
             presence.release()
-            if isinstance(error, OSError):
-                reason = f"its lock file {self._path}-alive: {error.strerror or error}"
-                raise QueueUnavailable(str(self._path), reason) from error
             raise
+        self._generation = self._store.generation
         if self._letting_go is not None:
             self._letting_go()
         self._presence = presence
@@ -642,8 +636,12 @@ class DurableBatcher(DurableQueue[T, R]):
         presence = self._presence
         if not self._others_known or presence is None:
             consumers = await self._store.consumers()
-            if all(consumer.id != self._consumer for consumer in consumers):
-                await self._start_over()
+            known = any(consumer.id == self._consumer for consumer in consumers)
+            if not known or self._generation != self._store.generation:
+                # Another file stands here, a backup say: whatever it says of this consumer is old.
+                logger.warning("queue %r: its file was replaced: starting over as a new consumer", self._name)
+                await self._register()
+                presence = self._presence
             self._others = [consumer for consumer in consumers if consumer.id != self._consumer]
             self._others_known = True
         for consumer in list(self._others):
@@ -654,11 +652,6 @@ class DurableBatcher(DurableQueue[T, R]):
             self._others.remove(consumer)
             await self._tell_ended(dead)
             self._more = True
-
-    async def _start_over(self) -> None:
-        """Become a new consumer: the file was replaced, by a backup say, and does not know this one."""
-        logger.warning("queue %r: the file does not know this consumer: starting over", self._name)
-        await self._register()
 
     async def _keep_up(self) -> None:
         """Remove what is kept too long, and stay visible if the lock file was deleted."""

@@ -1,0 +1,113 @@
+"""What several files of these tests share: an item, a handler that remembers, ways to look and to wait."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import msgspec
+from support import HAS_UVLOOP
+
+from microbatch import current_batch
+from microbatch.durable import DurableBatcher
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+LOOPS = ["asyncio", "uvloop"] if HAS_UVLOOP else ["asyncio"]
+
+
+class Order(msgspec.Struct):
+    """An item with a field to get wrong."""
+
+    number: int
+    name: str = "tea"
+
+
+class Handler:
+    """Doubles numbers, remembers its batches, and can be held back or made to fail."""
+
+    def __init__(self, *, fails: dict[int, Exception] | None = None, seconds: float = 0.0) -> None:
+        self.batches: list[list[Any]] = []
+        self.infos: list[Any] = []
+        self.fails = fails or {}
+        self.seconds = seconds
+        self.free = anyio.Event()
+        self.free.set()
+        self.cancelled = 0
+
+    @property
+    def items(self) -> list[Any]:
+        """Every item that was handled, in order."""
+        return [item for batch in self.batches for item in batch]
+
+    def hold(self) -> None:
+        self.free = anyio.Event()
+
+    async def __call__(self, items: list[Any]) -> list[Any]:
+        self.batches.append(list(items))
+        self.infos.append(current_batch())
+        try:
+            await anyio.sleep(self.seconds)
+            await self.free.wait()
+        except BaseException:
+            self.cancelled += 1
+            raise
+        return [self.fails[item] if item in self.fails else item * 2 for item in items]
+
+
+def batcher(path: Path, handler: Any, **settings: Any) -> DurableBatcher[Any, Any]:
+    """A batcher of ints, unless told otherwise."""
+    return DurableBatcher(path, handler, **{"item_type": int, "result_type": int, "poll_interval": 0.02} | settings)
+
+
+async def until(condition: Any, seconds: float = 5.0) -> None:
+    """Wait until a condition holds: for what another thread, process or connection does."""
+    ends = time.monotonic() + seconds
+    while True:
+        result = condition()
+        if hasattr(result, "__await__"):
+            result = await result
+        if result:
+            return
+        assert time.monotonic() < ends, "it did not happen in time"
+        await anyio.sleep(0.005)
+
+
+def rows(path: Path, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    """Read the file with a connection of our own."""
+    connection = sqlite3.connect(path, timeout=5)
+    try:
+        return connection.execute(sql, parameters).fetchall()
+    finally:
+        connection.close()
+
+
+def execute(path: Path, *statements: str) -> None:
+    """Change the file with a connection of our own."""
+    connection = sqlite3.connect(path, timeout=5, isolation_level=None)
+    try:
+        for statement in statements:
+            connection.execute(statement)
+    finally:
+        connection.close()
+
+
+def check_counts(path: Path) -> None:
+    """The counts in the queues' rows must be what is really there."""
+    connection = sqlite3.connect(path, timeout=5)
+    try:
+        connection.execute("BEGIN")
+        for queue, *kept in connection.execute(
+            "SELECT id, ready, scheduled, claimed, done, cancelled, dead FROM microbatch_queues"
+        ).fetchall():
+            real = [
+                connection.execute("SELECT count(*) FROM microbatch_items WHERE queue = ? AND state = ?", (queue, state)).fetchone()[0]
+                for state in range(6)
+            ]
+            assert kept == real
+    finally:
+        connection.close()
