@@ -480,7 +480,9 @@ def _in_own_thread(handler: Any) -> Callable[[list[Any]], Awaitable[list[Any]]]:
     async def call(items: list[Any]) -> list[Any]:
         count = len(items)
         limiter = anyio.CapacityLimiter(1)
-        returned = await anyio.to_thread.run_sync(handler, items, limiter=limiter)
+        # In a tuple: trio takes a function that returns a coroutine for a mistake.
+        work = lambda: (handler(items),)  # noqa: E731
+        (returned,) = await anyio.to_thread.run_sync(work, limiter=limiter)
         if inspect.isawaitable(returned):
             returned = await returned
         return results_of(returned, count)
