@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
+import subprocess
+import sys
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import anyio
+import anyio.to_thread
 import msgspec
 from support import HAS_UVLOOP
 
 from microbatch import current_batch
 from microbatch.durable import DurableBatcher
 
-if TYPE_CHECKING:
-    from pathlib import Path
+
 
 
 LOOPS = ["asyncio", "uvloop"] if HAS_UVLOOP else ["asyncio"]
@@ -111,3 +116,47 @@ def check_counts(path: Path) -> None:
             assert kept == real
     finally:
         connection.close()
+
+
+class Process:
+    """A process that runs a function of process.py."""
+
+    def __init__(self, path: Path, kind: str, *arguments: object) -> None:
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("process.py")), str(path), kind, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.pid = self._process.pid
+
+    async def __aenter__(self) -> Process:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+    async def hear(self) -> list[str]:
+        """Return the words of the next line."""
+        assert self._process.stdout is not None
+        return (await anyio.to_thread.run_sync(self._process.stdout.readline)).split()
+
+    def tell(self) -> None:
+        """Send a line."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    async def end(self) -> int:
+        """Wait for its end and return its status."""
+        return await anyio.to_thread.run_sync(self._process.wait)

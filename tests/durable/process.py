@@ -1,0 +1,121 @@
+"""Another process for the tests: a worker that says on its standard output what it does.
+
+``python process.py PATH KIND [ARGUMENTS]``. Lines are flushed one by one; a line on standard input ends a worker that
+waits for one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+
+from microbatch.durable import DurableBatcher, DurableQueue
+
+
+def say(*words: object) -> None:
+    sys.stdout.write(" ".join(map(str, words)) + "\n")
+    sys.stdout.flush()
+
+
+async def line() -> str:
+    return await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+
+
+async def hold(path: str) -> None:
+    """Handle items until a line comes; then double them."""
+    told = asyncio.Event()
+
+    async def handler(items):
+        say("handling", *items)
+        await told.wait()
+        return [item * 2 for item in items]
+
+    async with DurableBatcher(path, handler, item_type=int):
+        say("ready")
+        await line()
+        told.set()
+        await line()
+
+
+async def hold_and_fork(path: str) -> None:
+    """The same with a child that lives on, holding what it inherited."""
+
+    async def handler(items):
+        child = os.fork()
+        if child == 0:
+            time.sleep(30)
+            os._exit(0)
+        say("child", child)
+        say("handling", *items)
+        await asyncio.sleep(60)
+
+    async with DurableBatcher(path, handler, item_type=int):
+        say("ready")
+        await asyncio.sleep(60)
+
+
+async def suicide(path: str) -> None:
+    """Die over item 13, as a segmentation fault would make it."""
+
+    async def handler(items):
+        say("handling", *items)
+        if 13 in items:
+            os.kill(os.getpid(), 9)
+        return items
+
+    async with DurableBatcher(path, handler, item_type=int) as durable:
+        say("ready")
+        while (await durable.stats()).depth:
+            await asyncio.sleep(0.01)
+    say("done")
+
+
+async def drain(path: str, count: str) -> None:
+    """Handle what is there until nothing is left, noting the longest wait for a batch."""
+    longest, last = 0.0, time.monotonic()
+    mine = []
+
+    async def handler(items):
+        nonlocal longest, last
+        longest = max(longest, time.monotonic() - last)
+        last = time.monotonic()
+        mine.extend(items)
+        return items
+
+    async with DurableBatcher(path, handler, item_type=int) as durable:
+        say("ready")
+        await line()
+        last = time.monotonic()
+        if int(count):  # producers too
+            start = os.getpid() * 1_000_000
+            await asyncio.gather(*(durable.enqueue(start + n) for n in range(int(count))))
+        while (await durable.stats()).depth:
+            await asyncio.sleep(0.02)
+    say("handled", round(longest, 3), *mine)
+
+
+async def enqueue_late(path: str, number: str) -> None:
+    """Enqueue an item when a line comes, and say when that was."""
+    async with DurableQueue(path, item_type=int) as queue:
+        say("ready")
+        await line()
+        await queue.enqueue(int(number))
+        say(time.time())
+
+
+async def submit(path: str, number: str) -> None:
+    """Submit to a worker elsewhere."""
+    async with DurableQueue(path, item_type=int, result_type=int) as queue:
+        say(await queue.submit(int(number)))
+
+
+async def forget_to_close(path: str) -> None:
+    durable = DurableBatcher(path, lambda items: items, item_type=int)
+    await durable.submit(1)
+    say("ready")
+
+
+if __name__ == "__main__":
+    asyncio.run(globals()[sys.argv[2]](sys.argv[1], *sys.argv[3:]))

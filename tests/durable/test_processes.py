@@ -1,0 +1,284 @@
+"""Several processes on one file: who has what, and what happens when one of them dies, stops or forks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+
+import anyio
+import pytest
+from durable_support import Handler, Process, batcher, check_counts, execute, rows, until
+
+from microbatch.durable import DurableQueue, ItemFailed
+
+pytestmark = [pytest.mark.anyio, pytest.mark.skipif(os.name != "posix", reason="kills processes")]
+
+
+async def test_an_item_of_a_killed_process_is_handled_again_within_a_second(path):
+    """The lock is gone with the process: nobody waits for a lease."""
+    async with Process(path, "hold") as other:
+        assert await other.hear() == ["ready"]
+        handler = Handler()
+        async with DurableQueue(path, item_type=int, result_type=int) as queue:
+            ticket = await queue.enqueue(1)
+            assert await other.hear() == ["handling", "1"]
+            async with batcher(path, handler) as durable:
+                await anyio.sleep(0.4)
+                assert handler.batches == []  # it lives
+                other.signal(signal.SIGKILL)
+                killed = time.monotonic()
+                assert await durable.result(ticket, 5) == 2
+                assert time.monotonic() - killed < 1
+                assert await queue.result(ticket, 5) == 2
+    check_counts(path)
+
+
+async def test_and_so_it_is_at_a_restart(path):
+    """The first redelivery does not wait for anything."""
+    async with Process(path, "hold") as other:
+        await other.hear()
+        async with DurableQueue(path, item_type=int) as queue:
+            ticket = await queue.enqueue(1)
+        await other.hear()
+        other.signal(signal.SIGKILL)
+        await other.end()
+    started = time.monotonic()
+    async with batcher(path, Handler()) as durable:
+        assert await durable.result(ticket, 5) == 2
+    assert time.monotonic() - started < 1
+
+
+async def test_a_forked_child_does_not_keep_its_dead_parents_items(path):
+    """It inherited the descriptor of the lock file, but record locks are not inherited."""
+    async with Process(path, "hold_and_fork") as other:
+        await other.hear()
+        async with batcher(path, Handler(), queue="other"):
+            pass
+        async with DurableQueue(path, item_type=int) as queue:
+            ticket = await queue.enqueue(1)
+        child = int((await other.hear())[1])
+        await other.hear()
+        try:
+            other.signal(signal.SIGKILL)
+            await other.end()
+            os.kill(child, 0)
+            started = time.monotonic()
+            async with batcher(path, Handler()) as durable:
+                assert await durable.result(ticket, 5) == 2
+            assert time.monotonic() - started < 1
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+async def test_a_living_process_keeps_its_items_though_its_lock_file_was_deleted(path):
+    """Somebody tidies up, and must not make two processes handle one item."""
+    async with Process(path, "hold") as other:
+        await other.hear()
+        async with DurableQueue(path, item_type=int) as queue:
+            ticket = await queue.enqueue(1)
+        await other.hear()
+        alive = path.with_name("queue.db-alive")
+        before = alive.stat().st_ino
+        held = os.open(alive, os.O_RDONLY)  # so that its number is not given again
+        alive.unlink()
+        handler = Handler()
+        async with batcher(path, handler) as durable:
+            await anyio.sleep(0.6)
+            assert handler.batches == []
+            await until(lambda: _locks(path) == {alive.stat().st_ino})  # the other one has moved too
+            assert alive.stat().st_ino != before
+            await anyio.sleep(0.3)
+            assert handler.batches == []
+            other.signal(signal.SIGKILL)
+            killed = time.monotonic()
+            assert await durable.result(ticket, 5) == 2
+            assert time.monotonic() - killed < 1
+        os.close(held)
+
+
+def _locks(path):
+    return {lock for (lock,) in rows(path, "SELECT lock_file FROM microbatch_consumers")}
+
+
+async def test_two_consumers_in_one_process_are_told_apart(path):
+    """A record lock does not conflict with the same process's."""
+    slow, quick = Handler(), Handler()
+    slow.hold()
+    first = batcher(path, slow, max_batch_size=1)
+    second = batcher(path, quick, max_batch_size=1)
+    async with second:
+        async with first:
+            await second.pause()
+            tickets = await second.enqueue_many([1, 2])
+            await second.resume()
+            await until(lambda: slow.batches or len(quick.items) == 2)
+            await anyio.sleep(0.6)
+            if slow.batches:
+                assert len(quick.items) == 1
+                slow.free.set()
+        for number, ticket in enumerate(tickets, 1):
+            assert await second.result(ticket, 5) == number * 2
+    assert sorted(slow.items + quick.items) == [1, 2]
+    check_counts(path)
+
+
+async def test_closing_one_of_two_consumers_leaves_the_others_lock(path):
+    """Any close of the lock file would drop all locks of the process."""
+    async with Process(path, "hold") as other:
+        await other.hear()
+        handler = Handler()
+        handler.hold()
+        async with batcher(path, handler, queue="own") as durable:
+            await durable.enqueue(1)
+            await until(lambda: handler.batches)
+            async with batcher(path, Handler(), queue="own"):
+                pass
+            thief = Handler()
+            async with Process(path, "drain", 0) as rival:  # of the queue "default": looks at its own only
+                await rival.hear()
+            assert rows(path, "SELECT count(*) FROM microbatch_consumers WHERE pid = ?", os.getpid()) == [(1,)]
+            locked = await _is_locked(path, rows(path, "SELECT id FROM microbatch_consumers WHERE pid = ?", os.getpid())[0][0])
+            assert locked
+            assert thief.batches == []
+            handler.free.set()
+
+
+async def _is_locked(path, byte: int) -> bool:
+    program = (
+        "import fcntl, sys\n"
+        "try: fcntl.lockf(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(sys.argv[2]))\n"
+        "except OSError: sys.exit(3)\n"
+    )
+    import sys
+
+    result = await anyio.run_process([sys.executable, "-c", program, f"{path}-alive", str(byte)], check=False)
+    assert result.returncode in (0, 3)
+    return result.returncode == 3
+
+
+async def test_a_stopped_process_keeps_its_items_and_goes_on(path):
+    """It is not dead; stats shows how old they get."""
+    async with Process(path, "hold") as other:
+        await other.hear()
+        async with DurableQueue(path, item_type=int, result_type=int) as queue:
+            ticket = await queue.enqueue(1)
+            await other.hear()
+            other.signal(signal.SIGSTOP)
+            handler = Handler()
+            async with batcher(path, handler) as durable:
+                await anyio.sleep(0.8)
+                stats = await durable.stats()
+                assert (stats.claimed, handler.batches) == (1, [])
+                assert stats.oldest_age >= 0.8
+                other.signal(signal.SIGCONT)
+                other.tell()
+                assert await durable.result(ticket, 5) == 2
+            assert handler.batches == []
+
+
+async def test_an_item_that_kills_every_process_ends_as_a_dead_letter(path):
+    """After three of them; its neighbours are handled, once."""
+    async with DurableQueue(path, item_type=int) as queue:
+        tickets = await queue.enqueue_many([11, 12, 13, 14, 15])
+    handled: Counter[str] = Counter()
+    for _ in range(4):
+        async with Process(path, "suicide") as other:
+            while words := await other.hear():
+                if words[0] == "handling":
+                    handled.update(words[1:])
+    async with DurableQueue(path, item_type=int) as queue:
+        assert [await queue.result(ticket, 1) for ticket in tickets if ticket.id != 3] == [11, 12, 14, 15]
+        with pytest.raises(ItemFailed, match="ProcessDied"):
+            await queue.result(tickets[2], 1)
+    assert handled == {"11": 2, "12": 2, "13": 3, "14": 2, "15": 2}
+    check_counts(path)
+
+
+async def test_an_item_enqueued_by_another_process_starts_soon(path):
+    """Within 100 ms at the default poll_interval."""
+    started = []
+
+    async def handler(items):
+        started.append(time.time())
+        return items
+
+    async with batcher(path, handler, poll_interval=0.05):
+        async with Process(path, "enqueue_late", 5) as other:
+            await other.hear()
+            other.tell()
+            (when,) = await other.hear()
+            await until(lambda: started)
+    assert started[0] - float(when) < 0.1
+
+
+async def test_a_process_without_a_handler_gets_results_from_one_that_has(path):
+    """A web process submits, a worker process handles."""
+    async with batcher(path, Handler()):
+        async with Process(path, "submit", 21) as other:
+            assert await other.hear() == ["42"]
+
+
+async def test_a_program_that_forgets_to_close_still_exits(path):
+    """aiosqlite's thread alone would keep it for ever."""
+    async with Process(path, "forget_to_close") as other:
+        assert await other.hear() == ["ready"]
+        with anyio.fail_after(5):
+            assert await other.end() == 0
+
+
+async def share(path, processes: int, each: int) -> None:
+    async with DurableQueue(path, item_type=int) as queue:
+        await queue.enqueue_many(range(each * processes))
+    handled: Counter[str] = Counter()
+    async with anyio.create_task_group() as tasks:
+
+        async def one() -> None:
+            async with Process(path, "drain", each) as other:
+                await other.hear()
+                other.tell()
+                words = await other.hear()
+                assert float(words[1]) < 5.0, "starved"
+                handled.update(words[2:])
+
+        for _ in range(processes):
+            tasks.start_soon(one)
+    assert len(handled) == 2 * each * processes
+    assert set(handled.values()) == {1}
+    check_counts(path)
+
+
+async def test_two_processes_share_a_queue_and_handle_nothing_twice(path):
+    """Both produce and both handle; while they live, no item has two handlers, and none starves for 5 s."""
+    await share(path, 2, 500)
+
+
+@pytest.mark.soak
+async def test_four_processes_share_20_000_items(path):
+    """The same at length."""
+    await share(path, 4, 2_500)
+
+
+async def test_queues_in_one_file_are_apart(path):
+    """Security contexts may share a file by name."""
+    first, second = Handler(), Handler()
+    async with batcher(path, first, queue="a") as a, batcher(path, second, queue="b") as b:
+        await a.pause()
+        await a.enqueue(1)
+        assert await b.submit(2) == 4
+        assert (await a.stats()).ready == 1
+        assert (await b.stats()).done == 1
+        assert (first.items, second.items) == ([], [2])
+    check_counts(path)
+
+
+async def test_an_application_keeps_its_own_numbers(path):
+    """`user_version` and `application_id` belong to it, and its tables are its own."""
+    execute(path, "PRAGMA application_id = 42", "PRAGMA user_version = 7", "CREATE TABLE orders (number)")
+    async with batcher(path, Handler()) as durable:
+        await durable.submit(1)
+    assert rows(path, "PRAGMA application_id") == [(42,)]
+    assert rows(path, "PRAGMA user_version") == [(7,)]
+    names = {name for (name,) in rows(path, "SELECT name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'")}
+    assert {name for name in names if not name.startswith("microbatch_")} == {"orders"}
