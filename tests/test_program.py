@@ -7,7 +7,7 @@ what the handler saw is compared with what a model of a few lines says.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 import pytest
@@ -15,7 +15,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import counted, outcome, run, tasks_alive, turns
 
-from microbatch import Backoff, Batcher, BatcherFull, Retry, current_batch
+from microbatch import (
+    Backoff,
+    Batcher,
+    BatcherClosed,
+    BatcherFull,
+    HandlerCrashed,
+    HandlerTimeout,
+    ItemTooHeavy,
+    Retry,
+    current_batch,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -84,13 +97,13 @@ def test_batches_are_those_of_the_model(backend: str, steps: list[Any], size: in
 # --- laws: whatever happens, everybody ends once ----------------------------------------------------------------
 
 STEPS = st.one_of(
-    st.tuples(st.just("submit"), st.integers(0, 2)),
-    st.tuples(st.just("submit_nowait"), st.integers(0, 2)),
+    st.tuples(st.sampled_from(["submit", "submit_nowait"]), st.integers(0, 2)),
     st.tuples(st.just("submit_many"), st.integers(0, 6)),
     st.tuples(st.just("cancel"), st.integers(0, 30)),
     st.tuples(st.just("sleep"), st.sampled_from([0.0, 0.3, 1.0, 3.0])),
     st.tuples(st.just("turns"), st.integers(1, 3)),
     st.tuples(st.just("flush"), st.just(0)),
+    st.tuples(st.just("close"), st.sampled_from([0.0, 2.0, 30.0])),
 )
 
 SETTINGS = st.fixed_dictionaries(
@@ -102,10 +115,10 @@ SETTINGS = st.fixed_dictionaries(
         "on_full": st.sampled_from(["wait", "reject"]),
     },
     optional={
-        "partition": st.just(lambda item: item % 3),
-        "partition_concurrency": st.just(1),
-        "weigh": st.just(lambda item: item % 4),
-        "coalesce": st.just(lambda item: item),
+        "partition": st.just(lambda item: item.value % 3),
+        "weigh": st.just(lambda item: item.value % 4),
+        "max_pending_weight": st.sampled_from([6, 10]),
+        "coalesce": st.just(lambda item: item.value),
         "retry": st.just(
             Retry(on=ConnectionError, attempts=3, backoff=Backoff(initial=1.0, jitter=0.0))
         ),
@@ -116,163 +129,251 @@ SETTINGS = st.fixed_dictionaries(
 )
 
 
-def behaviour(item: int) -> str:
-    """What the handler does with an item, by its number."""
-    return {3: "fails", 5: "flaky", 7: "hopeless"}.get(item % 11, "works")
+class Boom(BaseException):
+    """What a handler must not raise."""
 
 
-def allowed(item: int, settings: dict[str, Any]) -> set[Any]:
-    """The model: what the caller of an item may get, if nothing cancels it."""
-    ends: set[Any] = {item * 10}
-    if behaviour(item) == "fails":
-        ends = {ValueError}
-    elif behaviour(item) == "hopeless" or (behaviour(item) == "flaky" and "retry" not in settings):
-        ends = {ConnectionError}
-    elif behaviour(item) == "flaky":
-        ends = {item * 10, ConnectionError}  # back-off may be full
-    return ends | ({BatcherFull} if settings["max_pending"] else set())
+class Item(NamedTuple):
+    """One submission; those of equal value are interchangeable."""
+
+    number: int
+    value: int
 
 
-class Checking:
-    """The handler: keeps its limits in sight and remembers."""
+class Handler:
+    """Keeps its limits in sight, misbehaves by the items' values, and notes what each caller must get.
+
+    ``fates`` is the model: by item the end that its last handler call gave it.
+    """
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
-        self.seen: Counter[int] = Counter()
-        self.order: list[int] = []
-        self.running = 0
-        self.running_in: Counter[Any] = Counter()
+        self.calls: Counter[Item] = Counter()
+        self.fates: dict[Item, Any] = {}
+        self.running: Counter[Any] = Counter()
 
-    async def __call__(self, items: list[int]) -> list[Any]:
-        settings = self.settings
-        batch = current_batch()
+    def begin(self, items: list[Item]) -> Any:
+        settings, batch = self.settings, current_batch()
         assert batch is not None
-        assert 1 <= len(items) <= settings["max_batch_size"]
-        assert batch.size == len(items) == len(batch.attempts)
-        partitions = {item % 3 if "partition" in settings else None for item in items}
-        assert len(partitions) == 1
-        (partition,) = partitions
-        assert batch.partition == partition
+        assert 1 <= len(items) == batch.size <= settings["max_batch_size"]
+        assert {item.value % 3 if "partition" in settings else None for item in items} == {
+            batch.partition
+        }
         if "weigh" in settings:
-            assert sum(item % 4 for item in items) <= settings["max_batch_weight"]
-        self.seen.update(items)
-        assert list(batch.attempts) == [self.seen[item] for item in items]
-        self.order += [item for item in items if self.seen[item] == 1]
-        self.running += 1
-        self.running_in[partition] += 1
-        assert self.running <= settings["max_concurrency"]
+            assert sum(item.value % 4 for item in items) <= settings["max_batch_weight"]
+        if "coalesce" in settings and "retry" not in settings:
+            assert len({item.value for item in items}) == len(items)
+        self.calls.update(items)
+        assert list(batch.attempts) == [self.calls[item] for item in items]
+        self.running[batch.partition] += 1
+        assert self.running.total() <= settings["max_concurrency"]
         if "partition_concurrency" in settings:
-            assert self.running_in[partition] == 1
+            assert self.running[batch.partition] == 1
+        return batch
+
+    def result(self, item: Item) -> Any:
+        kind = item.value % 11
+        if kind == 3:
+            return self.note(item, ValueError())
+        if kind == 7 or (kind == 5 and self.calls[item] == 1):
+            return self.note(item, ConnectionError())
+        return self.note(item, item.value * 10)
+
+    def note(self, item: Item, end: Any) -> Any:
+        self.fates[item] = type(end) if isinstance(end, BaseException) else end
+        return end
+
+    async def misbehave(self, items: list[Item]) -> None:
+        kinds = {item.value % 11 for item in items}
+        if 9 in kinds and "handler_timeout" in self.settings:
+            self.fates.update(dict.fromkeys(items, HandlerTimeout))
+            await anyio.sleep_forever()
+        if 10 in kinds:
+            self.fates.update(dict.fromkeys(items, LookupError))
+            raise LookupError
+        if 8 in kinds:
+            self.fates.update(dict.fromkeys(items, HandlerCrashed))
+            raise Boom
+
+    async def listing(self, items: list[Item]) -> list[Any]:
+        batch = self.begin(items)
         try:
-            await anyio.sleep((items[0] % 3) * 0.5)
+            await anyio.sleep((items[0].value % 3) * 0.5)
+            await self.misbehave(items)
+            return [self.result(item) for item in items]
         finally:
-            self.running -= 1
-            self.running_in[partition] -= 1
-        return [self.result(item) for item in items]
+            self.running[batch.partition] -= 1
 
-    def result(self, item: int) -> Any:
-        kind = behaviour(item)
-        if kind == "fails":
-            return ValueError(item)
-        if kind == "hopeless" or (kind == "flaky" and self.seen[item] == 1):
-            return ConnectionError(item)
-        return item * 10
+    async def resolving(self, items: list[Item]) -> list[Any]:
+        batch = self.begin(items)
+        try:
+            for index in range(0, len(items), 2):
+                batch.resolve(index, self.result(items[index]))
+                await anyio.sleep(0.2)
+            await self.misbehave(items[1::2])
+            return [
+                None if index % 2 == 0 else self.result(item) for index, item in enumerate(items)
+            ]
+        finally:
+            self.running[batch.partition] -= 1
+
+    async def generating(self, items: list[Item]) -> AsyncIterator[tuple[int, Any]]:
+        batch = self.begin(items)
+        try:
+            for index in reversed(range(len(items))):
+                await anyio.sleep(0.2)
+                if index == 0:
+                    await self.misbehave(items[:1])
+                yield index, self.result(items[index])
+        finally:
+            self.running[batch.partition] -= 1
 
 
-async def drive(steps: list[Any], settings: dict[str, Any]) -> None:
-    handler = Checking(settings)
-    ends: dict[int, list[Any]] = {}
-    cancelled: set[int] = set()
-    scopes: list[tuple[list[int], Any]] = []
-    submitted: list[int] = []
-    tasks_before = tasks_alive()
-    batcher: Batcher[int, int] = Batcher(handler, **settings)
+class Program:
+    """Runs the steps; afterwards every submission has ended once, or was cancelled."""
 
-    async def one(item: int, scope: anyio.CancelScope, priority: int) -> None:
+    def __init__(self, handler: Handler, batcher: Any, tasks: Any) -> None:
+        self.handler = handler
+        self.batcher = batcher
+        self.tasks = tasks
+        self.ends: dict[Item, list[Any]] = {}
+        self.scopes: list[tuple[list[Item], anyio.CancelScope]] = []
+        self.cancelled: set[Item] = set()
+        self.closed = False
+
+    def new(self, count: int) -> tuple[list[Item], anyio.CancelScope]:
+        start = len(self.ends)
+        # Every third value comes twice, for coalescing.
+        items = [
+            Item(number, number - 1 if number % 3 == 2 else number)
+            for number in range(start, start + count)
+        ]
+        self.ends.update((item, []) for item in items)
+        self.scopes.append((items, anyio.CancelScope()))
+        return self.scopes[-1]
+
+    async def wait(self, item: Item, awaitable: Any, scope: anyio.CancelScope) -> None:
         with scope:
-            ends[item].append(await outcome(batcher.submit(item, priority=priority)))
+            self.ends[item].append(await outcome(awaitable))
 
-    async def one_pending(item: int, pending: Any, scope: anyio.CancelScope) -> None:
+    async def wait_for_many(self, items: list[Item], scope: anyio.CancelScope) -> None:
         with scope:
-            ends[item].append(await outcome(pending))
+            report: Any = await outcome(self.batcher.submit_many_report(items))
+            for index, item in enumerate(items):
+                one = report if isinstance(report, Exception) else report[index]
+                self.ends[item].append(one if one is report else one.value if one.ok else one.error)
 
-    async def many(items: list[int], scope: anyio.CancelScope) -> None:
-        with scope:
-            report = await batcher.submit_many_report(items)
-            for item, one in zip(items, report, strict=True):
-                ends[item].append(one.value if one.ok else one.error)
+    def submit(self, priority: int) -> None:
+        (item,), scope = self.new(1)
+        # Called here, in order; started in a task of its own.
+        self.tasks.start_soon(self.wait, item, self.batcher.submit(item, priority=priority), scope)
 
-    count = 0
-    async with batcher, anyio.create_task_group() as tasks:
-        for step, argument in steps:
-            if step in ("submit", "submit_nowait", "submit_many"):
-                items = list(range(count, count + (argument if step == "submit_many" else 1)))
-                count += len(items)
-                for item in items:
-                    ends[item] = []
-                scope = anyio.CancelScope()
-                scopes.append((items, scope))
-                submitted += items
-                priority = 0 if settings.get("ordered") else argument
-                if step == "submit":
-                    tasks.start_soon(one, items[0], scope, priority)
-                elif step == "submit_many":
-                    tasks.start_soon(many, items, scope)
-                else:
-                    try:
-                        pending = batcher.submit_nowait(items[0], priority=priority)
-                    except BatcherFull as error:
-                        ends[items[0]].append(error)
-                    else:
-                        tasks.start_soon(one_pending, items[0], pending, scope)
-            elif step == "cancel" and scopes:
-                items, scope = scopes[argument % len(scopes)]
-                scope.cancel()
-                cancelled.update(items)
-            elif step == "sleep":
-                await anyio.sleep(argument)
-            elif step == "turns":
-                await turns(argument)
-            elif step == "flush":
-                tasks.start_soon(batcher.flush)
-            stats = counted(batcher)
-            if settings["max_pending"]:
-                assert stats.pending <= settings["max_pending"]
-        await turns()
-    for item, got in ends.items():
-        assert len(got) <= 1, "ended twice"
-        if got:
-            end = got[0] if isinstance(got[0], int) else type(got[0])
-            assert end in allowed(item, settings), (item, got)
+    def submit_nowait(self, priority: int) -> None:
+        (item,), scope = self.new(1)
+        try:
+            pending = self.batcher.submit_nowait(item, priority=priority)
+        except (BatcherFull, BatcherClosed, ItemTooHeavy) as error:
+            self.ends[item].append(error)
         else:
-            assert item in cancelled, f"{item} never ended"
-        attempts = 3 if "retry" in settings and behaviour(item) in ("flaky", "hopeless") else 1
-        assert handler.seen[item] <= attempts
-        if got and not isinstance(got[0], BatcherFull):
-            assert handler.seen[item] >= 1
-        elif got:
-            assert handler.seen[item] == 0
-    stats = counted(batcher)
-    assert (stats.pending, stats.waiting) == (0, 0)
-    assert stats.items <= len(ends)
-    assert stats.items >= sum(
-        1 for got in ends.values() if got and not isinstance(got[0], BatcherFull)
-    )
+            self.tasks.start_soon(self.wait, item, pending, scope)
+
+    def submit_many(self, count: int) -> None:
+        self.tasks.start_soon(self.wait_for_many, *self.new(count))
+
+    def cancel(self, which: int) -> None:
+        if self.scopes:
+            items, scope = self.scopes[which % len(self.scopes)]
+            scope.cancel()
+            self.cancelled.update(items)
+
+    def flush(self, _: int) -> None:
+        self.tasks.start_soon(self.batcher.flush)
+
+    def close(self, seconds: float) -> None:
+        self.closed = True
+        self.tasks.start_soon(self.batcher.aclose, seconds)
+
+    async def sleep(self, seconds: float) -> None:
+        await anyio.sleep(seconds)
+
+    async def turns(self, count: int) -> None:
+        await turns(count)
+
+    async def step(self, name: str, argument: Any) -> None:
+        done = getattr(self, name)(argument)
+        if done is not None:
+            await done
+        stats = counted(self.batcher)
+        limit = self.handler.settings["max_pending"]
+        assert limit is None or stats.pending <= limit
+
+    def judge(self) -> None:
+        for item, got in self.ends.items():
+            assert len(got) <= 1, f"{item} ended twice"
+            if not got:
+                assert item in self.cancelled, f"{item} never ended"
+                continue
+            end = type(got[0]) if isinstance(got[0], Exception) else got[0]
+            sharers = [item]
+            if "coalesce" in self.handler.settings:
+                sharers = [other for other in self.ends if other.value == item.value]
+            fates = {self.handler.fates.get(one) for one in sharers}
+            if end is BatcherFull:
+                assert (
+                    self.handler.settings["max_pending"]
+                    or "max_pending_weight" in self.handler.settings
+                )
+                assert not self.handler.calls[item]
+            elif end is BatcherClosed:
+                assert self.closed
+                assert (
+                    got[0].started
+                    or not self.handler.calls[item]
+                    or "retry" in self.handler.settings
+                )
+            else:
+                assert end in fates, (item, got, fates)
+        attempts = 3 if "retry" in self.handler.settings else 1
+        assert all(calls <= attempts for calls in self.handler.calls.values())
+        stats = counted(self.batcher)
+        assert (stats.pending, stats.waiting) == (0, 0)
+        assert stats.items <= len(self.ends)
+
+
+async def drive(steps: list[Any], settings: dict[str, Any], kind: str) -> None:
+    handler = Handler(settings)
+    before = tasks_alive()
+    batcher: Batcher[Any, Any] = Batcher(getattr(handler, kind), **settings)
+    try:
+        async with batcher, anyio.create_task_group() as tasks:
+            program = Program(handler, batcher, tasks)
+            for name, argument in steps:
+                await program.step(name, argument)
+    except BatcherClosed:
+        assert program.closed  # a flush found it closed
     await turns()
-    assert tasks_alive() == tasks_before
+    program.judge()
+    assert tasks_alive() == before
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@given(steps=st.lists(STEPS, max_size=25), settings=SETTINGS)
+@given(
+    steps=st.lists(STEPS, max_size=25),
+    settings=SETTINGS,
+    serial=st.booleans(),
+    kind=st.sampled_from(["listing", "listing", "resolving", "generating"]),
+)
 def test_every_submit_ends_exactly_once_with_its_own_result(
-    backend: str, steps: list[Any], settings: dict[str, Any]
+    backend: str, steps: list[Any], settings: dict[str, Any], serial: bool, kind: str
 ) -> None:
     """Whatever is drawn: limits hold, books balance, closing leaves nothing behind."""
     if "weigh" in settings:
         settings = {**settings, "max_batch_weight": 6}
-    if "partition" not in settings:
-        settings = {key: value for key, value in settings.items() if key != "partition_concurrency"}
-    run(backend, drive, steps, settings)
+    else:
+        settings = {name: value for name, value in settings.items() if name != "max_pending_weight"}
+    if "partition" in settings and serial:
+        settings = {**settings, "partition_concurrency": 1}
+    run(backend, drive, steps, settings, kind)
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -283,7 +384,7 @@ def test_every_submit_ends_exactly_once_with_its_own_result(
     partitions=st.integers(1, 3),
     cancelled=st.sets(st.integers(0, 29)),
 )
-def test_order_is_kept_and_nobody_waits_too_long(
+def test_order_is_kept_and_nobody_waits_too_long(  # noqa: PLR0917 - drawn
     backend: str, gaps: list[float], size: int, wait: float, partitions: int, cancelled: set[int]
 ) -> None:
     """Within a partition first come is first served; with free slots no item waits longer than max_wait."""

@@ -43,7 +43,7 @@ async def echo(items: list[Any]) -> list[Any]:
 @pytest.mark.parametrize("way", ["submit_nowait", "submit_many", "tasks"])
 async def test_a_million_items_go_through_one_batcher_in_flat_memory(way: str) -> None:
     """Less than a byte an item may remain: a service runs for months."""
-    total, wave = scaled(1_000_000 if way != "tasks" else 200_000), 1000
+    total, wave = scaled(1_000_000 if way != "tasks" else 100_000), 1000
     async with Batcher(echo) as batcher:
 
         async def one_wave(start: int) -> None:
@@ -102,7 +102,7 @@ async def test_a_hundred_thousand_coalescing_keys_leave_nothing_behind() -> None
 
 async def test_a_hundred_thousand_cancelled_items_leave_nothing_behind() -> None:
     """Cancellation is where other batchers leak: buffered, waiting for room and in flight alike."""
-    rounds = scaled(400)
+    rounds = scaled(200)
     tasks_before = tasks_alive()
     handler = Recorder(seconds=1)
     handler.batches = _Forgetful()
@@ -177,7 +177,7 @@ async def test_a_producer_ten_times_faster_than_the_handler_is_held_back() -> No
 
 async def test_failures_and_retries_for_a_long_time_leave_nothing_behind() -> None:
     """Exceptions hold frames; back-off holds items: neither may pile up."""
-    rounds = scaled(1000)
+    rounds = scaled(500)
     calls = 0
 
     async def handler(items: list[int]) -> list[Any]:
