@@ -18,6 +18,7 @@ import microbatch
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(microbatch.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+FILES = sorted(PACKAGE.rglob("*.py"))
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 POSIX_ONLY = {"crypt", "fcntl", "grp", "nis", "ossaudiodev", "posix", "pty", "pwd", "resource", "spwd", "syslog",
               "termios", "tty"}  # fmt: skip
@@ -75,7 +76,7 @@ def is_guarded(node: ast.AST) -> bool:
     """Whether what stands in this statement is imported only where it exists."""
     match node:
         case ast.If(test=test):
-            return "sys.platform" in ast.unparse(test)
+            return "sys.platform" in ast.unparse(test) or "TYPE_CHECKING" in ast.unparse(test)
         case ast.Try(handlers=handlers):
             return any(h.type and "ImportError" in ast.unparse(h.type) for h in handlers)
     return False
@@ -84,7 +85,7 @@ def is_guarded(node: ast.AST) -> bool:
 def module_level_imports(path: Path) -> set[str]:
     """Return the top-level packages that importing this file needs, on every platform.
 
-    What stands under ``if sys.platform ...`` or ``try: ... except ImportError`` is not needed.
+    What stands under ``if sys.platform ...``, ``if TYPE_CHECKING`` or ``try: ... except ImportError`` is not needed.
     """
     found: set[str] = set()
     pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
@@ -123,6 +124,8 @@ if sys.platform == "win32":
     import msvcrt
 else:
     import spwd
+if TYPE_CHECKING:
+    import pty
 """
 
 
@@ -133,13 +136,13 @@ def test_the_check_of_imports_sees_what_it_should(tmp_path):
     assert module_level_imports(path) == {"os", "fcntl", "pwd", "syslog", "tty", "nis"}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_posix_only_is_imported_at_module_level(path):
     """Untested on Windows is one thing, impossible to import there another."""
     assert module_level_imports(path) & POSIX_ONLY == set()
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_the_loops_are_imported_in_one_place(path):
     """asyncio and trio behave alike only while one small file knows the difference."""
     if path.name != "_runtime.py":
