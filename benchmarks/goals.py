@@ -38,7 +38,7 @@ class Goals:
     def __init__(self, chosen):
         self.tiny = chosen.tiny
         self.rounds = chosen.rounds or (2 if chosen.tiny else 15)
-        self.only = chosen.only
+        self.out = chosen.out
         self.rows = []
 
     def add(self, what, goal, reached, *, peer="-", unit="", digits=2, **more):
@@ -52,6 +52,7 @@ class Goals:
             f"goal {goal}{unit}; best peer {peer}",
             flush=True,
         )
+        measure.save(self.out, "goals", {"rows": self.rows})
 
     def cpu(self, what, goal, name, names, *, size, n, loop=None, rounds=None, digits=2):
         """Measure one line of CPU ratios; the first of names is the floor."""
@@ -79,10 +80,6 @@ class Goals:
 
     def no_task(self):
         names = [FLOOR, "submit_nowait", "submit_many"]
-        self.cpu(
-            "1,000,000 through submit_nowait", 1.05, "submit_nowait", names[:2],
-            size=100, n=1_000_000, rounds=3,
-        )  # fmt: skip
         self.cpu("gather over submit_nowait", 0.38, "submit_nowait", names, size=100, n=10_000)
         self.cpu(
             "gather over submit_nowait, uvloop", 0.47, "submit_nowait", names,
@@ -91,6 +88,12 @@ class Goals:
         self.cpu(
             "submit_many, 50,000 items in chunks of 100", 0.020, "submit_many",
             [FLOOR, "submit_many"], size=100, n=50_000, rounds=7, digits=3,
+        )  # fmt: skip
+
+    def million(self):
+        self.cpu(
+            "1,000,000 through submit_nowait", 1.05, "submit_nowait", [FLOOR, "submit_nowait"],
+            size=100, n=1_000_000, rounds=3,
         )  # fmt: skip
 
     def counted(self):
@@ -157,7 +160,7 @@ class Goals:
         self.cpu("trio, batch 1", 1.2, names[1], names, size=1, n=5_000)
 
 
-SECTIONS = ["task_each", "no_task", "waiting_time", "bytes", "trio", "counted"]
+SECTIONS = ["task_each", "no_task", "waiting_time", "bytes", "trio", "million", "counted"]
 
 
 def main():
@@ -179,7 +182,6 @@ def main():
             for row in goals.rows
         ],
     )  # fmt: skip
-    measure.save(chosen.out, "goals", {"rows": goals.rows})
 
 
 if __name__ == "__main__":

@@ -275,3 +275,177 @@ def idle(*, seconds):
 
 def idle_batched(*, seconds):
     return asyncio.run(_idle_batched(seconds))
+
+
+# Latency against offered load
+
+
+async def _backend(items):
+    """What a call costs: 5 ms, and 10 us for each item."""
+    await asyncio.sleep(0.005 + 10e-6 * len(items))
+    return items
+
+
+async def _load(make, rate, seconds, limit):
+    """Offer Poisson arrivals for so long; return (items/s that came back, p50, p99) in ms.
+
+    Time counts from when an item was due, so a generator that cannot keep up hides nothing. More callers
+    than the limit at once end the run: the contender cannot carry that load.
+    """
+    took = []
+    rng = random.Random(2)
+    loop = asyncio.get_running_loop()
+    waiting = 0
+
+    async def call(submit, due):
+        nonlocal waiting
+        try:
+            await submit(due)
+            took.append(loop.time() - due)
+        finally:
+            waiting -= 1
+
+    async with make(_backend) as submit:
+        tasks = set()
+        began = due = loop.time()
+        while due < began + seconds and waiting < limit:
+            due += rng.expovariate(rate)
+            if (ahead := due - loop.time()) > 0:
+                await asyncio.sleep(ahead)
+            elif len(took) % 64 == 0:
+                await asyncio.sleep(0)
+            waiting += 1
+            task = asyncio.create_task(call(submit, due))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        overload = waiting >= limit
+        for task in tasks if overload else ():
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        lasted = loop.time() - began
+    if overload or len(took) < 3:
+        return None
+    cuts = statistics.quantiles([t * 1e3 for t in took], n=100)
+    return {"rate": len(took) / lasted, "p50": statistics.median(took) * 1e3, "p99": cuts[98]}
+
+
+@contextlib.asynccontextmanager
+async def _unbatched(handler):
+    async def submit(item):
+        return (await handler([item]))[0]
+
+    yield submit
+
+
+@contextlib.asynccontextmanager
+async def _one_batch(handler, *, wait):
+    """One batch at a time, as the Batcher's default has it."""
+    async with Batcher(handler, max_wait=wait, max_pending=None) as batcher:
+        yield batcher.submit
+
+
+CURVES = {
+    "no batching": _unbatched,
+    "microbatch, max_wait 0": functools.partial(windowed_submit, wait=0.0),
+    "microbatch, max_wait 2 ms": functools.partial(windowed_submit, wait=0.002),
+    "microbatch, max_wait 10 ms": functools.partial(windowed_submit, wait=0.01),
+    "microbatch, max_wait 0, one batch at a time": functools.partial(_one_batch, wait=0.0),
+    "dloader": functools.partial(windowed_dloader, wait=0.0),
+    "batchlet, 2 ms": functools.partial(windowed_batchlet, wait=0.002),
+    "batched, 5 ms": functools.partial(windowed_batched, wait=0.005),
+    "aiomisc, 2 ms": functools.partial(windowed_aiomisc, wait=0.002),
+    "async_batcher, 10 ms": functools.partial(windowed_async_batcher, wait=0.01),
+}
+
+
+def curves(rates, seconds, limit):
+    """Return {contender: [one point for each rate]}; all contenders at one rate before the next."""
+    found = {
+        name: []
+        for name in CURVES
+        if (peer := name.partition(",")[0]) not in contenders.ALL
+        or contenders.installed(contenders.ALL[peer])
+    }
+    given_up = set()
+    for rate in rates:
+        for name, points in found.items():
+            if name in given_up:
+                continue
+            gc.collect()
+            point = asyncio.run(_load(CURVES[name], rate, seconds, limit))
+            if point is None:
+                given_up.add(name)
+                print(f"{name:45} {rate:8,.0f}/s offered: not carried", flush=True)
+                continue
+            points.append({"offered": rate, **point})
+            print(
+                f"{name:45} {rate:8,.0f}/s offered: {point['rate']:8,.0f}/s, "
+                f"p50 {point['p50']:7.2f} ms, p99 {point['p99']:7.2f} ms",
+                flush=True,
+            )
+    return found
+
+
+def plot(found, path):
+    figure, axes = measure.axes(
+        "Latency against throughput; a call costs 5 ms + 10 us an item",
+        "items/s that came back",
+        "ms; line: p50, dots: p99",
+    )
+    colors = ["#c2185b", "#e57399", "#f3b4c8", "#880e4f"]
+    for name, points in found.items():
+        if not points:
+            continue
+        rates = [p["rate"] for p in points]
+        measure.line(axes, rates, [p["p50"] for p in points], name)
+        drawn = axes.lines[-1]
+        if name.startswith("microbatch"):
+            drawn.set(color=colors.pop(0), linewidth=2.4)
+        axes.plot(rates, [p["p99"] for p in points], ".", color=drawn.get_color(), alpha=0.5)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    measure.finish(figure, axes, path)
+
+
+def main():
+    chosen = measure.options(__doc__.splitlines()[0])
+    tiny = chosen.tiny
+    figures = lone(
+        rounds=chosen.rounds or (2 if tiny else 11), calls=20 if tiny else 300, windowed=not tiny
+    )
+    measure.table(
+        ["a lone caller, defaults", "p50 us", "p99 us", "to floor (a)"],
+        [
+            (k, measure.shown(v["p50"], 0), measure.shown(v["p99"], 0), measure.shown(v["ratio"]))
+            for k, v in figures.items()
+        ],
+    )
+    print()
+    waits = [0.01] if tiny else [0.002, 0.01, 0.05]
+    names = [n for n in WINDOWED if n == "submit" or not tiny]
+    names = [n for n in names if n not in contenders.ALL or contenders.installed(contenders.ALL[n])]
+    age = {
+        name: {wait: ages(windowed(name, wait), seconds=0.2 if tiny else 3) for wait in waits}
+        for name in names
+    }
+    measure.table(
+        ["age of the oldest item at dispatch, ms", *[f"max_wait {w * 1e3:g}: p50, p99, max" for w in waits]],
+        [
+            (name, *[f"{a['p50']:.2f}, {a['p99']:.2f}, {a['max']:.2f}" for a in row.values()])
+            for name, row in age.items()
+        ],
+    )
+    resting = {"submit": idle(seconds=0.2 if tiny else 5)}
+    if contenders.installed(contenders.ALL["batched"]):
+        resting["batched"] = idle_batched(seconds=0.2 if tiny else 5)
+    print("\nidle CPU, s/s:", {name: round(value, 5) for name, value in resting.items()}, "\n")
+    rates = [200] if tiny else [100, 300, 1_000, 3_000, 10_000, 20_000, 30_000, 40_000]
+    found = curves(rates, 0.2 if tiny else 2.0, 5_000)
+    plot(found, chosen.out / "latency.svg")
+    measure.save(
+        chosen.out, "latency", {"lone": figures, "age": age, "idle": resting, "load": found}
+    )
+
+
+if __name__ == "__main__":
+    main()

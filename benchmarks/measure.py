@@ -153,3 +153,48 @@ def shown(figure, digits=2):
     return (
         f"{figure['median']:.{digits}f} ({figure['low']:.{digits}f}-{figure['high']:.{digits}f})"
     )
+
+
+# Pictures
+
+STYLES = {
+    "submit": ("#c2185b", "o-", 2.6),
+    "submit_nowait": ("#e57399", "o--", 2.0),
+    "submit_many": ("#f3b4c8", "o:", 2.0),
+    "floor (a)": ("#222222", "s-", 1.6),
+}
+OTHERS = ["#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#8c564b", "#17becf", "#7f7f7f", "#bcbd22"]
+
+
+def axes(title, x, y):
+    """Begin a picture; needs matplotlib."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams.update({"svg.hashsalt": "microbatch", "svg.fonttype": "none", "font.size": 10})
+    from matplotlib import pyplot as plt
+
+    figure, drawn = plt.subplots(figsize=(8, 5))
+    drawn.set_title(title)
+    drawn.set_xlabel(x)
+    drawn.set_ylabel(y)
+    drawn.grid(visible=True, which="both", alpha=0.25)
+    return figure, drawn
+
+
+def line(drawn, x, y, name, label=None):
+    """Draw one contender's line, ours the same in every picture."""
+    color, mark, width = STYLES.get(
+        name, (OTHERS[len(drawn.lines) % len(OTHERS)], ".-", 1.2)
+    )
+    drawn.plot(x, y, mark, color=color, linewidth=width, label=label or name)
+
+
+def finish(figure, drawn, path):
+    """Write the picture as SVG, without a date so that equal figures give equal files."""
+    from matplotlib import pyplot as plt
+
+    drawn.legend(fontsize=8, loc="best")
+    figure.tight_layout()
+    figure.savefig(path, format="svg", metadata={"Date": None})
+    plt.close(figure)
