@@ -48,6 +48,13 @@ class Group:
         if not self.left and not self.waiter.done():
             self.waiter.set_result(None)
 
+    def settle_run(self, first: int, values: list[Any]) -> None:
+        """Take in the values of items that stand in a row."""
+        self.values[first : first + len(values)] = values
+        self.left -= len(values)
+        if not self.left and not self.waiter.done():
+            self.waiter.set_result(None)
+
     def report(self) -> BatchReport[Any]:
         """Return what became of every item."""
         first, attempts, errors = self.first_id, self.attempts, self.errors
@@ -86,6 +93,17 @@ class Member(tuple[Group, int]):
         group, index = self
         group.errors[index] = error
         group.settle()
+
+
+def group_of(waiters: list[Any]) -> Group | None:
+    """Return the group that all waiters are members of, if they stand there in a row too.
+
+    The members of a group keep their order, so the first and the last one tell.
+    """
+    if not waiters or type(waiters[0]) is not Member or type(waiters[-1]) is not Member:
+        return None
+    (group, first), (other, last) = waiters[0], waiters[-1]
+    return group if group is other and last - first + 1 == len(waiters) else None
 
 
 class Shared:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from ._runtime import Handle
-    from .buffer import Entry, Mark
+    from .buffer import Entry
 
 Reason = Literal["size", "weight", "wait", "flush", "idle", "close"]
 
@@ -22,63 +22,52 @@ class Run:
     Attributes:
         items: The items; the handler owns the list.
         waiters: Who waits for each item; None where the outcome is out already.
+        reason: Why the batch left.
+        size: How many items there were.
+        left: How many have no outcome yet.
         entries: More about each item, where the batcher keeps more.
-        left: How many items have no outcome yet.
-        ended: True once every item has its outcome and the slot is free.
+        attempts: Each item's attempt, if something else than its entry knows.
+        keys: Each item's idempotency key, in durable mode.
+        job: The job of its items, in durable mode.
+        lane: Whose batch it is, where there are partitions.
+        weight: What its items weigh together.
+        gone: How many of the callers still waited for have gone.
+        threads: 1 while a worker thread is busy with it.
+        started: When it was cut, by the loop's clock.
+        early: True once a single item got its outcome.
+        uniform: True if all waiters are of one type.
+        ended: True once every item has its outcome.
+        cancelled: True once the handler was told to stop.
+        outer: The run that this one runs inside of.
+        owner: The batcher.
+        slot: Where it runs; None once the handler has come back.
+        timer: Rings when ``handler_timeout`` has passed.
     """
 
-    __slots__ = (
-        "cancelled",
-        "early",
-        "ended",
-        "entries",
-        "gone",
-        "items",
-        "lane",
-        "left",
-        "marks",
-        "outer",
-        "owner",
-        "reason",
-        "size",
-        "started",
-        "task",
-        "threads",
-        "timer",
-        "waiters",
-        "weight",
-    )
+    # Defaults stand on the class: a run of one item is made as often as an item.
+    entries: list[Entry] | None = None
+    lane: Any = None
+    weight: float = 0
+    gone = 0
+    threads = 0
+    started = 0.0
+    early = False
+    uniform = False
+    ended = False
+    cancelled = False
+    outer: Run | None = None
+    owner: Any = None
+    slot: Any = None
+    timer: Handle | None = None
+    attempts: Sequence[int] | None = None
+    keys: Sequence[str | None] | None = None
+    job: Any = None
 
-    def __init__(
-        self,
-        items: list[Any],
-        waiters: list[Any],
-        reason: Reason,
-        *,
-        entries: list[Entry] | None = None,
-        marks: list[Mark] | None = None,
-        lane: Any = None,
-        weight: float = 0,
-    ) -> None:
+    def __init__(self, items: list[Any], waiters: list[Any], reason: Reason) -> None:
         self.items = items
         self.waiters = waiters
         self.reason: Reason = reason
-        self.entries = entries
-        self.marks = marks
-        self.lane = lane
-        self.weight = weight
-        self.size = len(items)
-        self.left = self.size
-        self.gone = 0
-        self.threads = 0
-        self.started = 0.0
-        self.early = False
-        self.ended = False
-        self.cancelled = False
-        self.outer: Run | None = None
-        self.owner: Any = None
-        self.task: Handle | None = None
-        self.timer: Handle | None = None
+        self.size = self.left = len(items)
 
 
 _run: ContextVar[Run | None] = ContextVar("microbatch_run", default=None)
@@ -114,14 +103,17 @@ class BatchInfo:
         self.size: int = len(chosen)
         self.reason: Reason = run.reason
         self.partition: Hashable = run.lane.partition if run.lane is not None else None
+        attempts = run.attempts or [entry.attempts for entry in entries or ()]
         self.attempts: tuple[int, ...] = (
-            (1,) * self.size if entries is None else tuple(entries[i].attempts for i in chosen)
+            tuple(attempts[i] for i in chosen) if attempts else (1,) * self.size
         )
         self.contexts: tuple[Context | None, ...] | None = None
         if entries and entries[0].context is not None:
             self.contexts = tuple(entries[i].context for i in chosen)
-        self.job: Any = None
-        self.keys: tuple[str | None, ...] | None = None
+        self.job: Any = run.job
+        self.keys: tuple[str | None, ...] | None = (
+            None if run.keys is None else tuple(run.keys[i] for i in chosen)
+        )
 
     def resolve(self, index: int, result: Any) -> None:
         """Give one item its outcome now, so that its caller goes on before the batch is done.

@@ -184,6 +184,8 @@ class Batcher(Dispatch, Generic[T, R]):
         ValueError: If a setting is out of its range, or lacks the one that it needs.
     """
 
+    __slots__ = ()
+
     @overload
     def __init__(
         self: Batcher[T, None],
@@ -317,23 +319,22 @@ class Batcher(Dispatch, Generic[T, R]):
         Cancellation: a buffered item is withdrawn and the handler never sees it; one in flight is
         handled to its end without this caller, and nobody else notices.
         """
-        if batch.running() is not None:
+        if self._running and batch.running() is not None:
             self._guard("submit")
-        # No local variable holds chunk or waiter: in a traceback they would keep a whole batch alive.
-        if self._chunk is None or priority or running_loop() is not self._loop:
-            return await self._enter(item, priority)  # type: ignore[no-any-return]
-        return await self._append(item)  # type: ignore[no-any-return]
-
-    def _append(self, item: T) -> Any:
-        """Take an item in the usual way: two appends."""
-        chunk: Any = self._chunk
-        waiter = self._create_waiter()
-        items = chunk.items
-        items.append(item)
-        chunk.waiters.append(waiter)
-        if len(items) >= chunk.limit:
-            self._fill(chunk)
-        return waiter
+        chunk = self._chunk
+        if chunk is None or priority != 0 or running_loop() is not self._loop:
+            waiter = self._enter(item, priority)
+        else:  # the usual way, here as in submit_nowait: a call less is 0.4 % of all that an item costs
+            waiter = self._create_waiter()
+            chunk.items.append(item)
+            chunk.waiters.append(waiter)
+            if len(chunk.items) >= chunk.limit:
+                self._fill(chunk)
+        try:
+            return await waiter  # type: ignore[no-any-return]
+        except BaseException:
+            chunk = waiter = None  # in a traceback they would keep the whole batch alive
+            raise
 
     def submit_nowait(self, item: T, *, priority: float = 0) -> Pending[R]:
         """Hand in one item and return its result's ``Pending``, without waiting for room.
@@ -350,14 +351,12 @@ class Batcher(Dispatch, Generic[T, R]):
         Everything that ``submit`` raises later comes from awaiting the ``Pending``.
         """
         chunk = self._chunk
-        if chunk is None or priority or running_loop() is not self._loop:
+        if chunk is None or priority != 0 or running_loop() is not self._loop:
             return self._enter(item, priority, wait=False)  # type: ignore[no-any-return]
-        # As _append, which would cost 1 % more here.
         waiter = self._create_waiter()
-        items = chunk.items
-        items.append(item)
+        chunk.items.append(item)
         chunk.waiters.append(waiter)
-        if len(items) >= chunk.limit:
+        if len(chunk.items) >= chunk.limit:
             self._fill(chunk)
         return waiter  # type: ignore[no-any-return]
 
@@ -425,14 +424,16 @@ class Batcher(Dispatch, Generic[T, R]):
             _checks.number("timeout", timeout, minimum=0)
         self._guard("submit_from_thread")
         runtime = self._runtime
-        if runtime is None:
-            raise RuntimeError(
-                f"batcher {self._name!r} serves no event loop yet: "
-                "submit_from_thread() needs one, so open it with `async with` there first"
-            )
-        if runtime.is_current():
+        if runtime is not None and runtime.is_current():
             raise RuntimeError(
                 "submit_from_thread() would block the event loop: await submit() instead"
+            )
+        if self._state == "closed":
+            raise BatcherClosed(self._name)
+        if runtime is None or runtime.has_ended():
+            raise RuntimeError(
+                f"batcher {self._name!r} serves no event loop: "
+                "submit_from_thread() needs one, so open it with `async with` there first"
             )
         waiter = ThreadWaiter()
 
@@ -482,12 +483,13 @@ class Batcher(Dispatch, Generic[T, R]):
         done = anyio.Event()
         mark = Mark(done.set)
         mark.left = 1  # until all are counted
-        if self._fifo is not None:
-            self._fifo.flush(mark)
-        elif self._lanes is not None:
+        self._generalise()  # each item tells that it is resolved, or withdrawn
+        if self._lanes is not None:
             self._lanes.flush(mark, self._now())
+        self._paused = False
         self._pump()
         mark.release()
+        self._simplify()
         await done.wait()
 
     async def aclose(self, drain_timeout: float | None = _UNSET) -> None:
@@ -519,19 +521,19 @@ class Batcher(Dispatch, Generic[T, R]):
             self._state = "closed"
             return
         self._bind()
-        self._start_closing()
-        idle = self._idle
-        assert idle is not None  # noqa: S101
         try:
-            with anyio.move_on_after(seconds):
-                await idle.wait()
+            if seconds != 0:
+                idle = self._start_closing()
+                with anyio.move_on_after(seconds):
+                    await idle.wait()
         finally:
             await self._finish_closing()
         if self._fatal is not None:
             fatal, self._fatal = self._fatal, None
             raise fatal
 
-    def _start_closing(self) -> None:
+    def _start_closing(self) -> anyio.Event:
+        """Let nobody in any more and send off what is there; return what tells that all is done."""
         if self._idle is None:
             self._idle = anyio.Event()
         if self._state == "open":
@@ -543,8 +545,10 @@ class Batcher(Dispatch, Generic[T, R]):
             elif self._lanes is not None:
                 self._lanes.closing = True
                 self._lanes.flush(None, self._now())
+            self._paused = False
             self._pump()
         self._check_idle()
+        return self._idle
 
     def _close_line(self) -> None:
         for waiting in list(self._line):
@@ -560,6 +564,7 @@ class Batcher(Dispatch, Generic[T, R]):
 
     async def _finish_closing(self) -> None:
         """End what is left, wait within bounds for the handlers' tasks, and be closed."""
+        self._close_line()
         dropped = self._drop()
         if dropped:
             logger.warning("batcher %r: closed while %d items were pending", self._name, dropped)
@@ -601,6 +606,8 @@ class Batcher(Dispatch, Generic[T, R]):
         if runtime is not None:
             if runtime.is_current():
                 self._sweep()
+            elif runtime.has_ended():
+                self._lose_loop()
             started = [
                 run.started for slot in list(self._slots) if _is_running(run := slot.run)
             ]

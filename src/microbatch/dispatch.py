@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+import math
 import os
 import random
 import weakref
@@ -22,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import anyio
 
 from . import batch
-from ._runtime import InvalidState, Runtime, current_runtime, running_loop
-from ._waiters import Group, Member, Shared
+from ._runtime import InvalidState, Runtime, current_runtime, in_context, running_loop
+from ._waiters import Group, Member, Shared, group_of
 from .buffer import Chunk, Entry, Fifo, Lanes, Ranking
 from .errors import (
     BatcherClosed,
@@ -53,7 +54,16 @@ logger = logging.getLogger("microbatch")
 #: be killed; 8 is far from what exhausts a process and enough to ride out a hiccup (a choice).
 STUCK_MAX = 8
 
+#: Items that a slot's task handles, if no handler call ever waits, before the loop has a turn again. Small
+#: enough to be no stall, large enough that a turn (some 4,000 instructions) costs next to nothing.
+BREATH = 100
+
+#: Seconds without a new batch after somebody else cancelled a task of ours, if nothing else happens.
+PAUSE = 0.1
+
 _UNBOUNDED = 1 << 62
+
+_OWN_FRAMES = frozenset((__name__, in_context.__module__))
 
 _everyone: weakref.WeakSet[Dispatch] = weakref.WeakSet()
 
@@ -68,12 +78,20 @@ if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
 
 
 class _Slot:
-    """The right to run one batch, held by a task."""
+    """The right to run batches, one at a time, held by a task that goes on while some are ready.
 
-    __slots__ = ("run", "started", "task")
+    Attributes:
+        held: True while the slot counts as taken.
+        starting: True while its task is about to cut a batch.
+        handled: Items since the loop last had a turn.
+    """
+
+    __slots__ = ("handled", "held", "run", "starting", "task")
 
     def __init__(self) -> None:
-        self.started = False
+        self.held = True
+        self.starting = True
+        self.handled = 0
         self.task: Handle | None = None
         self.run: Run | None = None
 
@@ -97,6 +115,69 @@ class _Feed:
 class Dispatch:
     """Everything of a Batcher but its face."""
 
+    # Slots: more than 30 attributes, and every submit reads six of them.
+    __slots__ = (
+        "__weakref__",
+        "_adaptive",
+        "_backoff_seq",
+        "_backoff_weight",
+        "_backoffs",
+        "_batches",
+        "_breathe",
+        "_busy",
+        "_cancel_abandoned",
+        "_capture_context",
+        "_chunk",
+        "_coalesce",
+        "_converted",
+        "_on_start",
+        "_paused",
+        "_refused",
+        "_drain_timeout",
+        "_context",
+        "_create_waiter",
+        "_empty",
+        "_failed",
+        "_fatal",
+        "_fifo",
+        "_flying",
+        "_flying_weight",
+        "_handler",
+        "_handler_timeout",
+        "_idle",
+        "_ids",
+        "_in_backoff",
+        "_is_plain",
+        "_items",
+        "_kind",
+        "_lanes",
+        "_line",
+        "_line_seq",
+        "_loop",
+        "_max_batch_weight",
+        "_max_concurrency",
+        "_max_pending",
+        "_max_pending_weight",
+        "_max_wait",
+        "_name",
+        "_now",
+        "_on_full",
+        "_partition",
+        "_partition_concurrency",
+        "_reasons",
+        "_retry",
+        "_running",
+        "_runtime",
+        "_size",
+        "_slots",
+        "_starting",
+        "_state",
+        "_stuck",
+        "_timer",
+        "_timer_at",
+        "_weigh",
+    )
+
     # Settings, checked and set by Batcher.
     _name: str
     _handler: Callable[[list[Any]], Any]
@@ -115,6 +196,7 @@ class Dispatch:
     _coalesce: Callable[[Any], Hashable] | None
     _retry: Retry | None
     _handler_timeout: float | None
+    _drain_timeout: float | None
     _cancel_abandoned: bool
     _capture_context: bool
     _is_plain: bool  # nothing is set that needs an entry for each item
@@ -124,6 +206,8 @@ class Dispatch:
         self._state: Literal["open", "closing", "closed"] = "open"
         self._ids = count()
         self._fatal: BaseException | None = None
+        #: Called in the batch's context before its handler is: what the durable worker prepares there.
+        self._on_start: Callable[[Run], None] | None = None
         self._batches = self._items = self._failed = 0
         self._reasons: dict[str, int] = {}
         self._context: Context | None = None
@@ -139,9 +223,13 @@ class Dispatch:
         self._lanes: Lanes | None = None
         self._line: Ranking[Any] = Ranking()
         self._line_seq = count(1)
+        self._converted: list[Entry] = []  # entries made of chunks
+        self._refused = 0  # calls since those were looked at
+        self._paused = False  # somebody else cancelled our task: the loop may be ending
         self._slots: set[_Slot] = set()
-        self._busy = 0
-        self._starting = 0
+        self._busy = 0  # slots taken
+        self._starting = 0  # of them those whose task is about to cut a batch
+        self._running = 0  # handler calls without an end
         self._flying = 0
         self._flying_weight = 0.0
         self._backoffs: list[tuple[float, int, Entry]] = []
@@ -187,6 +275,7 @@ class Dispatch:
             self._runtime = runtime = current
             self._loop = current.loop
             self._create_waiter = current.create_waiter
+            self._breathe = current.breathe
             self._now = current.now
         return runtime
 
@@ -214,9 +303,13 @@ class Dispatch:
         self, item: Any, priority: float = 0, *, wait: bool = True, waiter: Any = None
     ) -> Any:
         """Take an item in, or in line, and return who waits for it. The way for whatever is not usual."""
-        runtime = self._bind()
+        runtime = self._runtime
+        if runtime is None or running_loop() is not self._loop or self._loop is None:
+            runtime = self._bind()
         if self._state != "open":
             raise BatcherClosed(self._name)
+        _check_priority(priority)
+        self._paused = False
         if self._fifo is not None and not priority and (room := self._room()) > 0:
             if waiter is None:
                 waiter = self._create_waiter()
@@ -226,7 +319,7 @@ class Dispatch:
             self._chunk = chunk
             if len(chunk.items) >= chunk.limit:
                 self._fill(chunk)
-            else:
+            elif self._max_wait or self._busy < self._max_concurrency:
                 self._pump()
             return waiter
         self._generalise()
@@ -238,12 +331,11 @@ class Dispatch:
         self._chunk = None
         if self._max_wait and len(chunk.items) < self._size:
             self._generalise()  # the room is full: no more company can come, so all is due
-        self._pump()
+        if self._max_wait or self._busy < self._max_concurrency:
+            self._pump()
 
     def _weighed(self, item: Any, priority: float) -> Entry:
         """Ask the user's functions about an item; what they raise is the caller's."""
-        if isinstance(priority, bool) or not isinstance(priority, (int, float)) or priority != priority:
-            raise TypeError(f"priority must be a number, got {priority!r}")
         weight: float = 0
         if self._weigh is not None:
             weight = self._weigh(item)
@@ -275,7 +367,10 @@ class Dispatch:
         sharer = None if entry.key is None else lanes.sharer(entry.partition, entry.key)
         line = sharer is None and (len(self._line) > 0 or not self._has_room(entry.weight))
         if line and (not wait or self._on_full == "reject"):
-            raise self._full(entry.weight)
+            self._find_gone()
+            line = len(self._line) > 0 or not self._has_room(entry.weight)
+            if line:
+                raise self._full(entry.weight)
         target = entry if sharer is None else sharer
         if waiter is None:
             waiter = runtime.watched_waiter(partial(self._left, target))
@@ -294,6 +389,22 @@ class Dispatch:
             lanes.add(entry, self._now())
             self._pump()
         return waiter
+
+    def _find_gone(self) -> None:
+        """Before refusing: do without entries that were cancelled and whose notice comes a turn later.
+
+        Only what once stood in chunks gives such notice. Looks at no more than 64 of them for each
+        refusal.
+        """
+        self._refused += 1
+        if not self._converted or 64 * self._refused < len(self._converted):
+            return
+        self._refused = 0
+        converted = [entry for entry in self._converted if entry.state == "buffered"]
+        self._converted = [entry for entry in converted if not entry.waiter.done()]
+        for entry in converted:
+            if entry.waiter.done():
+                self._left(entry, entry.waiter)
 
     def _share(self, entry: Entry, waiter: Any, priority: float) -> None:
         """Let one more caller wait for an item that is buffered already."""
@@ -339,19 +450,20 @@ class Dispatch:
         self._chunk = self._fifo = None
         lanes = self._lanes = self._new_lanes()
         lanes.closing = fifo.closing
-        for item, waiter, since, marks in fifo.clear():
+        for item, waiter, since in fifo.clear():
             entry = Entry(item, waiter)
-            entry.marks = marks or None
             lanes.add(entry, since)
             if isinstance(waiter, Member):
                 waiter[0].entries.append(entry)
             elif self._runtime is not None:
                 self._runtime.watch(waiter, partial(self._left, entry))
+                self._converted.append(entry)
 
     def _simplify(self) -> None:
         """Go back to chunks when nothing is left that needs more."""
         if self._is_plain and self._lanes is not None and not self._lanes.count and not self._line:
             self._reset_buffer()
+            self._converted.clear()
             if self._fifo is not None:
                 self._fifo.closing = self._state != "open"
 
@@ -362,6 +474,8 @@ class Dispatch:
         runtime = self._bind()
         if self._state != "open":
             raise BatcherClosed(self._name)
+        _check_priority(priority)
+        self._paused = False
         total = len(items)
         group = Group(total, next(self._ids))
         self._ids = count(group.first_id + total)
@@ -511,7 +625,7 @@ class Dispatch:
     def _pump(self, now: float | None = None) -> None:
         """Start a task for every batch that is ready while slots are free; else set the timer."""
         runtime = self._runtime
-        if runtime is None:
+        if runtime is None or self._paused:
             return
         buffer = self._fifo
         when: float | None = None
@@ -538,14 +652,18 @@ class Dispatch:
         if self._backoffs and (when is None or self._backoffs[0][0] < when):
             when = self._backoffs[0][0]
         if when is not None and (self._timer is None or when < self._timer_at):
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_at = when
-            self._timer = runtime.call_at(when, self._ring)
+            self._set_timer(when)
+
+    def _set_timer(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = when
+        self._timer = self._runtime.call_at(when, self._ring)  # type: ignore[union-attr]
 
     def _ring(self) -> None:
         """The timer: something is due."""
         self._timer = None
+        self._paused = False
         now = max(self._now(), self._timer_at)  # loops may ring a clock's tick early
         backoffs, lanes = self._backoffs, self._lanes
         while backoffs and backoffs[0][0] <= now:
@@ -557,55 +675,97 @@ class Dispatch:
         self._pump(now)
 
     async def _work(self, slot: _Slot) -> None:
-        """Hold a slot for one batch."""
-        slot.started = True
-        self._starting -= 1
+        """Hold a slot for one batch after the other, as long as one is ready."""
+        while (run := self._cut(slot)) is not None:
+            try:
+                returned = await in_context(self._context, self._call, run)
+                results = results_of(returned, run.size)
+            except Exception as error:  # noqa: BLE001 - the handler's: every caller gets it
+                self._fail(run, error)
+            except BaseException as error:
+                if self._crash(run, slot, error):
+                    raise
+            else:
+                self._deliver(run, results)
+                del returned, results
+            self._part(slot, run)
+            if run.cancelled or not self._keep(slot):
+                return
+            if slot.starting:
+                await self._breathe()
+
+    def _cut(self, slot: _Slot) -> Run | None:
+        """Take the next batch out of the buffer into a slot; None if there is none."""
+        if slot.starting:
+            slot.starting = False
+            self._starting -= 1
         now = self._now()
         fifo = self._fifo
         run = fifo.cut(now) if fifo is not None else self._lanes.cut(now)  # type: ignore[union-attr]
         self._chunk = None  # its limit was reckoned before the cut
         if run is None:
-            self._busy -= 1
-            self._check_idle()
-            return
+            return None
         slot.run = run
         run.owner = self
-        run.task = slot.task
+        run.slot = slot
         run.started = now
-        run.outer = batch.running()
+        self._running += 1
         self._flying += run.size
-        self._flying_weight += run.weight
-        batch.enter(run)
         if fifo is None:
+            self._flying_weight += run.weight
             self._changed()
-        try:
-            if self._stuck and (stuck := self._count_stuck()) > STUCK_MAX:
-                raise HandlerStuck(self._name, stuck, STUCK_MAX)  # noqa: TRY301
-            if self._handler_timeout is not None:
-                run.timer = self._runtime.call_at(  # type: ignore[union-attr]
-                    now + self._handler_timeout, partial(self._expire, run)
-                )
-            if self._kind == "async":
-                returned = await self._handler(run.items)
-            elif self._kind == "thread":
-                run.threads = 1
-                returned = await call_in_thread(
-                    self._handler, run.items, partial(setattr, run, "threads", 0)
-                )
-            else:
-                returned = await self._iterate(run)
-            results = results_of(returned, run.size)
-        except Exception as error:  # noqa: BLE001 - the handler's: every caller gets it
-            self._fail(run, error)
-        except BaseException as error:
-            self._crash(run, slot, error)
-        else:
-            self._deliver(run, results)
+        return run
+
+    def _call(self, run: Run) -> Any:
+        """Begin the handler call; runs in the batch's own context."""
+        run.outer = batch.running()
+        batch.enter(run)
+        if self._on_start is not None:
+            self._on_start(run)
+        if self._stuck and (stuck := self._count_stuck()) > STUCK_MAX:
+            raise HandlerStuck(self._name, stuck, STUCK_MAX)
+        if self._handler_timeout is not None:
+            run.timer = self._runtime.call_at(  # type: ignore[union-attr]
+                run.started + self._handler_timeout, partial(self._expire, run)
+            )
+        if self._kind == "async":
+            return self._handler(run.items)
+        if self._kind == "generator":
+            return self._iterate(run)
+        run.threads = 1
+        return call_in_thread(self._handler, run.items, partial(setattr, run, "threads", 0))
+
+    def _part(self, slot: _Slot, run: Run) -> None:
+        """The handler has come back from a run."""
+        slot.run = run.slot = None
+        if run.cancelled and not run.threads:
+            self._stuck.discard(run)
+
+    def _keep(self, slot: _Slot) -> bool:
+        """Keep the slot for the next batch if one is ready; tell whether.
+
+        A full one may follow at once. Before one that can still grow, and after so many items, the loop
+        has its turn: everybody who is runnable may join.
+        """
+        now = self._now() if self._max_wait or self._fifo is None else 0.0
+        buffer = self._fifo if self._fifo is not None else self._lanes
+        if not slot.held or self._starting >= buffer.ready(now):  # type: ignore[union-attr]
+            return False
+        if slot.handled >= BREATH or not buffer.is_full():  # type: ignore[union-attr]
+            slot.handled = 0
+            slot.starting = True
+            self._starting += 1
+        return True
+
+    def _free(self, slot: _Slot) -> None:
+        if slot.held:
+            slot.held = False
+            self._busy -= 1
 
     def _count_stuck(self) -> int:
         """Count the calls that go on after they were given up: threads at once, tasks after a while."""
         now, grace = self._now(), 2 * (self._handler_timeout or 0.0)
-        for run in [run for run in self._stuck if run.task is None and not run.threads]:
+        for run in [run for run in self._stuck if run.slot is None and not run.threads]:
             self._stuck.discard(run)
         return sum(bool(run.threads) or now >= run.started + grace for run in self._stuck)
 
@@ -650,19 +810,34 @@ class Dispatch:
             for index, waiter in enumerate(run.waiters):
                 if waiter is not None:
                     self._settle(run, index, results[index])
+        elif (group := group_of(run.waiters)) is not None and not _has_exception(results):
+            group.settle_run(run.waiters[0][1], results)
+            self._items += run.left
+            self._flying -= run.left
+            run.left = 0
         else:
-            for waiter, result in zip(run.waiters, results):  # noqa: B905 - counted already
-                if isinstance(result, BaseException):
-                    self._raise_in(waiter, self._raisable(result))
-                    continue
-                try:
-                    waiter.set_result(result)
-                except InvalidState:  # its caller has gone
-                    pass
+            self._deliver_all(run, results)
             self._items += run.left
             self._flying -= run.left
             run.left = 0
         self._end(run)
+
+    def _deliver_all(self, run: Run, results: list[Any]) -> None:
+        if run.uniform and not _has_exception(results):
+            # One C call an item: 400 instructions less than a loop that looks at each.
+            calls = map(type(run.waiters[0]).set_result, run.waiters, results)
+            while True:
+                try:
+                    for _ in calls:
+                        pass
+                except InvalidState:  # a caller has gone; the next ones are still to come
+                    continue
+                return
+        for waiter, result in zip(run.waiters, results, strict=True):
+            if isinstance(result, BaseException):
+                self._raise_in(waiter, self._raisable(result))
+            elif not waiter.done():
+                waiter.set_result(result)
 
     def _settle(self, run: Run, index: int, result: Any) -> None:
         """Give one item its outcome, or send it into back-off."""
@@ -758,24 +933,28 @@ class Dispatch:
         if run.ended:
             return
         trace = error.__traceback__
-        if trace is not None:  # our own frame, which called the handler, tells nobody anything
-            error.with_traceback(trace.tb_next)
+        while trace is not None and trace.tb_frame.f_globals.get("__name__") in _OWN_FRAMES:
+            trace = trace.tb_next  # how we came to call the handler tells nobody anything
+        error.with_traceback(trace)
         for index, waiter in enumerate(run.waiters):
             if waiter is not None:
                 self._settle_error(run, index, self._raisable(error))
 
-    def _crash(self, run: Run, slot: _Slot, error: BaseException) -> None:
-        """Deal with what must not reach a caller, nor kill the loop."""
+    def _crash(self, run: Run, slot: _Slot, error: BaseException) -> bool:
+        """Deal with what must not reach a caller, nor kill the loop; tell whether to raise it on."""
         runtime = self._runtime
         if runtime is None or isinstance(error, GeneratorExit):  # the loop is gone
-            raise error
+            return True
         cancelled = isinstance(error, anyio.get_cancelled_exc_class())
+        outside = cancelled and runtime.was_cancelled(slot.task)  # else the handler made it up
+        self._paused = self._paused or (outside and not run.cancelled)
         self._fail(run, error)
-        if cancelled:
-            if runtime.was_cancelled(slot.task):
-                raise error
-        elif isinstance(error, (KeyboardInterrupt, SystemExit)) and not runtime.escalate(error):
-            self._fatal = error
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            self._fatal = error  # for aclose() to raise, if the loop does not
+            if runtime.raises_fatal(error):
+                self._fatal = None
+                return True
+        return outside
 
     def _give_up(self, run: Run, reason: Callable[[], Exception]) -> None:
         """End a run before its handler has: callers and slot go on, the handler is cancelled."""
@@ -786,7 +965,10 @@ class Dispatch:
             if waiter is not None:
                 self._settle_error(run, index, reason())
         self._cancel(run)
+        if run.slot is not None:
+            self._free(run.slot)
         self._end(run, failed=True)
+        self._pump()
 
     def _expire(self, run: Run) -> None:
         """``handler_timeout`` has passed."""
@@ -797,8 +979,8 @@ class Dispatch:
         """Cancel a running handler; what does not end is counted."""
         self._stuck.add(run)
         run.cancelled = True
-        if run.task is not None:
-            run.task.cancel()
+        if run.slot is not None and run.slot.task is not None:
+            run.slot.task.cancel()
 
     def _resolve(self, run: Run, index: int, result: Any, shown: int) -> None:
         """``BatchInfo.resolve``: from the loop's thread at once, from the handler's by way of the loop."""
@@ -816,51 +998,49 @@ class Dispatch:
             self._changed()
 
     def _end(self, run: Run, *, failed: bool = False) -> None:
-        """Free the slot of a run whose items all have their outcome."""
+        """Close the books on a run whose items all have their outcome."""
         if run.ended:
             return
         run.ended = True
         if run.timer is not None:
             run.timer.cancel()
             run.timer = None
-        self._busy -= 1
+        self._running -= 1
         self._flying -= run.left
         self._batches += 1
         self._reasons[run.reason] = self._reasons.get(run.reason, 0) + 1
         if self._adaptive is not None:
             self._adaptive.record(run.size, self._now() - run.started, failed=failed)
-        for mark in run.marks or ():
-            mark.release()
-        lane, run.lane = run.lane, None
-        run.items, run.waiters, run.entries, run.marks = [], [], None, None
+        if run.slot is not None:
+            run.slot.handled += run.size
+        lane = run.lane
+        run.items = run.waiters = run.entries = run.lane = None  # type: ignore[assignment]
         if self._lanes is not None:
             if lane is not None:
                 self._lanes.landed(lane, self._now())
             if not self._flying:
                 self._flying_weight = 0.0
             self._changed()
-        else:
-            self._pump()
-            self._check_idle()
 
-    def _vacate(self, slot: _Slot, error: BaseException | None) -> None:
+    def _vacate(self, slot: _Slot, error: BaseException | None, cancelled: bool) -> None:
         """A slot's task is over, however it came to that."""
         self._slots.discard(slot)
-        run = slot.run
-        if not slot.started:  # cancelled from outside before its first step
+        slot.task = None
+        if slot.starting:  # cancelled from outside while it was about to cut
+            slot.starting = False
             self._starting -= 1
-            self._busy -= 1
-            self._pump()
-        elif run is not None:
-            run.task = None
-            slot.task = None
-            if not run.threads:
-                self._stuck.discard(run)
-            elif run.cancelled:
-                self._stuck.add(run)
+        run = slot.run
+        if run is not None:
             if not run.ended:
-                logger.error("batcher %r: a batch was lost", self._name, exc_info=error)
+                logger.error("batcher %r: a batch was cut short", self._name, exc_info=error)
                 self._fail(run, error or RuntimeError("the batch's task is gone"))
+            self._part(slot, run)
+        self._free(slot)
+        if cancelled and not (run is not None and run.cancelled) and self._runtime is not None:
+            # By somebody else: mostly by a loop that is ending, where nothing new must begin.
+            self._paused = True
+            self._set_timer(self._now() + PAUSE)
+        self._pump()
         self._check_idle()
 
     # Closing
@@ -884,7 +1064,7 @@ class Dispatch:
         dropped = 0
         waiters: list[Any] = []
         if self._fifo is not None:
-            waiters = [waiter for _, waiter, _, _ in self._fifo.clear()]
+            waiters = [waiter for _, waiter, _ in self._fifo.clear()]
         elif self._lanes is not None:
             waiters = [self._let_go(entry) for entry in list(self._lanes.entries())]
         backoffs, self._backoffs = self._backoffs, []
@@ -921,6 +1101,13 @@ class Dispatch:
             self._empty.set()
 
 
+def _has_exception(results: list[Any]) -> bool:
+    for kind in set(map(type, results)):  # noqa: SIM110 - not any(): a generator for each batch
+        if issubclass(kind, BaseException):
+            return True
+    return False
+
+
 def _note_attempts(waiter: Any, attempts: int) -> None:
     """Tell reports of more than one attempt."""
     if attempts == 1:
@@ -928,6 +1115,13 @@ def _note_attempts(waiter: Any, attempts: int) -> None:
     for one in waiter.waiters if isinstance(waiter, Shared) else (waiter,):
         if isinstance(one, Member):
             one[0].attempts[one[1]] = attempts
+
+
+def _check_priority(priority: Any) -> None:
+    if priority == 0 and type(priority) is int:  # nearly always
+        return
+    if isinstance(priority, bool) or not isinstance(priority, (int, float)) or math.isnan(priority):
+        raise TypeError(f"priority must be a number, got {priority!r}")
 
 
 def _check_hashable(name: str, value: Any) -> None:

@@ -93,14 +93,14 @@ async def call_in_thread(
     A cancelled caller goes on at once and the thread is left to finish; ``ended`` is then called in it.
     """
 
-    def work() -> Any:
+    def work() -> list[Any]:
         try:
-            return function(items)
+            return [function(items)]  # in a list: trio refuses a coroutine that comes out of a thread
         finally:
             if ended is not None:
                 ended()
 
-    returned = await anyio.to_thread.run_sync(
+    (returned,) = await anyio.to_thread.run_sync(
         work, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
     )
     if inspect.isawaitable(returned):
@@ -186,6 +186,11 @@ def _copy_field(field: Any, error: BaseException, copy: BaseException) -> None:
         value = field.__get__(error)
     except AttributeError:  # an empty slot
         return
+    try:
+        if field.__get__(copy) is value:  # OSError's text tells None from nothing: leave nothing be
+            return
+    except AttributeError:
+        pass
     try:
         field.__set__(copy, value)
     except (AttributeError, TypeError):  # read-only: then __new__ must have set it
