@@ -440,7 +440,7 @@ def test_a_loop_that_ends_without_a_close_starts_nothing_more(
         await turns()
         assert handler.sizes == [2]
 
-    run(backend_name, leave)
+    run(backend_name, leave, real_time=True)
     assert handler.sizes == [2]
     gc.collect()
     assert "Task was destroyed" not in caplog.text

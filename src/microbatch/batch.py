@@ -26,6 +26,7 @@ class Run:
         size: How many items there were.
         left: How many have no outcome yet.
         entries: More about each item, where the batcher keeps more.
+        scope: What cancels the handler alone, where the batcher may want to.
         attempts: Each item's attempt, if something else than its entry knows.
         keys: Each item's idempotency key, in durable mode.
         job: The job of its items, in durable mode.
@@ -59,6 +60,7 @@ class Run:
     owner: Any = None
     slot: Any = None
     timer: Handle | None = None
+    scope: Any = None
     attempts: Sequence[int] | None = None
     keys: Sequence[str | None] | None = None
     job: Any = None

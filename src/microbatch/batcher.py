@@ -277,6 +277,7 @@ class Batcher(Dispatch, Generic[T, R]):
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a str or None, got {name!r}")
         self._name = name_of(handler) if name is None else name
+        self._scoped = handler_timeout is not None or cancel_abandoned
         self._is_plain = not (
             self._adaptive
             or weigh
