@@ -1,8 +1,9 @@
-"""Everything that is measured, behind one shape: open it with a batch size, run so many callers through it.
+"""Everything that is measured, behind one shape: open it with a batch size, run so many callers
+through it.
 
-A contender is an async context manager that takes the batch size and gives `run(n)`. All get the same
-handler, which returns its argument at once. Peers get the settings that cost them least: no cache, the
-shortest window that they take, up to 64 batches in flight where that can be said.
+A contender is an async context manager that takes the batch size and gives `run(n)`. All get the
+same handler, which returns its argument at once. Peers get the settings that cost them least: no
+cache, the shortest window that they take, up to 64 batches in flight where that can be said.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from microbatch import Batcher
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: How the Batcher runs here: as the floor does, which knows neither a bound nor one batch at a time.
+#: How the Batcher runs here: as the floor does, which has no bound and many batches in flight.
 SETTINGS = {"max_pending": None, "max_concurrency": 64}
 
 
@@ -45,7 +46,7 @@ def tasks(submit):
     """Run a task for each caller."""
 
     async def run(n):
-        await asyncio.gather(*[submit(i) for i in range(n)])
+        return await asyncio.gather(*[submit(i) for i in range(n)])
 
     return run
 
@@ -114,7 +115,7 @@ async def submit_nowait(size):
     async with Batcher(echo, max_batch_size=size, **SETTINGS) as batcher:
 
         async def run(n):
-            await asyncio.gather(*[batcher.submit_nowait(i) for i in range(n)])
+            return await asyncio.gather(*[batcher.submit_nowait(i) for i in range(n)])
 
         yield run
 

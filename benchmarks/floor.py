@@ -1,8 +1,8 @@
 """The floors: what one would write by hand in a few lines, without any safety.
 
-Floor (a) is `FloorBatcher`, the 20-line batcher that every ratio of these benchmarks is taken to. It loses
-callers if the handler returns too few results, sends what cancelled callers no longer wait for, has no
-bound, and cannot be closed. Its twin for trio gives each item a `trio.Event`.
+Floor (a) is `FloorBatcher`, the 20-line batcher that every ratio of these benchmarks is taken to.
+It loses callers if the handler returns too few results, sends what cancelled callers no longer
+wait for, has no bound, and cannot be closed. Its twin for trio gives each item a `trio.Event`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class SoonBatcher(FloorBatcher):
 
 
 class TrioFloorBatcher:
-    """The floor for trio: an Event for each item, a task for each batch's timer and handler call."""
+    """The floor for trio: an Event for each item, a task for each timer and handler call."""
 
     def __init__(self, handler, nursery, *, max_batch_size=100, max_wait=0.0):
         self._handler, self._nursery = handler, nursery
@@ -94,7 +94,7 @@ class TrioFloorBatcher:
             entry[1].set()
 
 
-async def bare(futures, item):  # noqa: ARG001 - held, as each caller holds its item
+async def bare(futures, item):
     """The task and the future alone: what any batcher with a task for each caller pays at least."""
     future = asyncio.get_running_loop().create_future()
     futures.append(future)

@@ -2,12 +2,12 @@
 
     python benchmarks/gain.py [--databases postgresql sqlite]
 
-So many callers insert one row after the other, each waiting until its own row is committed: with one
-statement each, through a Batcher at default settings, and, as the bound, batched by hand (one caller who has
-all rows at hand and sends as many at once as there are callers, at most 100).
+So many callers insert one row after the other, each waiting until its own row is committed: with
+one statement each, through a Batcher at default settings, and, as the bound, batched by hand (one
+caller who has all rows at hand and sends as many at once as there are callers, at most 100).
 
-PostgreSQL is started in a temporary folder, by its defaults (fsync on), under an unprivileged user if this
-runs as root. SQLite runs with WAL and synchronous=FULL.
+PostgreSQL is started in a temporary folder, by its defaults (fsync on), under an unprivileged
+user if this runs as root. SQLite runs with WAL and synchronous=FULL.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def postgres():
             user = "nobody"
         data = str(Path(folder) / "data")
         subprocess.run(
-            [programs / "initdb", "-D", data, "-A", "trust", "-U", user, "--no-locale", "-E", "UTF8"],
+            [programs / "initdb", "-D", data, "-A", "trust", "-U", user, "--no-locale"],
             check=True, stdout=subprocess.DEVNULL, cwd=folder, **as_user,
         )  # fmt: skip
         with (Path(folder) / "log").open("wb") as log:
@@ -167,7 +167,7 @@ async def on_sqlite():
 
 
 async def _callers(call, callers, seconds):
-    """Let so many callers insert one row after the other for so long; return each call's seconds."""
+    """Let so many callers insert one row after the other; return what each call took."""
     took, keys = [], iter(range(1, 1 << 60))
     end = time.perf_counter() + seconds
 
@@ -254,15 +254,15 @@ def show(name, results, numbers):
 
 
 def plot(found, numbers, path):
-    figure, axes = measure.axes("Committed rows a second", "concurrent callers", "rows/s")
     marks = {"one statement each": "s:", "microbatch": "o-", "batched by hand": "^--"}
-    for color, (database, results) in zip(("#c2185b", "#1f77b4"), found.items(), strict=False):
-        for way, row in results.items():
-            rates = [row[n]["rows_per_s"]["median"] for n in numbers]
-            axes.plot(numbers, rates, marks[way], color=color, label=f"{database}, {way}")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    measure.finish(figure, axes, path)
+
+    def draw(axes):
+        for color, (database, results) in zip(("#c2185b", "#1f77b4"), found.items(), strict=False):
+            for way, row in results.items():
+                rates = [row[n]["rows_per_s"]["median"] for n in numbers]
+                axes.plot(numbers, rates, marks[way], color=color, label=f"{database}, {way}")
+
+    measure.picture(path, draw, title="Committed rows a second", x="concurrent callers", y="rows/s")
 
 
 def main():

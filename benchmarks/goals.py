@@ -1,9 +1,10 @@
-"""Every in-memory goal in one run: what was aimed at, what was reached, and the best peer at the same work.
+"""Every in-memory goal in one run: what was aimed at, what was reached, and the best peer at the
+same work.
 
     python benchmarks/goals.py
 
-Every CPU figure is a ratio to floor (a), the hand-written 20-line batcher of `floor.py`, taken in the same
-round of one process.
+Every CPU figure is a ratio to floor (a), the hand-written 20-line batcher of `floor.py`, taken in
+the same round of one process.
 """
 
 from __future__ import annotations
@@ -45,7 +46,15 @@ class Goals:
         """Note one line; reached is a spread or a number, better the lower."""
         spread = reached if isinstance(reached, dict) else measure.spread([reached])
         met = spread["median"] <= goal
-        row = {"what": what, "goal": goal, "unit": unit, **spread, "met": met, "best_peer": peer, **more}
+        row = {
+            "what": what,
+            "goal": goal,
+            "unit": unit,
+            **spread,
+            "met": met,
+            "best_peer": peer,
+            **more,
+        }
         self.rows.append(row)
         print(
             f"{'met   ' if met else 'MISSED'} {what}: {measure.shown(spread, digits)}{unit}, "
@@ -102,7 +111,9 @@ class Goals:
             return
         sizes = {"waves": 1, "wave": 20} if self.tiny else {}
         for size, goal in ((100, 0.98),):
-            counts = {name: instructions.per_item(name, size, **sizes) for name in (FLOOR, "submit")}
+            counts = {
+                name: instructions.per_item(name, size, **sizes) for name in (FLOOR, "submit")
+            }
             self.add(
                 f"instructions, batch {size}", goal, counts["submit"] / counts[FLOOR],
                 digits=3, all=counts,

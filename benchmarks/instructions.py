@@ -2,9 +2,10 @@
 
     python benchmarks/instructions.py [--only submit ...]
 
-Each figure is the difference of two subprocesses that run the same waves of 1,000 callers, one of them more
-of those, by the difference in callers: what starting Python and importing costs falls out. Garbage is not
-collected meanwhile, because when it is depends on everything that came before.
+Each figure is the difference of two subprocesses that run the same waves of 1,000 callers, one of
+them more of those, by the difference in callers: what starting Python and importing costs falls
+out. Garbage is not collected meanwhile, because when it is depends on everything that came
+before.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ def main():
     if len(sys.argv) > 1 and sys.argv[1] == "--child":
         child(sys.argv[2], *map(int, sys.argv[3:]))
         return
-    chosen = measure.options(__doc__.splitlines()[0], only={"nargs": "*", "help": "these contenders"})
+    chosen = measure.options(
+        __doc__.splitlines()[0], only={"nargs": "*", "help": "these contenders"}
+    )
     if shutil.which("valgrind") is None:
         print("valgrind is not installed: nothing counted")
         measure.save(chosen.out, "instructions", {"rows": []})
@@ -77,20 +80,16 @@ def main():
     plan = [(name, size) for name, size in DEFAULT if not chosen.only or name in chosen.only]
     if chosen.tiny:
         plan = [("floor (a)", 10), ("submit", 10)]
-    rows = []
+    rows, floors = [], {}
     for name, size in plan:
         if not contenders.installed(contenders.ALL[name]):
             continue
         count = per_item(name, size, **({"waves": 1, "wave": 10} if chosen.tiny else {}))
-        base = "trio.Event floor" if contenders.ALL[name].loops[0] == "trio" else "floor (a)"
-        floor = next((r["instructions"] for r in rows if (r["name"], r["size"]) == (base, size)), None)
-        if floor is None:
-            floor = count
-        rows.append(
-            {"name": name, "size": size, "instructions": count, "ratio": count / floor}
-        )
+        kind = (contenders.ALL[name].loops[0], size)
+        floor = floors.setdefault(kind, count)  # the floor comes first
+        rows.append({"name": name, "size": size, "instructions": count, "ratio": count / floor})
         print(f"{name:24} batch {size:4}  {count:10.0f}  {count / floor:.3f}", flush=True)
-    measure.save(chosen.out, "instructions", {"rows": rows})
+        measure.save(chosen.out, "instructions", {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Latency: a lone caller, the oldest item's age at dispatch, and latency against offered load.
 
-    python benchmarks/latency.py
+python benchmarks/latency.py
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ async def windowed_aiomisc(handler, *, wait):
 
 
 @contextlib.asynccontextmanager
-async def windowed_dloader(handler, *, wait):  # noqa: ARG001 - it has no window
+async def windowed_dloader(handler, *, wait):
     from dloader import DataLoader
 
     async with DataLoader(handler, max_batch_size=100, cache=False) as loader:
@@ -289,8 +289,8 @@ async def _backend(items):
 async def _load(make, rate, seconds, limit):
     """Offer Poisson arrivals for so long; return (items/s that came back, p50, p99) in ms.
 
-    Time counts from when an item was due, so a generator that cannot keep up hides nothing. More callers
-    than the limit at once end the run: the contender cannot carry that load.
+    Time counts from when an item was due, so a generator that cannot keep up hides nothing. More
+    callers than the limit at once end the run: the contender cannot carry that load.
     """
     took = []
     rng = random.Random(2)
@@ -387,24 +387,25 @@ def curves(rates, seconds, limit):
 
 
 def plot(found, path):
-    figure, axes = measure.axes(
-        "Latency against throughput; a call costs 5 ms + 10 us an item",
-        "items/s that came back",
-        "ms; line: p50, dots: p99",
+    def draw(axes):
+        colors = ["#c2185b", "#e57399", "#f3b4c8", "#880e4f"]
+        for name, points in found.items():
+            if not points:
+                continue
+            rates = [p["rate"] for p in points]
+            ours = name.startswith("microbatch")
+            more = {"color": colors.pop(0), "linewidth": 2.4} if ours else {}
+            measure.line(axes, rates, [p["p50"] for p in points], name, **more)
+            color = axes.lines[-1].get_color()
+            axes.plot(rates, [p["p99"] for p in points], ".", color=color, alpha=0.5)
+
+    measure.picture(
+        path,
+        draw,
+        title="Latency against throughput; a call costs 5 ms + 10 us an item",
+        x="items/s that came back",
+        y="ms; line: p50, dots: p99",
     )
-    colors = ["#c2185b", "#e57399", "#f3b4c8", "#880e4f"]
-    for name, points in found.items():
-        if not points:
-            continue
-        rates = [p["rate"] for p in points]
-        measure.line(axes, rates, [p["p50"] for p in points], name)
-        drawn = axes.lines[-1]
-        if name.startswith("microbatch"):
-            drawn.set(color=colors.pop(0), linewidth=2.4)
-        axes.plot(rates, [p["p99"] for p in points], ".", color=drawn.get_color(), alpha=0.5)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    measure.finish(figure, axes, path)
 
 
 def main():
@@ -429,7 +430,10 @@ def main():
         for name in names
     }
     measure.table(
-        ["age of the oldest item at dispatch, ms", *[f"max_wait {w * 1e3:g}: p50, p99, max" for w in waits]],
+        [
+            "age of the oldest item at dispatch, ms",
+            *[f"max_wait {w * 1e3:g}: p50, p99, max" for w in waits],
+        ],
         [
             (name, *[f"{a['p50']:.2f}, {a['p99']:.2f}, {a['max']:.2f}" for a in row.values()])
             for name, row in age.items()

@@ -1,16 +1,17 @@
-"""How everything here is measured: interleaved in one process, repeated, as CPU time, in paired ratios.
+"""How everything here is measured: interleaved in one process, repeated, as CPU time, in paired
+ratios.
 
-In every round each contender runs once, in an order that rotates from round to round, and its CPU time is
-divided by the floor's of the same round; the figure is the median of those ratios with its quartiles. So
-what slows the machine down for a while slows both sides of a ratio. Before each run the garbage is
-collected; while it runs the collector is on, as it is in a program.
+In every round each contender runs once, in an order that rotates from round to round, and its CPU
+time is divided by the floor's of the same round; the figure is the median of those ratios with
+its quartiles. So what slows the machine down for a while slows both sides of a ratio. Before each
+run the garbage is collected; while it runs the collector is on, as it is in a program.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime
+import datetime as dt
 import gc
 import importlib.metadata
 import json
@@ -30,7 +31,7 @@ RESULTS = HERE / "results"
 def options(description, **more):
     """Parse the command line that all benchmarks share."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--tiny", action="store_true", help="the smallest numbers, to see that it runs")
+    parser.add_argument("--tiny", action="store_true", help="just see that it runs")
     parser.add_argument("--rounds", type=int, help="rounds of each measurement")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for JSON and pictures")
     for flag, settings in more.items():
@@ -103,16 +104,26 @@ def per_item(figures, n):
 def about():
     """Say what the figures were measured with."""
     packages = {}
-    for name in (
-        "microbatch anyio trio uvloop aiodataloader strawberry-graphql dloader batchlet batched aiomisc "
-        "async-batcher asyncpg"
-    ).split():
+    for name in [
+        "microbatch",
+        "anyio",
+        "trio",
+        "uvloop",
+        "aiodataloader",
+        "strawberry-graphql",
+        "dloader",
+        "batchlet",
+        "batched",
+        "aiomisc",
+        "async-batcher",
+        "asyncpg",
+    ]:
         try:
             packages[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.release()}",
@@ -150,9 +161,7 @@ def table(header, rows):
 
 def shown(figure, digits=2):
     """Write a median with its quartiles."""
-    return (
-        f"{figure['median']:.{digits}f} ({figure['low']:.{digits}f}-{figure['high']:.{digits}f})"
-    )
+    return f"{figure['median']:.{digits}f} ({figure['low']:.{digits}f}-{figure['high']:.{digits}f})"
 
 
 # Pictures
@@ -166,35 +175,29 @@ STYLES = {
 OTHERS = ["#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#8c564b", "#17becf", "#7f7f7f", "#bcbd22"]
 
 
-def axes(title, x, y):
-    """Begin a picture; needs matplotlib."""
-    import matplotlib as mpl
-
+def picture(path, draw, *, title, x, y):
+    """Draw over two logarithmic axes and write it as SVG; without matplotlib, say so and go on."""
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        print(f"matplotlib is not installed: no {path.name}")
+        return
     mpl.use("svg")
     mpl.rcParams.update({"svg.hashsalt": "microbatch", "svg.fonttype": "none", "font.size": 10})
     from matplotlib import pyplot as plt
 
-    figure, drawn = plt.subplots(figsize=(8, 5))
-    drawn.set_title(title)
-    drawn.set_xlabel(x)
-    drawn.set_ylabel(y)
-    drawn.grid(visible=True, which="both", alpha=0.25)
-    return figure, drawn
-
-
-def line(drawn, x, y, name, label=None):
-    """Draw one contender's line, ours the same in every picture."""
-    color, mark, width = STYLES.get(
-        name, (OTHERS[len(drawn.lines) % len(OTHERS)], ".-", 1.2)
-    )
-    drawn.plot(x, y, mark, color=color, linewidth=width, label=label or name)
-
-
-def finish(figure, drawn, path):
-    """Write the picture as SVG, without a date so that equal figures give equal files."""
-    from matplotlib import pyplot as plt
-
-    drawn.legend(fontsize=8, loc="best")
+    figure, axes = plt.subplots(figsize=(8, 5))
+    axes.set(title=title, xlabel=x, ylabel=y, xscale="log", yscale="log")
+    axes.grid(visible=True, which="both", alpha=0.25)
+    draw(axes)
+    axes.legend(fontsize=8, loc="best")
     figure.tight_layout()
+    # Without a date, so that equal figures give equal files.
     figure.savefig(path, format="svg", metadata={"Date": None})
     plt.close(figure)
+
+
+def line(axes, x, y, name, **more):
+    """Draw one contender's line, ours the same in every picture."""
+    color, mark, width = STYLES.get(name, (OTHERS[len(axes.lines) % len(OTHERS)], ".-", 1.2))
+    axes.plot(x, y, mark, **{"color": color, "linewidth": width, "label": name, **more})

@@ -1,8 +1,10 @@
-"""Memory: bytes per waiting caller, what stays after a million items, growth with partitions and cancelled callers.
+"""Memory: bytes per waiting caller, what stays after a million items, growth with partitions and
+cancelled callers.
 
     python benchmarks/memory.py
 
-Every figure is taken in a process of its own, as growth of its resident set, the caller's own task included.
+Every figure is taken in a process of its own, as growth of its resident set, the caller's own
+task included.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ import asyncio
 import gc
 import json
 import os
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -221,7 +222,9 @@ def main():
         for name in WAITING
         if name not in contenders.ALL or contenders.installed(contenders.ALL[name])
     ]
-    figures = waiting(["bare task + future", "submit"] if chosen.tiny else names, n=n, rounds=rounds)
+    figures = waiting(
+        ["bare task + future", "submit"] if chosen.tiny else names, n=n, rounds=rounds
+    )
     bare = figures["bare task + future"]["median"]
     measure.table(
         [f"{n:,} callers waiting", "bytes each", "of a bare task + future"],

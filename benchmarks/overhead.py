@@ -42,9 +42,7 @@ def cell(loop, n, size, rounds):
     figures = measure.interleaved(chosen, rounds=rounds, loop=loop, size=size, n=n)
     ratios = measure.ratios(figures, chosen[0].name)
     cpu = measure.per_item(figures, n)
-    rate = {
-        name: measure.spread([n / row[1] for row in rows]) for name, rows in figures.items()
-    }
+    rate = {name: measure.spread([n / row[1] for row in rows]) for name, rows in figures.items()}
     return {
         "loop": loop,
         "callers": n,
@@ -79,20 +77,24 @@ def plot(results, path):
     chosen = [r for r in results if r["loop"] == "asyncio"]
     most = min(10_000, max(r["callers"] for r in chosen))
     chosen = sorted((r for r in chosen if r["callers"] == most), key=lambda r: r["batch"])
-    figure, axes = measure.axes(
-        f"CPU per item, {most:,} callers, asyncio", "items in a batch", "CPU, floor (a) = 1"
+
+    def draw(axes):
+        for name in contenders.ALL:
+            points = [
+                (r["batch"], r["contenders"][name]["ratio"]["median"])
+                for r in chosen
+                if name in r["contenders"] and name != "submit_from_thread"
+            ]
+            if points:
+                measure.line(axes, *zip(*points, strict=True), name)
+
+    measure.picture(
+        path,
+        draw,
+        title=f"CPU per item, {most:,} callers, asyncio",
+        x="items in a batch",
+        y="CPU, floor (a) = 1",
     )
-    for name in [*contenders.ALL]:
-        points = [
-            (r["batch"], r["contenders"][name]["ratio"]["median"])
-            for r in chosen
-            if name in r["contenders"] and name != "submit_from_thread"
-        ]
-        if points:
-            measure.line(axes, *zip(*points, strict=True), name)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    measure.finish(figure, axes, path)
 
 
 def main():

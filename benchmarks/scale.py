@@ -2,8 +2,8 @@
 
     python benchmarks/scale.py [--million]
 
-The slot is busy while items are handed in, so that all of them are buffered at the same time; then the
-handler lets go and everything is handled, or every caller is cancelled.
+The slot is busy while items are handed in, so that all of them are buffered at the same time;
+then the handler lets go and everything is handled, or every caller is cancelled.
 """
 
 from __future__ import annotations
@@ -113,12 +113,18 @@ def main():
         ],
     )
     measure.save(chosen.out, "scale", {"numbers": numbers, "cases": figures})
-    figure, axes = measure.axes("CPU per item as more of them wait", "items waiting", "us per item")
-    for name, row in figures.items():
-        measure.line(axes, numbers, [row[n]["median"] for n in numbers], name)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    measure.finish(figure, axes, chosen.out / "scale.svg")
+
+    def draw(axes):
+        for name, row in figures.items():
+            measure.line(axes, numbers, [row[n]["median"] for n in numbers], name)
+
+    measure.picture(
+        chosen.out / "scale.svg",
+        draw,
+        title="CPU per item as more of them wait",
+        x="items waiting",
+        y="microseconds of CPU per item",
+    )
 
 
 if __name__ == "__main__":

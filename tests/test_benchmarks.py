@@ -1,0 +1,202 @@
+"""The benchmarks: each runs once with tiny numbers, so that none rots; what they compute is checked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import trio
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+sys.path.insert(0, str(FOLDER))
+
+import contenders  # noqa: E402
+import floor  # noqa: E402
+import instructions  # noqa: E402
+import measure  # noqa: E402
+import memory  # noqa: E402
+
+
+def run(script: str, out: Path, *arguments: str) -> dict:
+    """Run a benchmark as its users do and return its JSON."""
+    command = [
+        sys.executable,
+        str(FOLDER / f"{script}.py"),
+        "--tiny",
+        "--out",
+        str(out),
+        *arguments,
+    ]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((out / f"{script}.json").read_text())
+
+
+def test_overhead_compares_every_way_in_on_every_loop(tmp_path):
+    """A contender that no longer runs would vanish from the table in silence."""
+    cells = {cell["loop"]: cell["contenders"] for cell in run("overhead", tmp_path)["cells"]}
+    ours = {"submit", "submit_nowait", "submit_many", "submit_from_thread"}
+    assert ours <= cells["asyncio"].keys()
+    assert ours <= cells["uvloop"].keys()
+    assert cells["trio"].keys() == {"trio.Event floor", "trio submit"}
+    assert cells["asyncio"]["floor (a)"]["ratio"]["median"] == 1
+
+
+def test_latency_has_a_point_for_every_window(tmp_path):
+    """The curve is made of them."""
+    found = run("latency", tmp_path)
+    assert found["lone"]["submit"]["p50"]["median"] > 0
+    assert found["age"]["submit"]["0.01"]["p50"] >= 10
+    assert found["load"]["microbatch, max_wait 2 ms"][0]["p50"] >= 7
+
+
+def test_gain_counts_fewer_commits_through_a_batcher(tmp_path):
+    """The gain is in the commits, whatever the machine's disk does."""
+    databases = run("gain", tmp_path)["databases"]
+    assert databases.keys() == {"PostgreSQL", "SQLite"}
+    for ways in databases.values():
+        commits = {way: row["10"]["commits_per_1000_rows"]["median"] for way, row in ways.items()}
+        assert commits["one statement each"] >= 1000
+        assert commits["microbatch"] < 500
+
+
+def test_memory_is_measured_in_fresh_processes(tmp_path):
+    """Figures of one process would depend on what ran before."""
+    found = run("memory", tmp_path)
+    assert found["waiting"]["submit"]["median"] > 100
+    assert found["kept"].keys() == memory.KEPT.keys()
+
+
+def test_scale_covers_withdrawal_priorities_and_partitions(tmp_path):
+    """Each of them has a path of its own that could turn quadratic."""
+    cases = run("scale", tmp_path)["cases"]
+    assert {"tasks, all cancelled", "ten priorities", "1,000 partitions"} <= cases.keys()
+
+
+def test_goals_have_a_line_for_each_promise(tmp_path):
+    """A goal without a line is one that nobody looks at."""
+    sections = ["task_each", "no_task", "waiting_time", "bytes", "trio", "million"]
+    rows = run("goals", tmp_path, "--only", *sections)["rows"]
+    assert len(rows) >= 14
+    assert all(row["median"] <= row["goal"] for row in rows if row["met"])
+    assert all(row["median"] > row["goal"] for row in rows if not row["met"])
+
+
+def test_instructions_are_counted_for_contenders_that_run(capsys):
+    """The subprocess that callgrind watches is this function."""
+    for name in ("floor (a)", "submit", "trio submit"):
+        instructions.child(name, 10, 1, 30)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_instructions_tell_what_starting_costs_from_what_an_item_costs(tmp_path):
+    """The difference of two runs holds only items; without valgrind it says so and counts nothing."""
+    for row in run("instructions", tmp_path)["rows"]:
+        assert 5_000 < row["instructions"] < 500_000
+
+
+def test_the_overhead_test_runs_under_pytest_benchmark(tmp_path):
+    """It is how others put their batcher beside ours."""
+    command = [
+        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "submit and 100",
+        f"--benchmark-json={tmp_path / 'out.json'}", str(FOLDER / "test_overhead.py"),
+    ]  # fmt: skip
+    environment = {**os.environ, "BENCH_CALLERS": "50", "BENCH_ROUNDS": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    benchmarks = json.loads((tmp_path / "out.json").read_text())["benchmarks"]
+    assert all(one["extra_info"]["ratio_to_floor"] > 0 for one in benchmarks)
+
+
+@pytest.mark.parametrize("name", contenders.ALL)
+def test_every_contender_handles_every_item_once(name, monkeypatch):
+    """A contender that loses or repeats work would look fast or slow for the wrong reason."""
+    seen: Counter = Counter()
+
+    async def counting(items):
+        seen.update(items)
+        return items
+
+    monkeypatch.setattr(contenders, "echo", counting)
+    contender = contenders.ALL[name]
+    if not contenders.installed(contender):
+        return
+
+    async def main():
+        async with contender.open(10) as run:
+            seen.clear()
+            return await run(40)
+
+    results = measure.run_on(contender.loops[0], main)
+    assert results is None or results == list(range(40)) or name == "bare task + future"
+    if name in ("bare task + future", "aiomisc", "async_batcher"):
+        return  # no handler there, or one of another shape
+    assert sum(seen.values()) == 40
+    expected = dict.fromkeys(range(40), 1)
+    assert name == "submit_from_thread" or seen == expected
+
+
+@pytest.mark.parametrize("kind", [floor.FloorBatcher, floor.SoonBatcher])
+def test_the_floor_gives_each_caller_its_own_result(kind):
+    """A floor that does not do the work is no floor."""
+
+    async def doubled(items):
+        return [item * 2 for item in items]
+
+    async def main():
+        submit = kind(doubled, max_batch_size=4).submit
+        return await asyncio.gather(*[submit(i) for i in range(10)])
+
+    assert asyncio.run(main()) == [i * 2 for i in range(10)]
+
+
+def test_the_floor_for_trio_gives_each_caller_its_own_result():
+    """The same for the other event loop."""
+    found = {}
+
+    async def doubled(items):
+        return [item * 2 for item in items]
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            submit = floor.TrioFloorBatcher(doubled, nursery, max_batch_size=4).submit
+
+            async def caller(i):
+                found[i] = await submit(i)
+
+            async with trio.open_nursery() as callers:
+                for i in range(10):
+                    callers.start_soon(caller, i)
+
+    trio.run(main)
+    assert found == {i: i * 2 for i in range(10)}
+
+
+def test_ratios_pair_each_round_with_the_floor_of_that_round():
+    """Else a slow minute would be charged to whoever ran in it."""
+    figures = {"floor": [(1.0, 0), (2.0, 0), (4.0, 0)], "mine": [(0.5, 0), (1.0, 0), (2.0, 0)]}
+    assert measure.ratios(figures, "floor")["mine"] == {
+        "median": 0.5, "low": 0.5, "high": 0.5, "rounds": 3,
+    }  # fmt: skip
+
+
+def test_the_order_rotates_from_round_to_round():
+    """Who comes first finds other caches than who comes last."""
+    order = []
+
+    def note(contender, **_):
+        order.append(contender.name)
+        return (1.0, 1.0)
+
+    chosen = [contenders.ALL[n] for n in ("submit", "floor (a)", "submit_many")]
+    measure.interleaved(chosen, rounds=3, size=1, n=1, measure=note)
+    assert order[0::3] == ["submit", "floor (a)", "submit_many"]
