@@ -141,11 +141,17 @@ async def test_failed_and_skipped_items_are_told_apart() -> None:
     """In the outcomes and in the counts."""
 
     async def handler(items: list[int]) -> list[Any]:
-        return [Skipped("old") if i % 3 == 0 else ItemError("x") if i % 3 == 1 else i for i in items]
+        return [
+            Skipped("old") if i % 3 == 0 else ItemError("x") if i % 3 == 1 else i for i in items
+        ]
 
     async with map_batches(range(9), handler) as outcomes:
         kinds = Counter([(o.ok, o.skipped, o.code) async for o in outcomes])
-    assert kinds == {(True, False, None): 3, (False, True, "skipped"): 3, (False, False, "item_error"): 3}
+    assert kinds == {
+        (True, False, None): 3,
+        (False, True, "skipped"): 3,
+        (False, False, "item_error"): 3,
+    }
     progress = outcomes.progress
     assert (progress.succeeded, progress.failed, progress.skipped, progress.done) == (3, 3, 3, 9)
 
@@ -357,7 +363,9 @@ async def test_no_more_is_held_than_the_batches_in_flight_and_one(kind: str, ord
 async def test_a_slow_consumer_stops_the_reading() -> None:
     """And nothing is read on while it thinks."""
     source = Source(10_000)
-    async with map_batches(source.plain(), Work(), max_batch_size=10, max_concurrency=2) as outcomes:
+    async with map_batches(
+        source.plain(), Work(), max_batch_size=10, max_concurrency=2
+    ) as outcomes:
         await anyio.sleep(3600)
         assert source.read == 30
         async for _ in outcomes:
@@ -388,9 +396,7 @@ async def test_reading_goes_on_while_handlers_run() -> None:
     """A slow source and a slow handler overlap: 5 batches take 6 seconds, not 10."""
     source, handler = Source(5, seconds=1), Work(seconds=1)
     began = anyio.current_time()
-    await collect(
-        map_batches(source.asynchronous(), handler, max_batch_size=1, max_concurrency=1)
-    )
+    await collect(map_batches(source.asynchronous(), handler, max_batch_size=1, max_concurrency=1))
     assert anyio.current_time() - began == pytest.approx(6)
 
 
@@ -649,7 +655,9 @@ async def test_the_first_failed_batch_is_told_whatever_fails_later() -> None:
 async def test_progress_is_told_every_so_many_items_and_at_the_end() -> None:
     """10,500 items, every 1,000: ten calls and the final one; monotone, ending at exactly the total."""
     told: list[Progress] = []
-    stream = map_batches(range(10_500), Work(seconds=1), max_batch_size=100, on_progress=told.append)
+    stream = map_batches(
+        range(10_500), Work(seconds=1), max_batch_size=100, on_progress=told.append
+    )
     await collect(stream)
     assert [progress.done for progress in told] == [*range(1000, 10_001, 1000), 10_500]
     assert told[-1] == stream.progress
@@ -661,7 +669,9 @@ async def test_the_last_call_is_not_made_twice() -> None:
     """10,000 items, every 1,000: ten calls."""
     told: list[int] = []
     await collect(
-        map_batches(range(10_000), Work(), max_batch_size=500, on_progress=lambda p: told.append(p.done))
+        map_batches(
+            range(10_000), Work(), max_batch_size=500, on_progress=lambda p: told.append(p.done)
+        )
     )
     assert told == list(range(1000, 10_001, 1000))
 
@@ -670,7 +680,11 @@ async def test_rate_and_eta_follow_the_clock() -> None:
     """40 batches of 10 items, 1 second each, one at a time: 10 items a second."""
     seen: list[tuple[float, float | None]] = []
     async with map_batches(
-        range(400), Work(seconds=1), max_batch_size=10, max_concurrency=1, progress_every=100,
+        range(400),
+        Work(seconds=1),
+        max_batch_size=10,
+        max_concurrency=1,
+        progress_every=100,
         on_progress=lambda p: seen.append((p.rate, p.eta)),
     ) as outcomes:
         assert (outcomes.progress.rate, outcomes.progress.eta) == (0.0, None)
@@ -686,7 +700,11 @@ async def test_the_total_may_be_given_or_unknown() -> None:
     assert (stream.progress.total, stream.progress.fraction, stream.progress.eta) == (5, 1.0, 0.0)
     stream = map_batches(iter(range(10)), Work(seconds=1))
     await collect(stream)
-    assert (stream.progress.total, stream.progress.fraction, stream.progress.eta) == (None, None, None)
+    assert (stream.progress.total, stream.progress.fraction, stream.progress.eta) == (
+        None,
+        None,
+        None,
+    )
     stream = map_batches([], Work())
     await collect(stream)
     assert stream.progress == Progress(total=0)
@@ -783,7 +801,11 @@ def test_every_item_has_exactly_one_outcome(
 
     async def main() -> list[Any]:
         stream = map_batches(
-            iter(range(count)), handler, max_batch_size=size, max_concurrency=concurrency, ordered=ordered
+            iter(range(count)),
+            handler,
+            max_batch_size=size,
+            max_concurrency=concurrency,
+            ordered=ordered,
         )
         outcomes = await collect(stream)
         assert stream.progress.done == count

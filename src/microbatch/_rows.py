@@ -86,7 +86,10 @@ def csv_blocks(file: IO[bytes], decode: Callable[[dict[str, Any]], Any]) -> Bloc
     """Yield the outcomes of a CSV file whose first row has the columns' names."""
     lines = _CsvLines(file)
     rows = csv.reader(lines, strict=True)
-    names = next(rows, None)
+    try:
+        names = next(filter(None, rows), None)
+    except csv.Error as error:
+        raise ValueError(f"line 1: {error}") from None
     if names is None:
         return
     if len(set(names)) < len(names):
@@ -357,7 +360,7 @@ class CsvBytes:
     def __call__(self, rows: list[Any], first: int, _: object) -> bytes:
         """Return rows as CSV lines, the columns' names before the first."""
         out = io.StringIO(newline="")
-        writer = csv.writer(out, lineterminator="\n")
+        writer = csv.writer(out)  # with CRLF, as RFC 4180 has it: only then is a lone CR quoted
         for number, row in enumerate(rows, first + 1):
             fields = msgspec.to_builtins(row)
             if not isinstance(fields, Mapping):
@@ -374,7 +377,7 @@ class CsvBytes:
             for name, value in fields.items():
                 if isinstance(value, (dict, list)):
                     raise TypeError(
-                        f"row {number}: {name!r} is a {type(value).__name__}; CSV has no such"
+                        f"row {number}: {name!r} is a {type(value).__name__}, which CSV cannot hold"
                     )
             writer.writerow([fields[name] for name in self._names])
         return out.getvalue().encode()

@@ -11,21 +11,19 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
-    Generator,
     Iterable,
     Sized,
 )
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, Self, TypedDict, TypeVar, Unpack, overload
 
 import anyio
-import anyio.lowlevel
 import anyio.to_thread
 
 from . import _checks
+from ._sources import AsyncReader, Reader, make_outcome, reader_of
 from .batcher import Batcher
-from .errors import BatchFailed, Skipped
+from .errors import BatchFailed
 from .handler import bulk, copy_exception, kind_of, name_of, results_of
 from .layers._passing import crash_of, is_asked_for
 from .layers._withheld import without_batcher
@@ -319,8 +317,7 @@ class OutcomeStream(Generic[R]):
 
     async def _read(self) -> None:
         """Read batches as room allows, and start each when a slot is free."""
-        reader = _AsyncReader if isinstance(self._source, AsyncIterable) else _Reader
-        source = reader(self._source)
+        source = reader_of(self._source)
         start = 0
         try:
             async with anyio.create_task_group() as calls:
@@ -344,7 +341,7 @@ class OutcomeStream(Generic[R]):
             self._error = source.error
         self._ready.close()
 
-    async def _next(self, source: _Reader | _AsyncReader) -> list[Any]:
+    async def _next(self, source: Reader | AsyncReader) -> list[Any]:
         """Read a batch, unless an item has failed that ends the stream."""
         return [] if self._error is not None else await source.read(self._size)
 
@@ -383,63 +380,6 @@ class OutcomeStream(Generic[R]):
         if self._on_progress is not None and now.done // every > self._progress_told // every:
             self._progress_told = now.done
             self._on_progress(now)
-
-
-class _Reader:
-    """Reads batches from a plain iterable."""
-
-    def __init__(self, source: Iterable[Any]) -> None:
-        self.ended = False
-        self.error: Exception | None = None
-        self._iterator = iter(source)
-
-    async def read(self, count: int) -> list[Any]:
-        """Return so many items, or fewer at the end; keep what the source raises."""
-        await anyio.lowlevel.checkpoint()
-        items: list[Any] = []
-        try:
-            items.extend(islice(self._iterator, count))  # keeps what came before an error
-        except Exception as error:  # noqa: BLE001 - the consumer gets it in its turn
-            self.error = error
-        self.ended = len(items) < count
-        return items
-
-    async def close(self) -> None:
-        if isinstance(self._iterator, Generator):
-            self._iterator.close()
-
-
-class _AsyncReader:
-    """Reads batches from an async iterable."""
-
-    def __init__(self, source: AsyncIterable[Any]) -> None:
-        self.ended = False
-        self.error: Exception | None = None
-        self._iterator = aiter(source)
-
-    async def read(self, count: int) -> list[Any]:
-        """Return so many items, or fewer at the end; keep what the source raises."""
-        await anyio.lowlevel.checkpoint()
-        items: list[Any] = []
-        add = items.append
-        try:
-            async for item in self._iterator:
-                add(item)
-                if len(items) == count:
-                    return items
-        except Exception as error:  # noqa: BLE001 - the consumer gets it in its turn
-            self.error = error
-        except anyio.get_cancelled_exc_class() as error:
-            if is_asked_for():
-                raise
-            self.error = RuntimeError(f"the source raised {type(error).__name__} of its own")
-            self.error.__cause__ = error
-        self.ended = True
-        return items
-
-    async def close(self) -> None:
-        if isinstance(self._iterator, AsyncGenerator):
-            await self._iterator.aclose()
 
 
 def _handling(handler: Any) -> Callable[[list[Any], Any], Awaitable[list[Any]]]:
@@ -510,15 +450,6 @@ def _unwrap(items: list[Any]) -> tuple[list[Any], dict[int, Outcome[Any]], list[
     return values, failed, ids
 
 
-# A frozen dataclass sets each field by a call of its own; the slots' setters take half the time,
-# which is most of what a stream costs for each item.
-_new = Outcome.__new__
-_set_index, _set_ok, _set_value, _set_error, _set_skipped, _set_attempts, _set_id = (
-    Outcome.__dict__[name].__set__
-    for name in ("index", "ok", "value", "error", "skipped", "attempts", "id")
-)
-
-
 def _outcomes_of(
     start: int,
     results: list[Any],
@@ -532,22 +463,15 @@ def _outcomes_of(
         results = [failed[i] if i in failed else next(found) for i in range(count)]
     outcomes: list[Outcome[Any]] = []
     for position, result in enumerate(results):
-        outcome = _new(Outcome)
-        _set_index(outcome, start + position)
-        _set_id(outcome, None if ids is None else ids[position])
-        value, error, attempts = result, None, 1
+        own_id = None if ids is None else ids[position]
         if isinstance(result, Outcome):
+            own_id = result.id if ids is None else own_id
             value, error, attempts = result.value, result.error, result.attempts
-            if ids is None:
-                _set_id(outcome, result.id)
+            outcomes.append(make_outcome(start + position, value, error, own_id, attempts))
         elif isinstance(result, Exception):
-            value, error = None, result
-        _set_ok(outcome, error is None)
-        _set_value(outcome, value)
-        _set_error(outcome, error)
-        _set_skipped(outcome, isinstance(error, Skipped))
-        _set_attempts(outcome, attempts)
-        outcomes.append(outcome)
+            outcomes.append(make_outcome(start + position, None, result, own_id))
+        else:
+            outcomes.append(make_outcome(start + position, result, None, own_id))
     return outcomes
 
 
