@@ -129,9 +129,17 @@ def backend_options(name: str, *, real_time: bool = False) -> tuple[str, dict[st
 
 
 def run(name: str, main: Any, *args: Any, real_time: bool = False) -> Any:
-    """Run ``main(*args)`` in an event loop of its own: for tests that are about loops, and for Hypothesis."""
+    """Run ``main(*args)`` in an event loop of its own: for tests that are about loops, and for Hypothesis.
+
+    In virtual time a hang ends at once in a TimeoutError: the clock jumps to this bound when everything waits.
+    """
+
+    async def bounded() -> Any:
+        with anyio.fail_after(20 if real_time else 100_000):
+            return await main(*args)
+
     backend, options = backend_options(name, real_time=real_time)
-    return anyio.run(main, *args, backend=backend, backend_options=options)
+    return anyio.run(bounded, backend=backend, backend_options=options)
 
 
 async def turns(count: int = 16) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 from typing import Any
 
 import anyio
 import pytest
-from support import Gate, Recorder, counted, outcome, outcomes, run, tasks_alive, turns
+import sniffio
+from support import Gate, Recorder, VirtualLoop, counted, outcome, outcomes, run, tasks_alive, turns
 
 from microbatch import (
     Backoff,
@@ -273,6 +275,43 @@ async def test_a_forced_close_ends_callers_before_a_slow_handler_is_done() -> No
         start = anyio.current_time()
         await batcher.aclose(drain_timeout=0)
     assert ended[0] - start < 0.1
+
+
+async def test_a_forced_close_leaves_no_timer_behind() -> None:
+    """Neither the handler's timeout nor a window or a back-off may keep the loop awake for a closed batcher."""
+    before = tasks_alive()
+    retry = Retry(on=ConnectionError, backoff=Backoff(initial=5000.0, maximum=5000.0, jitter=0.0))
+    calls = 0
+
+    async def handler(items: list[int]) -> list[int]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise ConnectionError
+        await anyio.sleep_forever()
+        return items
+
+    batcher = Batcher(handler, handler_timeout=5000.0, max_wait=1.0, retry=retry)
+    failed = batcher.submit_nowait(1)
+    await anyio.sleep(2)
+    running = batcher.submit_nowait(2)
+    await anyio.sleep(2)
+    buffered = batcher.submit_nowait(3)
+    stats = counted(batcher)
+    assert (stats.in_backoff, stats.in_flight, stats.buffered) == (1, 1, 1)
+    await batcher.aclose(drain_timeout=0)
+    for pending in (failed, running, buffered):
+        assert type(await outcome(pending)) is BatcherClosed
+    await turns()
+    assert tasks_alive() == before
+    if sniffio.current_async_library() == "asyncio" and isinstance(
+        asyncio.get_running_loop(), VirtualLoop
+    ):
+        assert [
+            timer
+            for timer in asyncio.get_running_loop()._scheduled
+            if timer.when() < 50_000 and not timer.cancelled()
+        ] == []  # type: ignore[attr-defined]
 
 
 async def test_closing_refuses_callers_that_wait_for_room_and_drains_the_others() -> None:
