@@ -237,7 +237,7 @@ async def compare(open_database, numbers, seconds, rounds):
 
 
 def show(name, results, numbers):
-    print(f"\n### {name}\n")
+    measure.say(f"**{name}**\n")
     measure.table(
         ["callers", "", "rows/s (quartiles)", "p50 ms", "p99 ms", "commits per 1,000 rows"],
         [

@@ -181,7 +181,6 @@ def main():
     goals = Goals(chosen)
     for section in chosen.only or SECTIONS:
         getattr(goals, section)()
-    print()
     measure.table(
         ["what", "goal", "reached (quartiles)", "", "best peer"],
         [
@@ -193,6 +192,7 @@ def main():
             for row in goals.rows
         ],
     )  # fmt: skip
+    measure.save(chosen.out, "goals", {"rows": goals.rows})
 
 
 if __name__ == "__main__":

@@ -89,7 +89,11 @@ def main():
         floor = floors.setdefault(kind, count)  # the floor comes first
         rows.append({"name": name, "size": size, "instructions": count, "ratio": count / floor})
         print(f"{name:24} batch {size:4}  {count:10.0f}  {count / floor:.3f}", flush=True)
-        measure.save(chosen.out, "instructions", {"rows": rows})
+    measure.table(
+        ["batch", "", "instructions per item", "to the floor"],
+        [(r["size"], r["name"], f"{r['instructions']:,.0f}", f"{r['ratio']:.3f}") for r in rows],
+    )
+    measure.save(chosen.out, "instructions", {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -421,7 +421,6 @@ def main():
             for k, v in figures.items()
         ],
     )
-    print()
     waits = [0.01] if tiny else [0.002, 0.01, 0.05]
     names = [n for n in WINDOWED if n == "submit" or not tiny]
     names = [n for n in names if n not in contenders.ALL or contenders.installed(contenders.ALL[n])]
@@ -442,9 +441,20 @@ def main():
     resting = {"submit": idle(seconds=0.2 if tiny else 5)}
     if contenders.installed(contenders.ALL["batched"]):
         resting["batched"] = idle_batched(seconds=0.2 if tiny else 5)
-    print("\nidle CPU, s/s:", {name: round(value, 5) for name, value in resting.items()}, "\n")
+    measure.table(["idle", "CPU s/s"], [(name, f"{value:.5f}") for name, value in resting.items()])
     rates = [200] if tiny else [100, 300, 1_000, 3_000, 10_000, 20_000, 30_000, 40_000]
     found = curves(rates, 0.2 if tiny else 2.0, 5_000)
+    measure.table(
+        ["items/s offered: p50, p99 ms", *[f"{rate:,}" for rate in rates]],
+        [
+            (
+                name,
+                *[f"{p['p50']:.1f}, {p['p99']:.1f}" for p in points],
+                *["-"] * (len(rates) - len(points)),
+            )
+            for name, points in found.items()
+        ],
+    )
     plot(found, chosen.out / "latency.svg")
     measure.save(
         chosen.out, "latency", {"lone": figures, "age": age, "idle": resting, "load": found}

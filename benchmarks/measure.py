@@ -18,7 +18,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import time
 from pathlib import Path
 
@@ -143,20 +142,35 @@ def _processor():
     return names[0] if names else platform.processor()
 
 
-def save(folder, name, data):
-    """Write a benchmark's JSON; return its path."""
-    path = folder / f"{name}.json"
-    path.write_text(json.dumps({"about": about(), **data}, indent=1) + "\n")
-    return path
+_said = []
+
+
+def say(text=""):
+    """Print what belongs to the result, and keep it for the Markdown beside the JSON."""
+    print(text, flush=True)
+    _said.append(text)
 
 
 def table(header, rows):
-    """Print a table in Markdown."""
+    """Say a table in Markdown, with an empty line behind it."""
     rows = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     for row in [header, ["-" * width for width in widths], *rows]:
-        print("| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |")
-    sys.stdout.flush()
+        say("| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |")
+    say()
+
+
+def save(folder, name, data):
+    """Write a benchmark's JSON, and what was said as Markdown."""
+    facts = about()
+    (folder / f"{name}.json").write_text(json.dumps({"about": facts, **data}, indent=1) + "\n")
+    with_what = (
+        f"{facts['date']}, {facts['processor']}, {facts['cores']} cores, {facts['system']}, "
+        f"CPython {facts['python']} ({facts['compiler']}), load {facts['load']:.1f} at the end; "
+        + ", ".join(f"{package} {version}" for package, version in facts["packages"].items())
+    )
+    text = "\n".join([with_what, "", *_said]).rstrip()
+    (folder / f"{name}.md").write_text(text + "\n")
 
 
 def shown(figure, digits=2):

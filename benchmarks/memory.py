@@ -230,7 +230,6 @@ def main():
         [f"{n:,} callers waiting", "bytes each", "of a bare task + future"],
         [(k, measure.shown(v, 0), f"{v['median'] / bare:.2f}") for k, v in figures.items()],
     )
-    print()
     counts = dict.fromkeys(KEPT, 1000 if chosen.tiny else 100_000)
     counts["after so many items"] = 1000 if chosen.tiny else 1_000_000
     left = {name: in_subprocess("kept", name, count) for name, count in counts.items()}

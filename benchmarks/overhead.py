@@ -55,7 +55,7 @@ def cell(loop, n, size, rounds):
 
 
 def show(result):
-    print(f"\n### {result['loop']}, {result['callers']:,} callers, batch {result['batch']}\n")
+    measure.say(f"**{result['loop']}, {result['callers']:,} callers, batch {result['batch']}**\n")
     measure.table(
         ["", "CPU to the floor (quartiles)", "CPU us/item", "items/s"],
         [
