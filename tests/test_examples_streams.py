@@ -1,0 +1,136 @@
+"""The examples about streams run as a user runs them, and print what they claim."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import microbatch
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(microbatch.__file__).parents[1])}
+ENVIRONMENT.pop("COVERAGE_PROCESS_START", None)
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def output_of(name: str, *arguments: str, folder: Path) -> str:
+    """Run an example with warnings as errors; its output is a pipe, so no progress bar may show."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    return done.stdout
+
+
+def counts(output: str) -> dict[str, int]:
+    return {
+        what: int(many.replace(",", ""))
+        for what, many in re.findall(r"^  (\S.*?)\s{2,}([\d,]+)$", output, re.MULTILINE)
+    }
+
+
+def megabytes(output: str) -> int:
+    found = re.search(r"^(\d+) MB of memory at most$", output, re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
+def bare_interpreter() -> float:
+    """Megabytes that Python takes by itself."""
+    code = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def test_a_hundred_thousand_users_are_imported_and_every_row_is_accounted_for(
+    tmp_path: Path,
+) -> None:
+    """Created, skipped and failed add up; the failed rows stand in a file with their reasons."""
+    output = output_of("import_users.py", folder=tmp_path)
+    found = counts(output)
+    assert found.keys() == {
+        "created",
+        "failed: bad_row",
+        "failed: blocked_domain",
+        "skipped: duplicate_email",
+    }
+    assert sum(found.values()) == 100_000
+    assert 2_000 < found["skipped: duplicate_email"] < 4_000
+    database = sqlite3.connect(tmp_path / "users.sqlite")
+    assert database.execute("SELECT count(*) FROM user").fetchone() == (found["created"],)
+    database.close()
+    with (tmp_path / "failed.csv").open() as file:
+        failed = list(csv.DictReader(file))
+    assert len(failed) == found["failed: bad_row"] + found["failed: blocked_domain"]
+    assert all(row["problem"] for row in failed)
+    assert any(
+        row["problem"].endswith("2 cells, but the first line names 4 columns") for row in failed
+    )
+
+
+def test_failed_rows_can_be_mended_and_imported_again(tmp_path: Path) -> None:
+    """In the very file that the import wrote; known users are updated when that is asked for."""
+    first = counts(output_of("import_users.py", "--count", "5000", folder=tmp_path))
+    path = tmp_path / "failed.csv"
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == first["failed: bad_row"] + first["failed: blocked_domain"] > 50
+    for row in rows:
+        row["email"] = row["email"].replace(" at ", "@").replace("blocked.example", "example.org")
+        row["name"] = row["name"] or "Somebody"
+        row["age"] = row["age"].replace("forty", "40")
+        row["country"] = row["country"] or "NO"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    second = counts(
+        output_of("import_users.py", "--duplicates", "update", "failed.csv", folder=tmp_path)
+    )
+    assert sum(second.values()) == len(rows)
+    assert second.keys() <= {"created", "updated"}
+    assert path.read_bytes() == b""
+    third = counts(
+        output_of("import_users.py", "--duplicates", "update", "--count", "5000", folder=tmp_path)
+    )
+    assert third["updated"] == first["created"] + first["skipped: duplicate_email"]
+    assert "created" not in third
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_a_million_users_stay_within_60_mb_above_the_interpreter(tmp_path: Path) -> None:
+    """As for 100,000: what is held does not grow with the file."""
+    output = output_of("import_users.py", "--count", "1000000", folder=tmp_path)
+    assert sum(counts(output).values()) == 1_000_000
+    assert megabytes(output) - bare_interpreter() < 60
+
+
+def test_the_imported_airports_are_exported_and_read_back(tmp_path: Path) -> None:
+    """Zipped NDJSON and CSV, each compared with the table row by row."""
+    output = output_of("export_airports.py", folder=tmp_path)
+    imported = re.search(r"imported ([\d,]+) airports", output)
+    assert imported is not None
+    assert int(imported[1].replace(",", "")) > 28_000
+    assert output.count(f"exported {imported[1]} airports") == 2
+    assert output.count("read back: the same") == 2
+    with gzip.open(tmp_path / "airports.csv.gz", "rt") as file:
+        assert sum(1 for _ in csv.reader(file)) == int(imported[1].replace(",", "")) + 1
+    again = output_of("export_airports.py", folder=tmp_path)
+    assert "imported" not in again
+    assert again.count("read back: the same") == 2
