@@ -296,6 +296,34 @@ async def test_room_freed_by_a_cancelled_item_goes_to_the_oldest_waiter() -> Non
     assert [item for batch in handler.batches for item in batch] == [0, 2, 3]
 
 
+@pytest.mark.parametrize("turn", range(8))
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"max_wait": 0.5}, {"retry": Retry(on=ConnectionError)}],
+    ids=["natural", "window", "retry"],
+)
+async def test_a_waiter_is_let_in_when_the_only_item_is_cancelled_before_its_cut(
+    turn: int, settings: dict[str, Any]
+) -> None:
+    """The cut finds nobody left: the room is free again, and whoever waits for it must learn so."""
+    async with Batcher(Recorder(), max_pending=1, **settings) as batcher:
+        scopes = [anyio.CancelScope() for _ in range(3)]
+        results: list[Any] = []
+
+        async def call(item: int) -> None:
+            with scopes[item]:
+                results.append(await batcher.submit(item))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call, 0)
+            await turns(turn // 3)
+            scopes[0].cancel()
+            await turns(turn % 3)
+            tasks.start_soon(call, 1)
+            tasks.start_soon(call, 2)
+        assert sorted(results)[-2:] == [10, 20]
+
+
 # --- handlers that crash ----------------------------------------------------------------------------------------
 
 
