@@ -78,3 +78,7 @@ def errors(items: list[str]) -> list[Any]:
 
 def mixed(items: list[Any]) -> tuple[Any, ...]:
     return tuple(items)
+
+
+def unloadable(items: list[Any]) -> list[Any]:
+    return [Unloadable() for _ in items]

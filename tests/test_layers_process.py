@@ -22,6 +22,7 @@ from support import run
 from microbatch import Batcher, HandlerCrashed, HandlerTimeout, ResultCountError
 from microbatch.layers import WorkerDied, in_process
 from microbatch.layers import _worker as worker
+from microbatch.layers._in_process import _Job, _main_module, _Pool, _Worker
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real_time, pytest.mark.timeout(60)]
 
@@ -178,7 +179,6 @@ async def test_a_job_cancelled_while_it_waits_for_a_worker_never_starts(tmp_path
 
 def test_a_job_abandoned_at_any_moment_costs_its_worker_and_no_more() -> None:
     """Before it is given to the worker, and after the answer came."""
-    from microbatch.layers._in_process import _Job
 
     class Process:
         killed = 0
@@ -227,7 +227,7 @@ def test_a_handler_that_no_other_process_can_have_is_refused_at_once() -> None:
         return items
 
     with pytest.raises(
-        TypeError, match="in_process needs a function at the top level of a module, got .*<lambda>"
+        TypeError, match=r"in_process needs a function at the top level of a module, got .*<lambda>"
     ):
         in_process(lambda items: items)
     with pytest.raises(
@@ -236,7 +236,7 @@ def test_a_handler_that_no_other_process_can_have_is_refused_at_once() -> None:
         in_process(asynchronous)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
         in_process(work.square, workers=0)
-    with pytest.raises(TypeError, match="workers must be an int, got 1.5"):
+    with pytest.raises(TypeError, match=r"workers must be an int, got 1\.5"):
         in_process(work.square, workers=1.5)  # type: ignore[call-overload]
 
 
@@ -270,6 +270,29 @@ async def test_a_worker_that_dies_while_it_starts_is_told_like_any_other(
             await handler([1])
 
 
+async def test_an_answer_that_cannot_be_loaded_here_costs_the_worker() -> None:
+    """Who knows what else it would say; the error is raised as it is."""
+    async with in_process(work.unloadable, workers=1) as handler:
+        with pytest.raises(ValueError, match="invalid literal"):
+            await handler([1])
+        assert children() == []
+
+
+async def test_closing_ends_a_worker_that_has_just_been_started_or_given_back() -> None:
+    """Whatever its thread was about to do with it."""
+    pool = _Pool()
+    pool.end()
+    started = _Worker()
+    pool.add(started)
+    pool.discard(started)
+    pool = _Pool()
+    worker_at_work = _Worker()
+    pool.add(worker_at_work)
+    pool._ended = True
+    pool.give_back(worker_at_work)
+    assert children() == []
+
+
 async def test_errors_travel_with_their_type_and_the_workers_traceback() -> None:
     """Raised for the batch, or returned for one item."""
     async with in_process(work.errors, workers=1) as handler:
@@ -283,7 +306,7 @@ async def test_errors_travel_with_their_type_and_the_workers_traceback() -> None
         assert repr(results[1]) == (
             "RuntimeError('StubbornError in a worker process, which cannot be pickled: 3 and 4')"
         )
-        with pytest.raises(RuntimeError, match="StubbornError in a worker process, .*: 1 and 2"):
+        with pytest.raises(RuntimeError, match=r"StubbornError in a worker process, .*: 1 and 2"):
             await handler(["stubborn"])
         with pytest.raises(TypeError, match="the handler's results cannot be sent from the worker"):
             await handler(["lambda"])
@@ -346,9 +369,12 @@ def test_a_forked_child_gets_workers_of_its_own() -> None:
     assert os.waitpid(pid, 0)[1] == 0
     assert run("asyncio", handler, [0], real_time=True) == [first]
     inherited = handler._pool
-    inherited._process_id = -1
+    inherited._process_id = -1  # as in a child
     inherited.end()
+    assert run("asyncio", handler, [0], real_time=True) != [first]
+    handler._pool.end()
     assert psutil.pid_exists(first)
+    handler._pool = inherited
     inherited._process_id = os.getpid()
     run("asyncio", handler.aclose, real_time=True)
 
@@ -487,6 +513,7 @@ def test_the_main_module_is_imported_once_when_something_of_it_is_needed(
 ) -> None:
     """By its name if it was run with ``-m``, else from its file; without its ``__main__`` part."""
     path = tmp_path / "the_main_program.py"
+    monkeypatch.setattr(sys, "path", sys.path)
     path.write_text("loads = []\ndef handler(items):\n    return [__name__ for _ in items]\n")
     monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     monkeypatch.delitem(sys.modules, "__mp_main__", raising=False)
@@ -502,6 +529,21 @@ def test_the_main_module_is_imported_once_when_something_of_it_is_needed(
         assert sys.modules["__mp_main__"] is first
     finally:
         sys.modules.pop("__mp_main__", None)
+
+
+def test_a_parent_without_a_main_module_to_import_is_told_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In an interactive session there is no file that a worker could import."""
+    import types
+
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
+    assert _main_module() == (None, None)
+    sys.modules["__main__"].__file__ = "program.py"
+    assert _main_module() == (None, str(Path("program.py").absolute()))
+    monkeypatch.undo()
+    [ready] = conversation((list(sys.path), (None, None), b"c__main__\nnowhere\n."))
+    assert (ready[0], type(ready[1])) == (False, AttributeError)
 
 
 def test_no_worker_is_started_while_a_worker_imports_its_main_program(

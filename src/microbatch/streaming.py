@@ -15,7 +15,7 @@ from collections.abc import (
     Sized,
 )
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Self, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypedDict, TypeVar, Unpack, cast, overload
 
 import anyio
 import anyio.to_thread
@@ -292,8 +292,7 @@ class OutcomeStream(Generic[R]):
         finally:
             self._ready.close()
             self._taken.close()
-            if self._iterator is not None:
-                await self._iterator.aclose()
+            await cast("AsyncGenerator[Outcome[R], None]", self._iterator).aclose()
         return None if inside else swallowed
 
     def __aiter__(self) -> AsyncIterator[Outcome[R]]:

@@ -58,8 +58,7 @@ def atomic(handler: Any, *, transaction: Transaction | None = None) -> BulkHandl
                 for index, result in early.items():
                     results[index] = result
                 abort = _abort_of(results)
-                if abort is not None:
-                    raise abort
+                _roll_back(abort)
         except BatchAborted as error:
             if error is not abort:
                 raise
@@ -78,3 +77,9 @@ def _abort_of(results: list[Any]) -> BatchAborted | None:
         if isinstance(result, Exception) and not isinstance(result, Skipped):
             return BatchAborted(index, result)
     return None
+
+
+def _roll_back(abort: BatchAborted | None) -> None:
+    """Tell the transaction around that it must not be kept."""
+    if abort is not None:
+        raise abort

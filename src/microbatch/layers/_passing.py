@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -20,7 +20,7 @@ R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: What a layer takes: an async or plain bulk function that returns results ...
-Handler = Callable[[list[T]], Awaitable[Sequence[R | Exception]] | Sequence[R | Exception]]
+Handler = Callable[[list[T]], Awaitable[Collection[R | Exception]] | Collection[R | Exception]]
 #: ... or one that has nothing to tell.
 SilentHandler = Callable[[list[T]], Awaitable[None] | None]
 #: What a layer gives back.
