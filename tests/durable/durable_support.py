@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -160,3 +161,31 @@ class Process:
     async def end(self) -> int:
         """Wait for its end and return its status."""
         return await anyio.to_thread.run_sync(self._process.wait)
+
+
+class Shim:
+    """The C shim, compiled, and the environment that switches it on."""
+
+    def __init__(self, folder: Path, *, match: str, **settings: object) -> None:
+        self._library = folder / "shim.so"
+        if not self._library.exists():
+            compiler = shutil.which("cc")
+            assert compiler is not None
+            source = Path(__file__).with_name("shim.c")
+            subprocess.run(
+                [compiler, "-shared", "-fPIC", "-O1", "-o", str(self._library), str(source), "-ldl"], check=True
+            )
+        self.environment = {"LD_PRELOAD": str(self._library), "SHIM_MATCH": match}
+        self.environment |= {f"SHIM_{name.upper()}": str(value) for name, value in settings.items()}
+
+    @staticmethod
+    def available() -> bool:
+        return sys.platform == "linux" and shutil.which("cc") is not None
+
+    def start(self, program: str | Path, *arguments: object) -> subprocess.Popen[str]:
+        """Run a Python program of this folder's, or any other, under the shim."""
+        path = Path(__file__).parent / program
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)} | self.environment
+        return subprocess.Popen(
+            [sys.executable, str(path), *map(str, arguments)], stdout=subprocess.PIPE, text=True, env=environment
+        )

@@ -64,7 +64,7 @@ class MemoryStore:
         now = self.clock.now()
         self._promote(now, only_look=True)
         overtaken = any(r.state == State.READY or (r.state == State.SCHEDULED and r.due <= now) for r in self.rows.values())
-        if self.paused or overtaken:
+        if self.paused or overtaken or (take and take.consumer not in self.consumer_rows):
             take = None
         answers, fresh = [], []
         for request in requests:
@@ -116,7 +116,7 @@ class MemoryStore:
 
     async def settle_and_claim(self, consumer, settlements, claim: Claim | None):
         settled = {s.id for s in settlements if self._settle(consumer, s)}
-        return settled, [] if claim is None or self.paused else self._claim(claim)
+        return settled, [] if claim is None or self.paused or claim.consumer not in self.consumer_rows else self._claim(claim)
 
     async def settle_around(self, consumer, settlements, inside):
         settled = {s.id for s in settlements if self._settle(consumer, s)}

@@ -127,6 +127,7 @@ class Database:
         self.path = path
         self.lock_waits = 0
         self.generation = 0
+        self.connections = 0
         self._pragmas = tuple(pragmas)
         self._prepare = prepare
         self._connection: aiosqlite.Connection | None = None
@@ -169,6 +170,7 @@ class Database:
         finally:
             if raw.in_transaction:
                 raw.execute("ROLLBACK")
+        self.connections += 1
         inode = self.path.stat().st_ino
         if inode != self._inode:
             self._inode = inode
@@ -199,6 +201,7 @@ class Database:
         def reading(raw: sqlite3.Connection) -> T:
             if raw.in_transaction:
                 raw.execute("ROLLBACK")
+            self._check_in_place()
             raw.execute("BEGIN")
             try:
                 return work(raw)
@@ -210,7 +213,12 @@ class Database:
 
     async def glance(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run a function outside of a transaction: for pragmas."""
-        return await self._run(work)
+
+        def glancing(raw: sqlite3.Connection) -> T:
+            self._check_in_place()
+            return work(raw)
+
+        return await self._run(glancing)
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run a function in a write transaction and commit it.
@@ -325,6 +333,10 @@ class Database:
                 # with damage in its cache: the next call opens anew.
                 await self._abandon()
             raise self._translated(error, code) from error
+        except (TypeError, ValueError, LookupError) as error:
+            # SQLite checks little of what it reads: garbage in a page comes out as odd rows.
+            await self._abandon()
+            raise QueueCorrupt(str(self.path), f"a row makes no sense: {error!r}") from error
         except (_Moved, OSError) as error:  # a TimeoutError is an OSError
             await self._abandon()
             raise self._translated(error) from error
@@ -371,8 +383,12 @@ def _begin(raw: sqlite3.Connection) -> None:
 
 
 def _code(error: sqlite3.Error) -> int:
-    # The primary code: the low byte of the extended one. Errors of the sqlite3 module itself have none.
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+    # The primary code: the low byte of the extended one. Errors of the sqlite3 module itself have none;
+    # an operational one of those means bytes that are no text: garbage in a page.
+    code = getattr(error, "sqlite_errorcode", None)
+    if code is None:
+        return sqlite3.SQLITE_CORRUPT if isinstance(error, sqlite3.OperationalError) else 0
+    return int(code) & 0xFF
 
 
 def _create(path: Path, *, allowed: bool) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from .connection import Database
-from .errors import QueueUnavailable
-from .store import PRAGMAS, Limits, Session, prepare, queue_id
+from .errors import QueueFull, QueueUnavailable
+from .store import DATA_VERSION, PRAGMAS, Limits, Session, empty_log, prepare, queue_id
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -72,6 +72,7 @@ class FileStore:
         self._limits = limits
         self._clock = clock
         self._queue = 0
+        self._peeked = 0
         self._database = Database(
             path, pragmas=PRAGMAS, prepare=lambda raw: self._prepare(raw, synchronous)
         )
@@ -101,9 +102,14 @@ class FileStore:
         own group of items only: the rest is tried again, each group in a savepoint.
         """
         try:
-            return await self._write(lambda session: session.enqueue(requests, take))
+            answers = await self._write(lambda session: session.enqueue(requests, take))
+            if any(isinstance(a, QueueFull) and a.limit == "max_file_bytes" for a in answers):
+                # The log may be full of what is in the file already. Then there is room after all.
+                await self._database.glance(empty_log)
+                answers = await self._write(lambda session: session.enqueue(requests, take))
         except sqlite3.Error:
             return await self._database.write(lambda raw: self._one_by_one(raw, requests))
+        return answers
 
     def _one_by_one(
         self, raw: sqlite3.Connection, requests: Sequence[Sequence[NewItem]]
@@ -213,8 +219,11 @@ class FileStore:
         """Return what a worker must know, or None if no other connection has committed since ``seen``."""
 
         def look(raw: sqlite3.Connection) -> Peek | None:
-            (version,) = raw.execute("PRAGMA data_version").fetchone()
-            return None if version == seen else self._session(raw).peek(version)
+            (version,) = raw.execute(DATA_VERSION).fetchone()
+            if version == seen and self._peeked == self._database.connections:
+                return None
+            self._peeked = self._database.connections  # each connection has versions of its own
+            return self._session(raw).peek(version)
 
         return await self._database.glance(look)
 

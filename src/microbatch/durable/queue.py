@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import os
 import secrets
@@ -25,10 +26,11 @@ from .records import DeadLetter, NewItem, State, Ticket, ticket_id
 from .store import SYNCHRONOUS, Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Sequence
+    import asyncio
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
     from types import TracebackType
 
-    from .._runtime import Handle, Runtime
+    from .._runtime import Runtime
     from .file_store import Store
     from .records import AnyTicket, Found, QueueStats, Stored, Take
 
@@ -61,6 +63,24 @@ class Request:
         self.items = items
         self.values = values
         self.waiter = waiter
+
+
+class _Task:
+    """A task whose end can be awaited by somebody who is cancelled meanwhile, and whose error is seen."""
+
+    def __init__(self, task: asyncio.Task[None], complaint: str) -> None:
+        self.task = task
+        self.ended = anyio.Event()
+        self.on_end: Callable[[], None] | None = None
+        self._complaint = complaint
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            logger.error(self._complaint, exc_info=task.exception())
+        if self.on_end is not None:
+            self.on_end()
+        self.ended.set()
 
 
 class DurableQueue(Generic[T, R]):
@@ -156,8 +176,7 @@ class DurableQueue(Generic[T, R]):
         """Set the state of a queue that serves no event loop."""
         self._runtime: Runtime | None = None
         self._opening: anyio.Lock = anyio.Lock(fast_acquire=True)
-        self._watching: Handle | None = None
-        self._watched: anyio.Event | None = None
+        self._watching: _Task | None = None
         self._alarm: anyio.Event | None = None
         self._waiters: dict[int, list[Any]] = {}
         self._seen = -1
@@ -229,10 +248,17 @@ class DurableQueue(Generic[T, R]):
     async def _start(self) -> None:
         await self._store.open()
         self._alarm = anyio.Event()
-        self._watched = anyio.Event()
+        self._watching = self._spawn(self._watch(), "watch")
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], what: str) -> _Task:
+        """Start a task of the queue's own, in an empty context."""
         runtime = self._runtime
-        assert runtime is not None  # noqa: S101 - `_open` has just set it
-        self._watching = runtime.spawn(self._watch, None, f"{self._name} watch", self._watch_ended)
+        assert runtime is not None  # noqa: S101 - it is open, and only asyncio gets that far
+        assert runtime.loop is not None  # noqa: S101
+        task = runtime.loop.create_task(
+            coroutine, name=f"{self._name} {what}", context=contextvars.Context()
+        )
+        return _Task(task, f"queue {self._name!r}: its {what} failed")
 
     def _lose_loop(self) -> None:
         logger.warning("queue %r: its event loop ended without aclose()", self._name)
@@ -290,19 +316,13 @@ class DurableQueue(Generic[T, R]):
 
     async def _finish(self) -> None:
         """End everything in a task of its own, which no cancellation of the caller's can stop."""
-        runtime = self._runtime
-        assert runtime is not None  # noqa: S101 - it is open
-        ended = anyio.Event()
-
-        def done(error: BaseException | None) -> None:
-            if error is not None:
-                logger.error("queue %r: closing failed", self._name, exc_info=error)
-            self._state = "closed"
-            ended.set()
-
-        runtime.spawn(self._shut, None, f"{self._name} close", done)
+        closing = self._spawn(self._shut(), "closing")
+        closing.on_end = self._closed
         with anyio.CancelScope(shield=True):
-            await ended.wait()
+            await closing.ended.wait()
+
+    def _closed(self) -> None:
+        self._state = "closed"
 
     async def _shut(self) -> None:
         """Close at once: in a bounded time."""
@@ -316,9 +336,9 @@ class DurableQueue(Generic[T, R]):
         await self._store.close()
 
     async def _stop_watching(self) -> None:
-        if self._watching is not None and self._watched is not None:
-            self._watching.cancel()
-            await self._watched.wait()
+        if self._watching is not None:
+            self._watching.task.cancel()
+            await self._watching.ended.wait()
 
     # Enqueueing
 
@@ -720,12 +740,6 @@ class DurableQueue(Generic[T, R]):
                 if self._trouble:
                     self._trouble = False
                     logger.warning("queue %r: its file can be used again", self._name)
-
-    def _watch_ended(self, error: BaseException | None) -> None:
-        if error is not None:
-            logger.error("queue %r: its watch ended", self._name, exc_info=error)
-        if self._watched is not None:
-            self._watched.set()
 
     def _pause_before_look(self) -> float | None:
         """Return the seconds until the next look; None to wait for the alarm."""

@@ -134,6 +134,9 @@ _SCHEMA = (
 #: Statements that lead from version n to n + 1, by n. Nothing was ever released before version 1.
 _MIGRATIONS: dict[int, tuple[str, ...]] = {}
 
+#: Changes when another connection has committed, in whatever process.
+DATA_VERSION = "PRAGMA data_version"
+
 _HAS_TABLES = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'microbatch_schema'"
 _QUEUE_ID = "SELECT id FROM microbatch_queues WHERE name = ?"
 _QUEUE = "SELECT paused, ready, scheduled, claimed FROM microbatch_queues WHERE id = ?"
@@ -167,6 +170,7 @@ _COUNT = """UPDATE microbatch_queues SET ready = ready + ?, scheduled = schedule
 _CONSUMERS = "SELECT id, lock_file, pid, born FROM microbatch_consumers WHERE queue = ?"
 _REGISTER = "INSERT INTO microbatch_consumers (queue, lock_file, pid, born) VALUES (?, ?, ?, ?)"
 _MOVE_CONSUMER = "UPDATE microbatch_consumers SET lock_file = ? WHERE id = ?"
+_IS_CONSUMER = "SELECT 1 FROM microbatch_consumers WHERE id = ?"
 _FORGET = "DELETE FROM microbatch_consumers WHERE id = ?"
 _TAKE_BACK = """UPDATE microbatch_items SET state = 0, suspect = 1, consumer = NULL, claim = NULL
     WHERE id = ?"""
@@ -252,6 +256,11 @@ def _version(raw: sqlite3.Connection) -> int:
         return 0
     (version,) = raw.execute("SELECT version FROM microbatch_schema").fetchone()
     return int(version)
+
+
+def empty_log(raw: sqlite3.Connection) -> None:
+    """Move what is in the write-ahead log into the file, if no reader needs it, and cut the log."""
+    raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def queue_id(raw: sqlite3.Connection, name: str) -> int:
@@ -356,7 +365,9 @@ class Session:
     def claim(self, claim: Claim) -> list[Claimed]:
         """Give a consumer the next items, in order, and count the attempt before any handler runs."""
         paused, _, scheduled, _ = self._raw.execute(_QUEUE, (self._queue,)).fetchone()
-        if paused:
+        # If the file was replaced, it may not know this consumer: nobody would take back what it holds.
+        known = self._raw.execute(_IS_CONSUMER, (claim.consumer,)).fetchone()
+        if paused or known is None:
             return []
         if scheduled:
             due = self._raw.execute(_PROMOTE, (self._queue, self._now, PROMOTE_STEP)).rowcount
@@ -576,6 +587,8 @@ def enqueueing(
     A generator, because the connection may be the application's own, and an aiosqlite one is awaited.
     """
     ((paused, ready, scheduled, claimed),) = yield _QUEUE, (queue,), False
+    if take is not None and not (yield _IS_CONSUMER, (take.consumer,), False):
+        take = None  # see `Session.claim`
     if take is not None and not paused and not ready:
         overtaken = (yield _IS_DUE, (queue, now), False) if scheduled else []
         take = None if overtaken else take

@@ -92,28 +92,6 @@ class _Outcome:
         self.error = error
 
 
-class _Handling(Batcher[Any, Any]):
-    """The in-memory batcher around the user's handler; its items are entries until a batch starts."""
-
-    def __init__(self, handler: Any, on_start: Callable[[Run], None], **settings: Any) -> None:
-        self._timeout: float | None = None
-        self._on_start: Callable[[Run], None] | None = None
-        super().__init__(handler, **settings)
-        self._on_start = on_start
-
-    @property
-    def _handler_timeout(self) -> float | None:
-        run = batch.running()
-        if run is not None and run.owner is self and run.items and type(run.items[0]) is _Entry:
-            assert self._on_start is not None
-            self._on_start(run)
-        return self._timeout
-
-    @_handler_timeout.setter
-    def _handler_timeout(self, value: float | None) -> None:
-        self._timeout = value
-
-
 class DurableBatcher(DurableQueue[T, R]):
     """Handles items in bulk that were committed to disk before: nothing acknowledged is ever lost.
 
@@ -222,7 +200,8 @@ class DurableBatcher(DurableQueue[T, R]):
 
     def _forget(self) -> None:
         super()._forget()
-        self._handling = _Handling(self._handler, self._batch_started, **self._batching)
+        self._handling: Batcher[Any, Any] = Batcher(self._handler, **self._batching)
+        self._handling._on_start = self._batch_started  # noqa: SLF001 - our own machinery
         self._settles: Batcher[Any, None] = Batcher(
             self._settle_group, max_batch_size=10_000, max_pending=None, name=f"{self._name} settle"
         )
@@ -246,6 +225,7 @@ class DurableBatcher(DurableQueue[T, R]):
         self._next_alive = 0.0
         self._next_upkeep = 0.0
         self._settling_ends: float | None = None
+        self._settling_trouble = False
 
     # Opening and closing
 
@@ -416,10 +396,9 @@ class DurableBatcher(DurableQueue[T, R]):
         self._unstarted -= len(entries)
         self._runs.append(run)
         jobs = {entry.job for entry in entries}
-        if hasattr(run, "keys"):
-            run.attempts = tuple(entry.attempts for entry in entries)
-            run.keys = tuple(entry.key for entry in entries)
-            run.job = jobs.pop() if len(jobs) == 1 else None
+        run.attempts = [entry.attempts for entry in entries]
+        run.keys = [entry.key for entry in entries]
+        run.job = jobs.pop() if len(jobs) == 1 else None
         run.items = [entry.item for entry in entries]
 
     # Settling
@@ -514,7 +493,9 @@ class DurableBatcher(DurableQueue[T, R]):
 
     def _trouble_in_settle(self, outcomes: list[_Outcome], error: Exception) -> bool:
         """Tell those who wait that the file cannot be used; return whether to try again."""
-        logger.warning("queue %r: %d outcomes wait for the disk: %s", self._name, len(outcomes), error)
+        if not self._settling_trouble:
+            self._settling_trouble = True
+            logger.warning("queue %r: outcomes wait for the disk: %s", self._name, error)
         self._more = True
         self._ring()
         for outcome in outcomes:
@@ -566,6 +547,7 @@ class DurableBatcher(DurableQueue[T, R]):
             )
         finally:
             self._reserved -= room
+        self._settling_trouble = False
         self._settled(outcomes, settled)
         if claim is not None:
             # Fewer than asked: nothing is left, but for suspects that wait until all hands are empty.
@@ -576,13 +558,15 @@ class DurableBatcher(DurableQueue[T, R]):
     def _settled(self, outcomes: Sequence[_Outcome], settled: set[int]) -> None:
         """Tell those who wait that outcomes are on the disk."""
         self._unsettled -= len(outcomes)
+        if len(settled) < len(outcomes):
+            dropped = len(outcomes) - len(settled)
+            logger.warning("queue %r: %d outcomes dropped: others have the items now", self._name, dropped)
         for outcome in outcomes:
             number, state = outcome.entry.id, outcome.settlement.state
             self._held.pop(number, None)
             if outcome.entry.suspect:
                 self._exclusive = False
             if number not in settled:
-                logger.warning("queue %r: item %d was no longer ours: its outcome is dropped", self._name, number)
                 self._seen = -1
             elif state == State.DONE and outcome.error is None:
                 for waiter in self._waiters.pop(number, ()):

@@ -1,0 +1,54 @@
+"""kill -9 at random points of enqueue, claim, handling and settle: see crash.py for how."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks and kills")
+
+MUST_BE_NONE = (
+    "lost",
+    "stuck",
+    "settled_and_handled_again",
+    "effects_more_than_once",
+    "handed_over_by_the_living",
+    "wrong_results",
+    "errors",
+    "dead",
+)
+
+
+def crash(folder: Path, rounds: int, seed: int) -> dict[str, int]:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    program = Path(__file__).with_name("crash.py")
+    result = subprocess.run(
+        [sys.executable, str(program), str(folder), str(rounds), str(seed)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    counts = json.loads(result.stdout)
+    assert {name: counts[name] for name in MUST_BE_NONE} == dict.fromkeys(MUST_BE_NONE, 0), counts
+    return counts
+
+
+def test_processes_killed_at_random_lose_nothing_and_repeat_nothing(tmp_path):
+    """Twenty rounds: acknowledged and lost 0, settled and handled again 0, stuck 0, effects exactly once."""
+    counts = crash(tmp_path, 20, 20261122)
+    assert counts["kills"] >= 20
+    assert counts["acknowledged"] > 0
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_hundred_rounds(tmp_path, seed):
+    """The same at length."""
+    assert crash(tmp_path, 100, seed)["acknowledged"] > 1000

@@ -1,0 +1,501 @@
+"""Faults of the file and the disk: a clear error of ours, no hang, nothing acknowledged lost, and on it goes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import stat
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import anyio
+import pytest
+import time_machine
+from durable_support import Handler, Shim, batcher, check_counts, execute, rows, until
+
+from microbatch.durable import (
+    DurableQueue,
+    ItemFailed,
+    QueueCorrupt,
+    QueueFull,
+    QueueUnavailable,
+    SchemaTooNew,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+async def limit_pages(durable, pages: int) -> None:
+    """A disk that is full, as SQLite sees it: this many pages and no more."""
+    await durable._store._database.glance(lambda raw: raw.execute(f"PRAGMA max_page_count = {pages}").fetchall())
+
+
+async def test_a_full_disk_refuses_new_items_and_keeps_the_old_ones(path):
+    """And takes new ones when there is room again."""
+    handler = Handler()
+    async with DurableQueue(path, item_type=bytes) as queue:
+        await queue.enqueue(b"x")
+        await limit_pages(queue, 1)
+        acknowledged = 1
+        with pytest.raises(QueueUnavailable, match="database or disk is full"):
+            for _ in range(1000):
+                await queue.enqueue(b"x" * 1000)
+                acknowledged += 1
+        assert (await queue.stats()).ready == acknowledged
+        await limit_pages(queue, 1_000_000)
+        await queue.enqueue(b"x")
+    async with batcher(path, handler, item_type=bytes, result_type=bytes) as durable:
+        await until(lambda: _ended(durable))
+    assert len(handler.items) == acknowledged + 1
+    check_counts(path)
+
+
+async def _ended(durable):
+    return (await durable.stats()).depth == 0
+
+
+async def test_a_settle_that_finds_the_disk_full_is_tried_until_there_is_room(path, caplog):
+    """Its caller is told at once; the item is not handled again."""
+    handled = []
+
+    async def handler(items):
+        handled.extend(items)
+        await limit_pages(durable, 1)
+        return [b"x" * 100_000 for _ in items]
+
+    async with batcher(path, handler, result_type=bytes) as durable:
+        with pytest.raises(QueueUnavailable, match="the result could not be stored: .*full"):
+            await durable.submit(1)
+        await anyio.sleep(0.3)
+        await limit_pages(durable, 1_000_000)
+        assert await durable.result(1, 5) == b"x" * 100_000
+    assert handled == [1]
+    assert "outcomes wait for the disk" in caplog.text
+
+
+async def test_closing_gives_up_what_cannot_be_settled(path, monkeypatch):
+    """In a bounded time; the item goes back and is handled again."""
+    monkeypatch.setattr("microbatch.durable.worker.SETTLE_GRACE", 0.2)
+
+    async def handler(items):
+        await limit_pages(durable, 1)
+        return [b"x" * 100_000 for _ in items]
+
+    async with batcher(path, handler, result_type=bytes) as durable:
+        ticket = await durable.enqueue(1)
+        await until(lambda: durable._unsettled)
+        started = time.monotonic()
+    assert time.monotonic() - started < 3
+    async with batcher(path, Handler()) as durable:
+        assert await durable.result(ticket, 5) == 2
+
+
+@pytest.mark.skipif(not Shim.available(), reason="needs a C compiler and Linux")
+async def test_no_space_left_on_the_device(path, tmp_path):
+    """ENOSPC from the system itself, in the middle of everything."""
+    flag = tmp_path / "full"
+    program = tmp_path / "program.py"
+    program.write_text(_NO_SPACE)
+    process = Shim(tmp_path, match="queue.db", full=flag).start(program, path, flag)
+    output = await anyio.to_thread.run_sync(process.communicate)
+    assert process.returncode == 0
+    assert output[0].split() == ["QueueUnavailable", "QueueUnavailable", "200", "11"]
+    check_counts(path)
+
+
+_NO_SPACE = """
+import asyncio, os, sys
+from microbatch.durable import DurableBatcher, QueueUnavailable
+path, flag = sys.argv[1:]
+handled = []
+async def handler(items):
+    handled.extend(items)
+    if 100 in items:
+        open(flag, "w").close()
+    return [item * 2 for item in items]
+async def main():
+    async with DurableBatcher(path, handler, item_type=int) as durable:
+        for n in range(10):
+            await durable.submit(n)
+        try:
+            await durable.submit(100)
+        except QueueUnavailable as error:
+            print(type(error).__name__)
+        try:
+            await durable.enqueue(101)
+        except QueueUnavailable as error:
+            print(type(error).__name__)
+        os.unlink(flag)
+        print(await durable.result(11, 10), len(handled))
+asyncio.run(main())
+"""
+
+
+@contextlib.contextmanager
+def locked(path: Path):
+    """Another program holds the write lock."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield connection
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        connection.close()
+
+
+async def test_a_locked_file_is_waited_for(path):
+    """Others may write too: that is no error."""
+    async with batcher(path, Handler()) as durable:
+        with locked(path) as connection:
+            timer = threading.Timer(0.3, connection.rollback)
+            timer.start()
+            assert await durable.submit(1) == 2
+            timer.join()
+        assert (await durable.stats()).lock_waits > 0
+
+
+async def test_a_file_that_stays_locked_is_an_error_and_then_on_it_goes(path, monkeypatch):
+    """Reads work meanwhile; settles wait, and nothing is handled twice."""
+    monkeypatch.setattr("microbatch.durable.connection.LOCK_TIMEOUT", 0.2)
+    handler = Handler()
+    handler.hold()
+    async with batcher(path, handler) as durable:
+        ticket = await durable.enqueue(1)
+        await until(lambda: handler.batches)
+        with locked(path):
+            started = time.monotonic()
+            with pytest.raises(QueueUnavailable, match=r"queue.db' cannot be used: another program has kept it locked for 0.2 s"):
+                await durable.enqueue(2)
+            assert time.monotonic() - started < 1.5
+            handler.free.set()
+            await anyio.sleep(0.4)
+            assert (await durable.stats()).claimed == 1
+        assert await durable.result(ticket, 5) == 2
+        assert await durable.submit(3) == 6
+    assert handler.items == [1, 3]
+
+
+@pytest.mark.soak
+async def test_a_file_locked_for_12_seconds(path):
+    """As the other one, at the real timeout."""
+    handler = Handler()
+    async with batcher(path, handler) as durable:
+        with locked(path):
+            started = time.monotonic()
+            with pytest.raises(QueueUnavailable, match="kept it locked for 5 s"):
+                await durable.submit(1)
+            assert 4.9 < time.monotonic() - started < 6.5
+            await anyio.sleep(12 - (time.monotonic() - started))
+        assert await durable.submit(2) == 4
+
+
+@contextlib.contextmanager
+def nobody():
+    """Be a user whom permissions stop, in a folder that this user may enter."""
+    folder = Path(tempfile.mkdtemp(prefix="microbatch-"))
+    folder.chmod(0o755)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.chown(folder, 65534, 65534)
+        os.seteuid(65534)
+    try:
+        yield folder
+    finally:
+        if is_root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions")
+async def test_a_read_only_file_and_a_read_only_folder():
+    """Each names the file and says what is wrong."""
+    with nobody() as folder:
+        path = folder / "queue.db"
+        async with DurableQueue(path, item_type=int) as queue:
+            await queue.enqueue(1)
+        path.chmod(0o444)
+        with pytest.raises(QueueUnavailable, match=r"queue\.db' cannot be used: attempt to write a readonly database"):
+            await DurableQueue(path, item_type=int).enqueue(1)
+        path.chmod(0o600)
+        async with DurableQueue(path, item_type=int) as queue:
+            assert (await queue.stats()).ready == 1
+        folder.chmod(0o555)
+        with pytest.raises(QueueUnavailable, match="cannot be used"):
+            await DurableQueue(path, item_type=int).enqueue(1)
+        with pytest.raises(QueueUnavailable, match="cannot be used: Permission denied"):
+            await DurableQueue(folder / "other.db", item_type=int).enqueue(1)
+        folder.chmod(0o000)
+        with pytest.raises(QueueUnavailable, match="cannot be used: Permission denied"):
+            await DurableQueue(path, item_type=int).enqueue(1)
+
+
+async def test_a_lock_file_that_cannot_be_made():
+    """A worker needs it; a plain queue does not."""
+    with nobody() as folder:
+        path = folder / "queue.db"
+        path.with_name("queue.db-alive").mkdir()
+        async with DurableQueue(path, item_type=int) as queue:
+            await queue.enqueue(1)
+        with pytest.raises(QueueUnavailable, match="Is a directory"):
+            await batcher(path, Handler()).submit(1)
+
+
+async def test_a_new_file_is_its_owners_alone(path):
+    """Payloads are nobody else's business, whatever the umask."""
+    before = os.umask(0)
+    try:
+        async with batcher(path, Handler()) as durable:
+            await durable.submit(1)
+            for name in ("", "-wal", "-shm", "-alive"):
+                mode = stat.S_IMODE(path.with_name(path.name + name).stat().st_mode)
+                assert mode == 0o600, name
+    finally:
+        os.umask(before)
+
+
+async def test_a_directory_in_its_place(tmp_path):
+    """A path that is not meant."""
+    with pytest.raises(QueueUnavailable, match="it is a directory"):
+        await DurableQueue(tmp_path, item_type=int).enqueue(1)
+
+
+async def test_a_folder_that_is_not_there(tmp_path):
+    """Not made silently: it is a typing error more often than not."""
+    with pytest.raises(QueueUnavailable, match="No such file or directory"):
+        await DurableQueue(tmp_path / "nowhere" / "queue.db", item_type=int).enqueue(1)
+
+
+async def test_a_file_that_is_no_database(path):
+    """It is left as it is."""
+    path.write_bytes(b"not a database, " * 1000)
+    with pytest.raises(QueueCorrupt, match="file is not a database"):
+        await DurableQueue(path, item_type=int).enqueue(1)
+    assert path.read_bytes() == b"not a database, " * 1000
+
+
+async def fill(path):
+    async with DurableQueue(path, item_type=int) as queue:
+        await queue.enqueue_many(range(2000))
+
+
+async def test_a_file_whose_header_was_zeroed(path):
+    """As a broken file system leaves it."""
+    await fill(path)
+    with path.open("r+b") as file:
+        file.write(b"\0" * 100)
+    with pytest.raises(QueueCorrupt):
+        await DurableQueue(path, item_type=int).stats()
+
+
+async def test_a_file_that_was_cut_short(path):
+    """Half of it is gone."""
+    await fill(path)
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(QueueCorrupt):
+        async with batcher(path, Handler()) as durable:
+            await durable.stats()
+            await durable._store.find(range(2000))
+            await durable.enqueue_many(range(500))
+
+
+async def test_pages_overwritten_under_way(path, caplog):
+    """The worker says so, goes on trying, and does not take garbage for items."""
+    await fill(path)
+    backup = path.with_name("backup.db")
+    shutil.copy(path, backup)
+    seen = []
+
+    async def handler(items):
+        seen.extend(items)
+        return items
+
+    async with batcher(path, handler, max_batch_size=50) as durable:
+        await until(lambda: seen)
+        await durable._store._database.glance(lambda raw: raw.execute("PRAGMA cache_size = 1").fetchall())
+        with path.open("r+b") as file:
+            for page in range(path.stat().st_size // 4096):
+                file.seek(page * 4096 + 8)
+                file.write(os.urandom(4000))
+        await until(lambda: caplog.records, 10)
+        with pytest.raises(QueueUnavailable):
+            await durable.stats()
+        assert set(seen) <= set(range(2000))
+        # The fault is over: the backup is put in its place.
+        for name in ("queue.db-wal", "queue.db-shm"):
+            path.with_name(name).unlink(missing_ok=True)
+        backup.rename(path)
+        await until(lambda: _all_done(durable), 15)
+
+
+async def _all_done(durable):
+    try:
+        return (await durable.stats()).done == 2000
+    except QueueUnavailable:
+        return False
+
+
+async def test_a_file_deleted_under_way(path):
+    """Nothing is acknowledged into a file that nobody will find again."""
+    handler = Handler()
+    async with batcher(path, handler) as durable:
+        await durable.submit(1)
+        kept = path.with_name("kept.db")
+        await durable._store._database.glance(lambda raw: raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
+        path.rename(kept)
+        for name in ("queue.db-wal", "queue.db-shm"):
+            path.with_name(name).unlink(missing_ok=True)
+        for _ in range(2):
+            with pytest.raises(QueueUnavailable, match="deleted"):
+                await durable.enqueue(2)
+        assert not path.exists()  # an empty one in its place would hide the loss
+        kept.rename(path)
+        assert await durable.submit(3) == 6
+
+
+async def test_another_file_put_in_its_place(path, caplog):
+    """A restored backup: the worker starts over as a new consumer of it."""
+    handler = Handler()
+    handler.hold()
+    async with batcher(path, handler, max_batch_size=1) as durable:
+        await durable.enqueue_many([1, 2])
+        await until(lambda: handler.batches)
+        backup = path.with_name("backup.db")
+        execute(path, f"VACUUM INTO '{backup}'")
+        backup.rename(path)
+        for name in ("queue.db-wal", "queue.db-shm"):
+            path.with_name(name).unlink(missing_ok=True)
+        with contextlib.suppress(QueueUnavailable):
+            await durable.stats()
+            await durable.enqueue(9)
+        handler.free.set()
+        await until(lambda: _ended_if_readable(durable), 10)
+    assert "its file was replaced" in caplog.text
+    assert set(handler.items) >= {1, 2}
+    check_counts(path)
+
+
+async def _ended_if_readable(durable):
+    try:
+        return (await durable.stats()).depth == 0
+    except QueueUnavailable:
+        return False
+
+
+async def test_a_newer_schema_is_left_alone(path):
+    """This version cannot know what it would break."""
+    await fill(path)
+    execute(path, "UPDATE microbatch_schema SET version = 99")
+    with pytest.raises(SchemaTooNew, match=r"its schema is version 99, this microbatch knows up to 1: upgrade it") as caught:
+        await DurableQueue(path, item_type=int).stats()
+    assert (caught.value.found, caught.value.known) == (99, 1)
+
+
+async def test_settings_are_verified(path, monkeypatch):
+    """A file system that refuses WAL must not go unnoticed, nor an SQLite that is too old."""
+    monkeypatch.setattr("microbatch.durable.file_store.PRAGMAS", ("PRAGMA journal_mode = DELETE",))
+    with pytest.raises(QueueUnavailable, match="asked for WAL and synchronous=full, got delete and 2"):
+        await DurableQueue(path, item_type=int).stats()
+    monkeypatch.setattr("microbatch.durable.store.SQLITE_MINIMUM", (99, 0, 0))
+    with pytest.raises(QueueUnavailable, match=r"microbatch needs SQLite 99\.0\.0, this Python has"):
+        await DurableQueue(path, item_type=int).stats()
+
+
+@pytest.mark.parametrize(("synchronous", "level"), [("normal", 1), ("full", 2), ("extra", 3)])
+async def test_synchronous_is_what_was_asked_for(path, synchronous, level):
+    """And full by default."""
+    async with DurableQueue(path, item_type=int, synchronous=synchronous) as queue:
+        read = lambda raw: raw.execute("PRAGMA synchronous").fetchone()[0]
+        assert await queue._store._database.glance(read) == level
+
+
+async def test_the_wall_clock_set_back_and_forth(path):
+    """An hour back makes no delay an hour longer, an hour forth makes what is due due."""
+    handler = Handler()
+    with time_machine.travel("2026-01-01 12:00Z") as traveller:
+        async with batcher(path, handler) as durable:
+            await durable.enqueue(1, delay=0.3)
+            traveller.shift(-3600)
+            await durable.enqueue(2, delay=0.3)
+            await until(lambda: len(handler.items) == 2, 3)
+            await durable.enqueue(3, delay=1800)
+            traveller.shift(2 * 3600)
+            await until(lambda: len(handler.items) == 3, 3)
+            traveller.shift(-3600)
+            assert await durable.submit(4) == 8
+
+
+async def test_one_odd_item_does_not_fail_its_neighbours(path):
+    """A statement that fails on its own account: here by a trigger of the application's."""
+    await fill(path)
+    execute(
+        path,
+        "CREATE TRIGGER odd BEFORE INSERT ON microbatch_items WHEN new.payload = x'0d' "
+        "BEGIN SELECT RAISE(ABORT, 'unlucky'); END",
+        "CREATE TRIGGER ruinous BEFORE INSERT ON microbatch_items WHEN new.payload = x'0e' "
+        "BEGIN SELECT RAISE(ROLLBACK, 'ruinous'); END",
+    )
+    async with DurableQueue(path, item_type=int, queue="other") as queue:
+        results = {}
+
+        async def one(number):
+            try:
+                results[number] = await queue.enqueue(number)
+            except QueueUnavailable as error:
+                results[number] = error.reason
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(10, 18):
+                tasks.start_soon(one, number)
+        assert (results[13], results[14]) == ("unlucky", "ruinous")
+        assert (await queue.stats()).ready == 6
+        assert len({results[n].id for n in (10, 11, 12, 15, 16, 17)}) == 6
+    check_counts(path)
+
+
+async def test_max_depth_refuses_what_is_too_much(path):
+    """All of a group or none."""
+    async with DurableQueue(path, item_type=int, max_depth=3) as queue:
+        await queue.enqueue_many([1, 2])
+        with pytest.raises(QueueFull, match="queue 'default' is full: max_depth=3 is reached"):
+            await queue.enqueue_many([3, 4])
+        await queue.enqueue(3)
+        with pytest.raises(QueueFull):
+            await queue.enqueue(4)
+    async with batcher(path, Handler(), max_depth=3) as durable:
+        await until(lambda: _ended(durable))
+        assert await durable.submit(5) == 10
+
+
+async def test_max_file_bytes_refuses_new_items_while_old_ones_can_be_settled(path):
+    """A queue that nobody can drain would stay full for ever."""
+    async with DurableQueue(path, item_type=bytes, max_file_bytes=400_000) as queue:
+        with pytest.raises(QueueFull, match="max_file_bytes=400000 is reached"):
+            for _ in range(1000):
+                await queue.enqueue(b"x" * 2000)
+        stats = await queue.stats()
+        assert 50 < stats.ready < 100
+        assert stats.file_bytes + stats.wal_bytes < 600_000
+    async with batcher(path, Handler(), item_type=bytes, result_type=bytes, max_file_bytes=400_000, keep_done=0) as durable:
+        await until(lambda: _ended(durable))
+        await until(lambda: _done_is(durable, 0))
+        await durable.enqueue(b"y")
+
+
+async def _done_is(durable, count):
+    return (await durable.stats()).done == count
+
+
+async def test_a_broken_result_type_fails_who_asks_and_nobody_else(path):
+    """Results of an older version of the program."""
+    async with batcher(path, Handler()) as durable:
+        ticket = await durable.enqueue(1)
+        await durable.result(ticket)
+    async with DurableQueue(path, item_type=int, result_type=str) as queue:
+        with pytest.raises(ItemFailed, match="stored bytes no longer decode as str"):
+            await queue.result(ticket)
