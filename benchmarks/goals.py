@@ -147,6 +147,7 @@ class Goals:
     def bytes(self):
         names = ["bare task + future", "submit", "dloader", "aiodataloader"]
         names = [n for n in names if contenders.installed(contenders.ALL[n])]
+        names = names[:2] if self.tiny else names
         figures = memory.waiting(
             names, n=1000 if self.tiny else 20_000, rounds=1 if self.tiny else 3
         )

@@ -1,6 +1,6 @@
 """What batching costs: CPU per item and items per second, for every way in and every peer.
 
-    python benchmarks/overhead.py [--loops asyncio uvloop trio] [--full]
+    python benchmarks/overhead.py [--loops asyncio uvloop trio] [--few | --full]
 
 The handler returns at once, so all that is measured is the batcher and its callers. Within a cell
 (event loop, callers, batch size) everybody runs interleaved in one process.
@@ -12,6 +12,7 @@ import contenders
 import measure
 
 CELLS = [(n, size) for n in (1_000, 10_000) for size in (1, 10, 100, 1000)] + [(100_000, 100)]
+FEW = [(10_000, size) for size in (1, 10, 100, 1000)]
 FULL = [(n, size) for n in (1_000, 10_000, 100_000) for size in (1, 10, 100, 1000)]
 
 
@@ -101,9 +102,12 @@ def main():
     chosen = measure.options(
         __doc__.splitlines()[0],
         loops={"nargs": "*", "default": ["asyncio", "uvloop", "trio"]},
+        few={"action": "store_true", "help": "10,000 callers only"},
         full={"action": "store_true", "help": "every batch size at 100,000 callers too"},
     )
-    cells = [(50, 10)] if chosen.tiny else FULL if chosen.full else CELLS
+    cells = FULL if chosen.full else FEW if chosen.few else CELLS
+    if chosen.tiny:
+        cells = [(50, 10)]
     results = []
     for loop in chosen.loops:
         for n, size in cells:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"
-PASTED = re.compile(r"(<!-- (results/\w+\.md) -->\n).*?(<!-- end -->)", re.DOTALL)
+PASTED = re.compile(r"(<!-- (results/[\w/.]+\.md) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def render(text):
