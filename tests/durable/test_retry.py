@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from durable_support import Handler, batcher, check_counts, execute, rows, until
 
@@ -94,6 +96,25 @@ async def test_stuck_handlers_do_not_use_up_an_items_attempts(path, monkeypatch)
     async with batcher(path, handler) as durable:
         assert await durable.submit(1) == 1
     assert rows(path, "SELECT attempts FROM microbatch_items") == [(1,)]
+
+
+async def test_a_handler_that_crashes_is_tried_again_like_a_dead_process(path):
+    """asyncio.run cancels everything at its end: nobody's items may become dead letters by that."""
+    calls = []
+
+    async def handler(items):
+        calls.append(items)
+        if len(calls) < 3:
+            raise asyncio.CancelledError
+        return items
+
+    async with batcher(path, handler) as durable:
+        assert await durable.submit(1) == 1
+    always = Flaky(99, None)
+    always.error = asyncio.CancelledError()  # type: ignore[assignment]
+    async with batcher(path, always) as durable:
+        with pytest.raises(ItemFailed, match="after 3 attempts: HandlerCrashed"):
+            await durable.submit(2)
 
 
 def die_with(path, attempts: int, *items: int) -> None:

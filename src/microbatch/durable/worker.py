@@ -21,7 +21,7 @@ import anyio
 from .. import _checks, batch
 from ..adaptive import AdaptiveSize
 from ..batcher import Batcher
-from ..errors import BatcherClosed, HandlerStuck, Skipped, WouldDeadlock
+from ..errors import BatcherClosed, HandlerCrashed, HandlerStuck, Skipped, WouldDeadlock
 from ..handler import name_of
 from ..retry import Retry
 from .alive import Presence, birth_of
@@ -451,6 +451,9 @@ class DurableBatcher(DurableQueue[T, R]):
         return Settlement(entry.id, entry.claim, State.DEAD, error=encode_error(error))
 
     def _delay(self, entry: _Entry, error: Exception) -> float | None:
+        """Return the seconds until the next attempt; None if there is none."""
+        if isinstance(error, HandlerCrashed) and entry.attempts < self._attempts_max:
+            return 0.0  # a cancellation at the end of asyncio.run, say: as if the process had died
         if self._retry is None:
             return None
         try:
