@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import counted, outcome, run, tasks_alive, turns
 
@@ -30,7 +30,8 @@ from microbatch import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-pytestmark = pytest.mark.timeout(60)
+#: MICROBATCH_EXAMPLES (see conftest.py) may ask for many more than the quick run draws.
+pytestmark = pytest.mark.timeout(max(60, settings.default.max_examples // 5))
 
 
 # --- exact: which batches go, when and why ----------------------------------------------------------------------
@@ -150,7 +151,9 @@ class Handler:
         self.settings = settings
         self.calls: Counter[Item] = Counter()
         self.fates: dict[Item, Any] = {}
-        self.running: Counter[Any] = Counter()
+        self.running: list[
+            tuple[Any, float]
+        ] = []  # partition and the moment at which the timeout frees the slot
 
     def begin(self, items: list[Item]) -> Any:
         settings, batch = self.settings, current_batch()
@@ -165,11 +168,14 @@ class Handler:
             assert len({item.value for item in items}) == len(items)
         self.calls.update(items)
         assert list(batch.attempts) == [self.calls[item] for item in items]
-        self.running[batch.partition] += 1
-        assert self.running.total() <= settings["max_concurrency"]
+        now = anyio.current_time()
+        call = (batch.partition, now + settings.get("handler_timeout", 1e9))
+        self.running.append(call)
+        held = [partition for partition, frees in self.running if frees > now + 1e-6]
+        assert len(held) <= settings["max_concurrency"]
         if "partition_concurrency" in settings:
-            assert self.running[batch.partition] == 1
-        return batch
+            assert held.count(batch.partition) == 1
+        return batch, call
 
     def result(self, item: Item) -> Any:
         kind = item.value % 11
@@ -196,16 +202,16 @@ class Handler:
             raise Boom
 
     async def listing(self, items: list[Item]) -> list[Any]:
-        batch = self.begin(items)
+        _, call = self.begin(items)
         try:
             await anyio.sleep((items[0].value % 3) * 0.5)
             await self.misbehave(items)
             return [self.result(item) for item in items]
         finally:
-            self.running[batch.partition] -= 1
+            self.running.remove(call)
 
     async def resolving(self, items: list[Item]) -> list[Any]:
-        batch = self.begin(items)
+        batch, call = self.begin(items)
         try:
             for index in range(0, len(items), 2):
                 batch.resolve(index, self.result(items[index]))
@@ -215,10 +221,10 @@ class Handler:
                 None if index % 2 == 0 else self.result(item) for index, item in enumerate(items)
             ]
         finally:
-            self.running[batch.partition] -= 1
+            self.running.remove(call)
 
     async def generating(self, items: list[Item]) -> AsyncIterator[tuple[int, Any]]:
-        batch = self.begin(items)
+        _, call = self.begin(items)
         try:
             for index in reversed(range(len(items))):
                 await anyio.sleep(0.2)
@@ -226,7 +232,7 @@ class Handler:
                     await self.misbehave(items[:1])
                 yield index, self.result(items[index])
         finally:
-            self.running[batch.partition] -= 1
+            self.running.remove(call)
 
 
 class Program:
@@ -356,24 +362,46 @@ async def drive(steps: list[Any], settings: dict[str, Any], kind: str) -> None:
     assert tasks_alive() == before
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@given(
-    steps=st.lists(STEPS, max_size=25),
-    settings=SETTINGS,
-    serial=st.booleans(),
-    kind=st.sampled_from(["listing", "listing", "resolving", "generating"]),
+PROGRAMS = st.fixed_dictionaries(
+    {
+        "steps": st.lists(STEPS, max_size=25),
+        "settings": SETTINGS,
+        "serial": st.booleans(),
+        "kind": st.sampled_from(["listing", "listing", "resolving", "generating"]),
+    }
 )
+
+
+def run_program(backend: str, program: dict[str, Any]) -> None:
+    settings = dict(program["settings"])
+    if "weigh" in settings:
+        settings["max_batch_weight"] = 6
+    else:
+        settings.pop("max_pending_weight", None)
+    if "partition" in settings and program["serial"]:
+        settings["partition_concurrency"] = 1
+    run(backend, drive, program["steps"], settings, program["kind"])
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@given(program=PROGRAMS)
 def test_every_submit_ends_exactly_once_with_its_own_result(
-    backend: str, steps: list[Any], settings: dict[str, Any], serial: bool, kind: str
+    backend: str, program: dict[str, Any]
 ) -> None:
     """Whatever is drawn: limits hold, books balance, closing leaves nothing behind."""
-    if "weigh" in settings:
-        settings = {**settings, "max_batch_weight": 6}
-    else:
-        settings = {name: value for name, value in settings.items() if name != "max_pending_weight"}
-    if "partition" in settings and serial:
-        settings = {**settings, "partition_concurrency": 1}
-    run(backend, drive, steps, settings, kind)
+    run_program(backend, program)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@settings(max_examples=2000)
+@given(program=PROGRAMS)
+def test_two_thousand_programs_end_every_submit_exactly_once(
+    backend: str, program: dict[str, Any]
+) -> None:
+    """Rare interleavings need many programs: one in thousands has shown a hang before."""
+    run_program(backend, program)
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
