@@ -102,7 +102,7 @@ class Goals:
     def million(self):
         self.cpu(
             "1,000,000 through submit_nowait", 1.05, "submit_nowait", [FLOOR, "submit_nowait"],
-            size=100, n=1_000_000, rounds=3,
+            size=100, n=1_000_000, rounds=2,
         )  # fmt: skip
 
     def counted(self):

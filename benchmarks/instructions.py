@@ -60,9 +60,8 @@ DEFAULT = [
     ("floor (a)", 100), ("floor, call_soon", 100), ("bare task + future", 100),
     ("submit", 100), ("submit_nowait", 100), ("submit_many", 100), ("dloader", 100),
     ("aiodataloader", 100),
-    ("floor (a)", 10), ("submit", 10), ("dloader", 10),
-    ("floor (a)", 1), ("submit", 1), ("dloader", 1),
-    ("trio.Event floor", 100), ("trio submit", 100), ("trio.Event floor", 1), ("trio submit", 1),
+    ("floor (a)", 10), ("submit", 10), ("floor (a)", 1), ("submit", 1),
+    ("trio.Event floor", 100), ("trio submit", 100),
 ]  # fmt: skip
 
 
