@@ -25,13 +25,7 @@ if TYPE_CHECKING:
 
     import trio
 
-    #: Called when a task is over: with what it raised, and whether it was cancelled.
-    OnDone = Callable[[BaseException | None, bool], None]
-
 logger = logging.getLogger("microbatch")
-
-#: The context of timers and of batches that have no other: never a submitter's.
-_NOTHING = contextvars.Context()
 
 #: What ``set_result`` of a waiter raises when its caller has gone.
 InvalidState = asyncio.InvalidStateError
@@ -69,13 +63,8 @@ class Runtime(Protocol):
     def watch(self, waiter: Any, on_cancel: Callable[[Any], None]) -> None: ...
     def call_at(self, when: float, callback: Callable[[], None]) -> Handle: ...
     def call_from_thread(self, callback: Callable[[], None]) -> None: ...
-    def spawn(
-        self,
-        function: Callable[[], Awaitable[None]],
-        context: contextvars.Context | None,
-        name: str,
-        on_done: OnDone,
-    ) -> Handle: ...
+    def spawn(self, function: Callable[[Any], Any], argument: Any, name: str) -> Handle: ...
+    def started(self) -> Awaitable[None]: ...
     def was_cancelled(self, task: Any) -> bool: ...
     def is_current(self) -> bool: ...
     def has_ended(self) -> bool: ...
@@ -102,6 +91,10 @@ def current_runtime() -> Runtime:
     return _AsyncioRuntime(loop)
 
 
+class LoopGone(GeneratorExit):
+    """Our coroutine is being closed from outside: its event loop is gone."""
+
+
 @types.coroutine
 def in_context(
     base: contextvars.Context | None, function: Callable[[Any], Awaitable[Any]], argument: Any
@@ -123,7 +116,7 @@ def in_context(
                 sent = yield yielded
             except GeneratorExit:
                 run(steps.close)
-                raise
+                raise LoopGone from None
             except BaseException as error:  # noqa: BLE001 - the coroutine's to handle
                 yielded = run(steps.throw, error)
             else:
@@ -138,6 +131,10 @@ def in_context(
 @types.coroutine
 def _bare_yield() -> Generator[None, None, None]:
     yield
+
+
+async def _no_yield() -> None:
+    """Await nothing."""
 
 
 class _WatchedFuture(asyncio.Future[Any]):
@@ -163,6 +160,8 @@ class _AsyncioRuntime:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop: asyncio.AbstractEventLoop | None = loop
         self._loop = loop
+        # The context of callbacks: never a submitter's. One each: a context runs in one thread at a time.
+        self._nothing = contextvars.Context()
         # Not loop.create_future, nor with loop=: that is 1,000 instructions more for each item. Who
         # calls has made sure that this loop is the running one.
         self.create_waiter: Callable[[], Any] = asyncio.Future
@@ -186,32 +185,30 @@ class _AsyncioRuntime:
             if future.cancelled():
                 on_cancel(future)
 
-        waiter.add_done_callback(done, context=_NOTHING)
+        waiter.add_done_callback(done, context=self._nothing)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Handle:
-        return self._loop.call_at(when, callback, context=_NOTHING)
+        return self._loop.call_at(when, callback, context=self._nothing)
 
     def call_from_thread(self, callback: Callable[[], None]) -> None:
-        self._loop.call_soon_threadsafe(callback, context=_NOTHING)
+        self._loop.call_soon_threadsafe(callback, context=self._nothing)
 
-    def spawn(
-        self,
-        function: Callable[[], Awaitable[None]],
-        context: contextvars.Context | None,
-        name: str,
-        on_done: OnDone,
-    ) -> Handle:
+    def spawn(self, function: Callable[[Any], Any], argument: Any, name: str) -> Handle:
+        """Start a task; the first that its coroutine awaits must be `started`.
+
+        A task that is cancelled before its first step runs nothing, not even a `finally`. So its
+        coroutine is stepped to `started` here, inside of its `try`.
+        """
+        coroutine = function(argument)
+        coroutine.send(None)
         # Not loop.create_task: a task factory may start tasks eagerly, which would cut a batch before
         # the other callers had their turn.
-        task: asyncio.Task[None] = asyncio.Task(
-            function(),  # type: ignore[arg-type]
-            loop=self._loop,
-            name=name,
-            context=contextvars.Context() if context is None else context.copy(),
+        return asyncio.Task(
+            coroutine, loop=self._loop, name=name, context=contextvars.Context()
         )
-        # A callback and not a `finally`: a task that is cancelled before its first step runs nothing.
-        task.add_done_callback(partial(_tell, on_done), context=_NOTHING)
-        return task
+
+    def started(self) -> Awaitable[None]:
+        return _bare_yield()
 
     def was_cancelled(self, task: Any) -> bool:
         """Tell whether a cancellation came from outside the task."""
@@ -226,11 +223,6 @@ class _AsyncioRuntime:
     def raises_fatal(self, error: BaseException) -> bool:  # noqa: ARG002
         """Tell whether a task may raise what must end the program: asyncio lets it out of the loop."""
         return True
-
-
-def _tell(on_done: OnDone, task: asyncio.Task[None]) -> None:
-    cancelled = task.cancelled()
-    on_done(None if cancelled else task.exception(), cancelled)
 
 
 # trio
@@ -368,39 +360,29 @@ class _TrioRuntime:
             if self._trio.current_time() >= when:
                 callback()
 
-        self._trio.lowlevel.spawn_system_task(ring, context=_NOTHING.copy())
+        self._trio.lowlevel.spawn_system_task(ring, context=contextvars.Context())
         return handle
 
     def call_from_thread(self, callback: Callable[[], None]) -> None:
         self._token.run_sync_soon(callback)
 
-    def spawn(
-        self,
-        function: Callable[[], Awaitable[None]],
-        context: contextvars.Context | None,
-        name: str,
-        on_done: OnDone,
-    ) -> Handle:
+    def spawn(self, function: Callable[[Any], Any], argument: Any, name: str) -> Handle:
         scope = self._trio.CancelScope()
 
         async def run() -> None:
             try:
                 with scope:
-                    await function()
+                    await function(argument)
             except self._trio.Cancelled:  # the run is ending
-                on_done(None, True)
                 raise
-            except BaseException as error:  # noqa: BLE001 - nothing may leave a system task
-                on_done(error, False)
-            else:
-                on_done(None, False)
+            except BaseException:  # nothing may leave a system task
+                logger.exception("a task of batcher %r failed", name)
 
-        self._trio.lowlevel.spawn_system_task(
-            run,
-            name=name,
-            context=contextvars.Context() if context is None else context.copy(),
-        )
+        self._trio.lowlevel.spawn_system_task(run, name=name, context=contextvars.Context())
         return _TrioHandle(scope)
+
+    def started(self) -> Awaitable[None]:
+        return _no_yield()
 
     def was_cancelled(self, task: Any) -> bool:
         """Tell whether a cancellation came from outside: by us, or because the run is ending."""

@@ -75,7 +75,11 @@ class Group:
 
 
 class Member(tuple[Group, int]):
-    """The waiter of one item of a group. A tuple, because those are made without running Python."""
+    """The waiter of one item of a group.
+
+    In a Fifo a member stands as the bare tuple (group, index), which costs a tenth; whoever looks at a
+    single one makes a Member of it.
+    """
 
     __slots__ = ()
 
@@ -96,14 +100,19 @@ class Member(tuple[Group, int]):
 
 
 def group_of(waiters: list[Any]) -> Group | None:
-    """Return the group that all waiters are members of, if they stand there in a row too.
+    """Return the group that all waiters are bare members of, if they stand there in a row too.
 
     The members of a group keep their order, so the first and the last one tell.
     """
-    if not waiters or type(waiters[0]) is not Member or type(waiters[-1]) is not Member:
+    if not waiters or type(waiters[0]) is not tuple or type(waiters[-1]) is not tuple:
         return None
     (group, first), (other, last) = waiters[0], waiters[-1]
     return group if group is other and last - first + 1 == len(waiters) else None
+
+
+def dressed(waiters: list[Any]) -> list[Any]:
+    """Return the waiters with every bare member made a Member."""
+    return [Member(waiter) if type(waiter) is tuple else waiter for waiter in waiters]
 
 
 class Shared:

@@ -322,19 +322,19 @@ class Batcher(Dispatch, Generic[T, R]):
         """
         if self._running and batch.running() is not None:
             self._guard("submit")
-        chunk = self._chunk
-        if chunk is None or priority != 0 or running_loop() is not self._loop:
+        fifo = self._fast
+        if fifo is None or priority != 0 or running_loop() is not self._loop:
             waiter = self._enter(item, priority)
         else:  # the usual way, here as in submit_nowait: a call less is 0.4 % of all that an item costs
             waiter = self._create_waiter()
-            chunk.items.append(item)
-            chunk.waiters.append(waiter)
-            if len(chunk.items) >= chunk.limit:
-                self._fill(chunk)
+            fifo.items.append(item)
+            fifo.waiters.append(waiter)
+            if len(fifo.items) >= fifo.limit:
+                self._fill()
         try:
             return await waiter  # type: ignore[no-any-return]
         except BaseException:
-            chunk = waiter = None  # in a traceback they would keep the whole batch alive
+            waiter = None  # in a traceback it would keep the exception alive, and that the traceback
             raise
 
     def submit_nowait(self, item: T, *, priority: float = 0) -> Pending[R]:
@@ -351,14 +351,14 @@ class Batcher(Dispatch, Generic[T, R]):
 
         Everything that ``submit`` raises later comes from awaiting the ``Pending``.
         """
-        chunk = self._chunk
-        if chunk is None or priority != 0 or running_loop() is not self._loop:
+        fifo = self._fast
+        if fifo is None or priority != 0 or running_loop() is not self._loop:
             return self._enter(item, priority, wait=False)  # type: ignore[no-any-return]
         waiter = self._create_waiter()
-        chunk.items.append(item)
-        chunk.waiters.append(waiter)
-        if len(chunk.items) >= chunk.limit:
-            self._fill(chunk)
+        fifo.items.append(item)
+        fifo.waiters.append(waiter)
+        if len(fifo.items) >= fifo.limit:
+            self._fill()
         return waiter  # type: ignore[no-any-return]
 
     async def submit_many(self, items: Iterable[T], *, priority: float = 0) -> list[R]:
@@ -539,7 +539,7 @@ class Batcher(Dispatch, Generic[T, R]):
             self._idle = anyio.Event()
         if self._state == "open":
             self._state = "closing"
-            self._chunk = None
+            self._fast = None
             self._close_line()
             if self._fifo is not None:
                 self._fifo.closing = True

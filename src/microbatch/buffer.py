@@ -1,8 +1,7 @@
 """Waiting items: order, priority, weight, partition, coalescing, withdrawal. Pure: no async, no clock.
 
-Two buffers with the same verbs. `Fifo` is what a batcher uses while nothing asks for more: the chunk that
-is being filled *is* the next batch, two parallel lists and a limit, so that taking an item costs two
-appends. `Lanes` keeps an `Entry` for each item and knows priorities, weights, partitions and keys; a
+Two buffers with the same verbs. `Fifo` is what a batcher uses while nothing asks for more: two parallel
+lists and a limit, so that taking an item in costs two appends and a comparison. `Lanes` keeps an `Entry` for each item and knows priorities, weights, partitions and keys; a
 batcher turns to it when one of those, or a full room, first appears.
 
 A waiter here is anything with ``done()``; it is done before its time when its caller was cancelled.
@@ -14,7 +13,7 @@ import heapq
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from ._waiters import group_of
+from ._waiters import dressed, group_of
 from .batch import Run
 
 if TYPE_CHECKING:
@@ -27,8 +26,11 @@ if TYPE_CHECKING:
 #: others but cannot starve them. 10 leaves nine tenths of the throughput to the urgent ones (a choice).
 FAIR_TURN = 10
 
-#: Chunks from which on those who were cancelled are looked for while nothing is cut.
-_SWEEP_MIN = 16
+#: Items from which on those who were cancelled are looked for while nothing is cut: whenever there are
+#: four times as many as the last time.
+_SWEEP_MIN = 1_000
+#: Items taken out from which on their places in the lists are given back.
+_COMPACT_MIN = 1_000
 
 
 class Mark:
@@ -49,130 +51,141 @@ class Mark:
 # Fifo
 
 
-class Chunk:
-    """Items that leave together, in the making."""
-
-    __slots__ = ("items", "limit", "since", "waiters")
-
-    def __init__(self, limit: int, since: float) -> None:
-        self.items: list[Any] = []
-        self.waiters: list[Any] = []
-        self.limit = limit
-        self.since = since
-
-    def sweep(self) -> bool:
-        """Drop the items whose callers have gone; tell whether all waiters are of one type."""
-        waiters = self.waiters
-        if not waiters:
-            return False
-        group = group_of(waiters)
-        if group is not None and not group.waiter.done():
-            return False
-        try:
-            # For futures this is one C call each: a fifth of a method call by name.
-            if not any(map(type(waiters[0]).done, waiters)):
-                return True
-        except (AttributeError, TypeError):  # another type among them
-            pass
-        alive = [i for i, waiter in enumerate(waiters) if not waiter.done()]
-        self.items = [self.items[i] for i in alive]
-        self.waiters = [waiters[i] for i in alive]
-        return False
-
-
 class Fifo:
-    """Items of one kind, first come first served.
+    """Items of one kind, first come first served: two parallel lists, flat, cut by slicing.
 
-    Who was cancelled is found out when a batch is cut, when somebody asks, or when the chunks have
-    doubled in number: that costs next to nothing per item.
+    Whoever puts an item in appends to both lists, as long as ``len(items) < limit``; before the first one
+    and at the limit it calls `open`. Who was cancelled is found out when a batch is cut, when somebody
+    asks, or when the items have become many more: that costs next to nothing per item.
+
+    Attributes:
+        items: The items; those before ``head`` are gone.
+        waiters: Who waits for each.
+        head: Where the next batch begins.
+        limit: The length up to which items may be appended without asking.
     """
+
+    __slots__ = (
+        "_marks",
+        "_sweep_at",
+        "closing",
+        "head",
+        "items",
+        "limit",
+        "max_wait",
+        "size",
+        "waiters",
+    )
 
     def __init__(self, size: int, max_wait: float) -> None:
         self.size = size
         self.max_wait = max_wait
         self.closing = False
-        self.weight = 0.0
-        self._chunks: deque[Chunk] = deque()
-        self._before = 0  # items in all chunks but the last, which may be growing
-        self._sweep_at = _SWEEP_MIN  # chunks: whenever they have doubled
+        self.items: list[Any] = []
+        self.waiters: list[Any] = []
+        self.head = 0
+        self.limit = 0
+        self._marks: deque[tuple[int, float]] = deque()  # since when: from this place on
+        self._sweep_at = _SWEEP_MIN
 
     @property
     def count(self) -> int:
         """Return the number of items, those included whose callers have gone unnoticed."""
-        return self._before + len(self._chunks[-1].items) if self._chunks else 0
+        return len(self.items) - self.head
 
-    def open(self, room: int, now: float) -> Chunk:
-        """Return a chunk with a place for at least one item more; room is at least 1."""
-        if self._chunks:
-            last = self._chunks[-1]
-            filled = len(last.items)
-            if filled < self.size:
-                last.limit = min(self.size, filled + room)
-                return last
-            self._before += filled
-            if len(self._chunks) >= self._sweep_at:
-                self.sweep()
-        chunk = Chunk(min(self.size, room), now)
-        self._chunks.append(chunk)
-        return chunk
+    def open(self, room: int, now: float, more: int = 1) -> None:
+        """Prepare for items to be appended, more of them at once; room is at least 1."""
+        if len(self.items) >= self._sweep_at:
+            self.sweep()
+        length = len(self.items)
+        count = length - self.head
+        self.limit = min(length + room, self._sweep_at)
+        if self.max_wait:
+            # A clock read for each batch, not for each item: where a full one may begin.
+            if count % self.size == 0 or more > 1:
+                self._marks.append((length, now))
+            self.limit = min(self.limit, length + self.size - count % self.size)
+
+    def _since(self, place: int) -> float:
+        """Return a time at which the item at this place had not yet come, and which is not much older."""
+        for start, since in reversed(self._marks):
+            if start <= place:
+                return since
+        return self._marks[0][1]
 
     def ready(self, now: float) -> int:
         """Return how many batches may be cut now."""
-        chunks = self._chunks
-        if not chunks or self.max_wait == 0:
-            return len(chunks)
-        return len(chunks) if self._is_due(chunks[-1], now) else len(chunks) - 1
+        full, rest = divmod(len(self.items) - self.head, self.size)
+        if not rest:
+            return full
+        if (
+            self.max_wait == 0
+            or self.closing
+            or now >= self._since(self.head + full * self.size) + self.max_wait
+        ):
+            return full + 1
+        return full
 
     def is_full(self) -> bool:
         """Tell whether the next batch can grow no more."""
-        return bool(self._chunks) and len(self._chunks[0].items) >= self.size
-
-    def _is_due(self, chunk: Chunk, now: float) -> bool:
-        return (
-            self.max_wait == 0
-            or len(chunk.items) >= self.size
-            or self.closing
-            or now >= chunk.since + self.max_wait
-        )
+        return len(self.items) - self.head >= self.size
 
     def deadline(self) -> float | None:
-        """Return when the oldest item that is not ready will be, if time alone makes it so."""
-        return self._chunks[-1].since + self.max_wait if self._chunks else None
+        """Return when the youngest batch will be ready, if time alone makes it so."""
+        full, rest = divmod(len(self.items) - self.head, self.size)
+        return self._since(self.head + full * self.size) + self.max_wait if rest else None
 
     def cut(self, now: float) -> Run | None:
         """Take out the next batch, if one is ready."""
-        while self._chunks and self._is_due(self._chunks[0], now):
-            chunk = self._chunks.popleft()
-            if self._chunks:
-                self._before -= len(chunk.items)
-            uniform = chunk.sweep()
-            if self._chunks and len(chunk.items) < self.size:
-                uniform = False
-                self._fill(chunk)
-            if chunk.items:
-                run = Run(chunk.items, chunk.waiters, self._reason(chunk))
+        while (count := len(self.items) - self.head) and (
+            self.max_wait == 0
+            or count >= self.size
+            or self.closing
+            or now >= self._since(self.head) + self.max_wait
+        ):
+            items, waiters = self._take(self.size)
+            uniform = not _gone(waiters)
+            if not uniform:
+                items, waiters = _alive(items, waiters)
+                while len(items) < self.size and self.head < len(self.items):
+                    more = _alive(*self._take(self.size - len(items)))
+                    items += more[0]
+                    waiters += more[1]
+            if items:
+                run = Run(items, waiters, self._reason(len(items)))
                 run.uniform = uniform
                 return run
         return None
 
-    def _fill(self, chunk: Chunk) -> None:
-        """Top up a chunk that withdrawals left short from those behind it."""
-        while self._chunks and (missing := self.size - len(chunk.items)) > 0:
-            following = self._chunks[0]
-            last = len(self._chunks) == 1
-            before = len(following.items)
-            following.sweep()
-            chunk.items += following.items[:missing]
-            chunk.waiters += following.waiters[:missing]
-            del following.items[:missing], following.waiters[:missing]
-            if not last:
-                self._before -= before - len(following.items)
-            if following.items:
-                return
-            self._chunks.popleft()
+    def _take(self, size: int) -> tuple[list[Any], list[Any]]:
+        """Take out the first items, whether their callers are there or not."""
+        head, items, waiters = self.head, self.items, self.waiters
+        end = head + size
+        if end >= len(items):  # all of them
+            self.items, self.waiters, self.head = [], [], 0
+            self._marks.clear()
+            self._sweep_at = _SWEEP_MIN
+            if not head:
+                return items, waiters
+            return items[head:], waiters[head:]
+        taken = items[head:end], waiters[head:end]
+        # Nothing may keep what is handled alive, but moving all that follow would be quadratic.
+        items[head:end] = waiters[head:end] = [None] * size
+        self.head = end
+        if end >= _COMPACT_MIN and 2 * end >= len(items):
+            self._compact()
+        return taken
 
-    def _reason(self, chunk: Chunk) -> Reason:
-        if len(chunk.items) >= self.size:
+    def _compact(self) -> None:
+        head, self.head = self.head, 0
+        del self.items[:head], self.waiters[:head]
+        self.limit -= head
+        self._marks = deque((max(0, start - head), since) for start, since in self._marks)
+        while len(self._marks) > 1 and self._marks[1][0] == 0:
+            self._marks.popleft()
+
+    def _reason(self, count: int) -> Reason:
+        if count >= self.size:
             return "size"
         if self.closing:
             return "close"
@@ -180,21 +193,46 @@ class Fifo:
 
     def sweep(self) -> None:
         """Drop every item whose caller has gone."""
-        for chunk in self._chunks:
-            chunk.sweep()
-        self._chunks = deque(chunk for chunk in self._chunks if chunk.items)
-        self._before = sum(len(chunk.items) for chunk in self._chunks) - (
-            len(self._chunks[-1].items) if self._chunks else 0
-        )
-        self._sweep_at = 2 * len(self._chunks) + _SWEEP_MIN
+        if self.head:
+            self._compact()
+        if _gone(self.waiters):
+            self.items, self.waiters = _alive(self.items, self.waiters)
+            if self._marks:  # which places the others have now is not worth knowing
+                self._marks = deque([(0, self._marks[0][1])])
+        if not self.items:
+            self._marks.clear()
+        self._sweep_at = max(_SWEEP_MIN, 4 * len(self.items))
 
     def clear(self) -> Iterator[tuple[Any, Any, float]]:
         """Take everything out: item, waiter, since when; in order."""
-        chunks, self._chunks, self._before = self._chunks, deque(), 0
-        for chunk in chunks:
-            for item, waiter in zip(chunk.items, chunk.waiters, strict=True):
-                if not waiter.done():
-                    yield item, waiter, chunk.since
+        head, items, waiters = self.head, self.items, dressed(self.waiters)
+        marks = deque(self._marks)
+        self.items, self.waiters, self.head = [], [], 0
+        self._marks.clear()
+        since = 0.0
+        for place in range(head, len(items)):
+            while marks and marks[0][0] <= place:
+                since = marks.popleft()[1]
+            if not waiters[place].done():
+                yield items[place], waiters[place], since
+
+
+def _gone(waiters: list[Any]) -> bool:
+    """Tell whether some callers may have gone, or are of several types: then each must be looked at."""
+    group = group_of(waiters)
+    if group is not None:
+        return bool(group.waiter.done())
+    try:
+        # For futures this is one C call each: a fifth of a method call by name.
+        return any(map(type(waiters[0]).done, waiters))
+    except (AttributeError, TypeError, IndexError):  # another type among them, or none at all
+        return True
+
+
+def _alive(items: list[Any], waiters: list[Any]) -> tuple[list[Any], list[Any]]:
+    waiters = dressed(waiters)
+    places = [place for place, waiter in enumerate(waiters) if not waiter.done()]
+    return [items[place] for place in places], [waiters[place] for place in places]
 
 
 # Lanes

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import anyio
 
 from . import batch
-from ._runtime import InvalidState, Runtime, current_runtime, in_context, running_loop
-from ._waiters import Group, Member, Shared, group_of
-from .buffer import Chunk, Entry, Fifo, Lanes, Ranking
+from ._runtime import InvalidState, LoopGone, Runtime, current_runtime, in_context, running_loop
+from ._waiters import Group, Member, Shared, dressed, group_of
+from .buffer import Entry, Fifo, Lanes, Ranking
 from .errors import (
     BatcherClosed,
     BatcherFull,
@@ -128,7 +128,7 @@ class Dispatch:
         "_busy",
         "_cancel_abandoned",
         "_capture_context",
-        "_chunk",
+        "_fast",
         "_coalesce",
         "_converted",
         "_on_start",
@@ -173,6 +173,7 @@ class Dispatch:
         "_runtime",
         "_size",
         "_slots",
+        "_started",
         "_starting",
         "_state",
         "_stuck",
@@ -223,7 +224,7 @@ class Dispatch:
         """Drop what belonged to an event loop that is gone, or to the process that forked this one."""
         self._runtime: Runtime | None = None
         self._loop: Any = self  # no loop is this object: the fast path is shut
-        self._chunk: Chunk | None = None
+        self._fast: Fifo | None = None  # where items may be appended without asking
         self._fifo: Fifo | None = None
         self._lanes: Lanes | None = None
         self._line: Ranking[Any] = Ranking()
@@ -281,6 +282,7 @@ class Dispatch:
             self._loop = current.loop
             self._create_waiter = current.create_waiter
             self._breathe = current.breathe
+            self._started = current.started
             self._now = current.now
         return runtime
 
@@ -315,15 +317,16 @@ class Dispatch:
             raise BatcherClosed(self._name)
         _check_priority(priority)
         self._paused = False
-        if self._fifo is not None and not priority and (room := self._room()) > 0:
+        fifo = self._fifo
+        if fifo is not None and not priority and (room := self._room()) > 0:
             if waiter is None:
                 waiter = self._create_waiter()
-            chunk = self._fifo.open(room, self._now() if self._max_wait else 0.0)
-            chunk.items.append(item)
-            chunk.waiters.append(waiter)
-            self._chunk = chunk
-            if len(chunk.items) >= chunk.limit:
-                self._fill(chunk)
+            fifo.open(room, self._now() if self._max_wait else 0.0)
+            fifo.items.append(item)
+            fifo.waiters.append(waiter)
+            self._fast = fifo
+            if len(fifo.items) >= fifo.limit:
+                self._fill()
             elif self._max_wait or self._busy < self._max_concurrency:
                 self._pump()
             return waiter
@@ -331,11 +334,11 @@ class Dispatch:
         entry = self._weighed(item, priority)
         return self._enter_entry(runtime, entry, wait=wait, waiter=waiter)
 
-    def _fill(self, chunk: Chunk) -> None:
-        """React to a chunk that has reached its limit."""
-        self._chunk = None
-        if self._max_wait and len(chunk.items) < self._size:
-            self._generalise()  # the room is full: no more company can come, so all is due
+    def _fill(self) -> None:
+        """React to a buffer that has reached its limit: a full batch, or a full room."""
+        self._fast = None
+        if self._max_wait and self._room() <= 0:
+            self._generalise()  # no more company can come, so all is due
         if self._max_wait or self._busy < self._max_concurrency:
             self._pump()
 
@@ -452,7 +455,7 @@ class Dispatch:
         fifo = self._fifo
         if fifo is None:
             return
-        self._chunk = self._fifo = None
+        self._fast = self._fifo = None
         lanes = self._lanes = self._new_lanes()
         lanes.closing = fifo.closing
         for item, waiter, since in fifo.clear():
@@ -487,7 +490,7 @@ class Dispatch:
         group.waiter = runtime.watched_waiter(partial(self._group_left, group))
         position = 0
         if self._fifo is not None and not priority:
-            position = self._enter_chunks(self._fifo, group, items)
+            position = self._enter_fifo(self._fifo, group, items)
         if position < total:
             self._generalise()
             group.feed = _Feed(group, items, position, priority)
@@ -502,19 +505,18 @@ class Dispatch:
         self._pump()
         return group
 
-    def _enter_chunks(self, fifo: Fifo, group: Group, items: list[Any]) -> int:
-        position, total = 0, len(items)
-        now = self._now() if self._max_wait else 0.0
-        while position < total and (room := self._room()) > 0:
-            chunk = fifo.open(room, now)
-            end = position + min(chunk.limit - len(chunk.items), total - position)
-            chunk.items += items[position:end]
-            chunk.waiters += map(Member, zip(repeat(group), range(position, end)))
-            position = end
-        self._chunk = None
-        if self._max_wait and self._room() <= 0:
+    def _enter_fifo(self, fifo: Fifo, group: Group, items: list[Any]) -> int:
+        """Append as many of a group's items as there is room for; return how many that were."""
+        room = self._room()
+        taken = max(0, min(room, len(items)))
+        if taken:
+            fifo.open(room, self._now() if self._max_wait else 0.0, taken)
+            fifo.items += items[:taken]
+            fifo.waiters += zip(repeat(group), range(taken))  # noqa: B905 - one has no end
+        self._fast = None
+        if self._max_wait and taken == room:
             self._generalise()
-        return position
+        return taken
 
     def _reject(self, feed: _Feed) -> None:
         """Give every item that found no room its error."""
@@ -652,9 +654,7 @@ class Dispatch:
             self._starting += 1
             slot = _Slot()
             self._slots.add(slot)
-            slot.task = runtime.spawn(
-                partial(self._work, slot), self._context, self._name, partial(self._vacate, slot)
-            )
+            slot.task = runtime.spawn(self._work, slot, self._name)
         if self._backoffs and (when is None or self._backoffs[0][0] < when):
             when = self._backoffs[0][0]
         if when is not None and (self._timer is None or when < self._timer_at):
@@ -682,23 +682,32 @@ class Dispatch:
 
     async def _work(self, slot: _Slot) -> None:
         """Hold a slot for one batch after the other, as long as one is ready."""
-        while (run := self._cut(slot)) is not None:
-            try:
-                returned = await in_context(self._context, self._call, run)
-                results = results_of(returned, run.size)
-            except Exception as error:  # noqa: BLE001 - the handler's: every caller gets it
-                self._fail(run, error)
-            except BaseException as error:
-                if self._crash(run, slot, error):
-                    raise
-            else:
-                self._deliver(run, results)
-                del returned, results
-            self._part(slot, run)
-            if run.cancelled or not self._keep(slot):
-                return
-            if slot.starting:
-                await self._breathe()
+        forced = True
+        try:
+            await self._started()
+            while (run := self._cut(slot)) is not None:
+                try:
+                    returned = await in_context(self._context, self._call, run)
+                    results = results_of(returned, run.size)
+                except Exception as error:  # noqa: BLE001 - the handler's: every caller gets it
+                    self._fail(run, error)
+                except BaseException as error:
+                    if self._crash(run, slot, error):
+                        raise
+                else:
+                    self._deliver(run, results)
+                    del returned, results
+                slot.run = run.slot = None
+                if run.cancelled:
+                    self._part(run)
+                    break
+                if not self._keep(slot):
+                    break
+                if slot.starting:
+                    await self._breathe()
+            forced = False
+        finally:
+            self._vacate(slot, forced=forced)
 
     def _cut(self, slot: _Slot) -> Run | None:
         """Take the next batch out of the buffer into a slot; None if there is none."""
@@ -708,8 +717,9 @@ class Dispatch:
         now = self._now()
         fifo = self._fifo
         run = fifo.cut(now) if fifo is not None else self._lanes.cut(now)  # type: ignore[union-attr]
-        self._chunk = None  # its limit was reckoned before the cut
         if run is None:
+            if fifo is None:
+                self._changed()  # whoever was found gone has left room
             return None
         slot.run = run
         run.owner = self
@@ -720,7 +730,9 @@ class Dispatch:
         if fifo is None:
             self._flying_weight += run.weight
             self._changed()
-        elif self._busy < self._max_concurrency:
+        elif self._max_wait or not fifo.items:
+            self._fast = None  # the next item asks, and wakes us
+        if fifo is not None and fifo.items and self._busy < self._max_concurrency:
             self._pump(now)
         return run
 
@@ -754,14 +766,13 @@ class Dispatch:
             return await call
         return None  # cancelled: nobody waits for what it would have returned
 
-    def _part(self, slot: _Slot, run: Run) -> None:
-        """The handler has come back from a run."""
-        slot.run = run.slot = None
-        if run.cancelled and not run.threads:
+    def _part(self, run: Run) -> None:
+        """A handler that was told to stop has come back."""
+        if not run.threads:
             self._stuck.discard(run)
 
     def _keep(self, slot: _Slot) -> bool:
-        """Keep the slot for the next batch if one is ready; tell whether.
+        """Keep the slot for the next batch if one is ready and it is still ours; tell whether.
 
         A full one may follow at once. Before one that can still grow, and after so many items, the loop
         has its turn: everybody who is runnable may join.
@@ -853,7 +864,7 @@ class Dispatch:
                 except InvalidState:  # a caller has gone; the next ones are still to come
                     continue
                 return
-        for waiter, result in zip(run.waiters, results, strict=True):
+        for waiter, result in zip(dressed(run.waiters), results, strict=True):
             if isinstance(result, BaseException):
                 self._raise_in(waiter, self._raisable(result))
             elif not waiter.done():
@@ -887,6 +898,8 @@ class Dispatch:
 
     def _take_out(self, run: Run, index: int) -> tuple[Any, Entry | None]:
         waiter = run.waiters[index]
+        if type(waiter) is tuple:
+            waiter = Member(waiter)
         run.waiters[index] = None
         run.early = True
         run.left -= 1
@@ -963,7 +976,7 @@ class Dispatch:
     def _crash(self, run: Run, slot: _Slot, error: BaseException) -> bool:
         """Deal with what must not reach a caller, nor kill the loop; tell whether to raise it on."""
         runtime = self._runtime
-        if runtime is None or isinstance(error, GeneratorExit):  # the loop is gone
+        if runtime is None or isinstance(error, LoopGone):  # the loop is gone
             return True
         cancelled = isinstance(error, anyio.get_cancelled_exc_class())
         outside = cancelled and runtime.was_cancelled(slot.task)  # else the handler made it up
@@ -980,7 +993,6 @@ class Dispatch:
         """End a run before its handler has: callers and slot go on, the handler is cancelled."""
         if run.ended:
             return
-        run.timer = None
         for index, waiter in enumerate(run.waiters):
             if waiter is not None:
                 self._settle_error(run, index, reason())
@@ -992,6 +1004,7 @@ class Dispatch:
 
     def _expire(self, run: Run) -> None:
         """``handler_timeout`` has passed."""
+        run.timer = None
         seconds = self._handler_timeout or 0.0
         self._give_up(run, lambda: HandlerTimeout(self._name, seconds))
 
@@ -1044,25 +1057,29 @@ class Dispatch:
                 self._flying_weight = 0.0
             self._changed()
 
-    def _vacate(self, slot: _Slot, error: BaseException | None, cancelled: bool) -> None:
-        """A slot's task is over, however it came to that."""
+    def _vacate(self, slot: _Slot, *, forced: bool) -> None:
+        """A slot's task is about to end; forced: by what others raised into it."""
         self._slots.discard(slot)
-        slot.task = None
-        if slot.starting:  # cancelled from outside while it was about to cut
+        run, slot.run = slot.run, None
+        if slot.starting:
             slot.starting = False
             self._starting -= 1
-        run = slot.run
-        if run is not None:
-            if not run.ended:
-                logger.error("batcher %r: a batch was cut short", self._name, exc_info=error)
-                self._fail(run, error or RuntimeError("the batch's task is gone"))
-            self._part(slot, run)
         self._free(slot)
-        if cancelled and not (run is not None and run.cancelled) and self._runtime is not None:
-            # By somebody else: mostly by a loop that is ending, where nothing new must begin.
+        if forced and (self._runtime is None or self._runtime.has_ended()):
+            return
+        if run is not None:
+            run.slot = None
+            if not run.ended:
+                logger.error("batcher %r: a batch was cut short", self._name)
+                self._fail(run, RuntimeError("the batch's task is gone"))
+            self._part(run)
+        if forced and not (run is not None and run.cancelled):
+            # Mostly by a loop that is ending, where nothing new must begin.
             self._paused = True
+            self._fast = None
             self._set_timer(self._now() + PAUSE)
-        self._pump()
+        if self._fifo is None or self._fifo.items:
+            self._pump()
         self._check_idle()
 
     # Closing
@@ -1073,13 +1090,13 @@ class Dispatch:
         before = self._buffered()
         buffer.sweep()  # type: ignore[union-attr]
         if self._buffered() < before:
-            self._chunk = None
+            self._fast = None
             self._changed()
 
     def _drop(self) -> int:
         """Close at once: end every caller there and then; return how many there were."""
         self._state = "closed"
-        self._chunk = None
+        self._fast = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
