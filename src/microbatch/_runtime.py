@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import contextvars
 import logging
 import math
@@ -17,7 +18,6 @@ import signal
 import sys
 import threading
 import types
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Runtime(Protocol):
     def was_cancelled(self, task: Any) -> bool: ...
     def is_current(self) -> bool: ...
     def has_ended(self) -> bool: ...
-    def raises_fatal(self, error: BaseException) -> bool: ...
+    def raises_fatal(self, error: BaseException, task: Any) -> bool: ...
 
 
 def current_runtime() -> Runtime:
@@ -203,9 +203,7 @@ class _AsyncioRuntime:
         coroutine.send(None)
         # Not loop.create_task: a task factory may start tasks eagerly, which would cut a batch before
         # the other callers had their turn.
-        return asyncio.Task(
-            coroutine, loop=self._loop, name=name, context=contextvars.Context()
-        )
+        return asyncio.Task(coroutine, loop=self._loop, name=name, context=contextvars.Context())
 
     def started(self) -> Awaitable[None]:
         return _bare_yield()
@@ -220,9 +218,16 @@ class _AsyncioRuntime:
     def has_ended(self) -> bool:
         return self._loop.is_closed()
 
-    def raises_fatal(self, error: BaseException) -> bool:  # noqa: ARG002
+    def raises_fatal(self, error: BaseException, task: Any) -> bool:
         """Tell whether a task may raise what must end the program: asyncio lets it out of the loop."""
+        del error
+        task.add_done_callback(_retrieve)
         return True
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Take note of an exception, so that it is not logged as one that nobody did."""
+    task.exception()
 
 
 # trio
@@ -280,7 +285,7 @@ class _TrioWaiter:
 
     def _abort(self, _: Any) -> trio.lowlevel.Abort:
         self._leave()
-        return _lowlevel().Abort.SUCCEEDED
+        return _lowlevel().Abort.SUCCEEDED  # type: ignore[no-any-return]
 
     def __await__(self) -> Generator[Any, Any, Any]:
         if self._state == _PENDING:
@@ -399,11 +404,12 @@ class _TrioRuntime:
             return True
         return False
 
-    def raises_fatal(self, error: BaseException) -> bool:
+    def raises_fatal(self, error: BaseException, task: Any) -> bool:
         """Hand Ctrl-C to trio, which raises it in the main task; nothing may leave a system task.
 
         For ``SystemExit`` there is no way; closing the batcher raises it then.
         """
+        del task
         main = threading.current_thread() is threading.main_thread()
         if isinstance(error, KeyboardInterrupt) and main:
             signal.raise_signal(signal.SIGINT)
@@ -433,16 +439,12 @@ class ThreadWaiter:
         return self._answer.cancel()
 
     def set_result(self, result: Any) -> None:
-        try:
+        with contextlib.suppress(concurrent.futures.InvalidStateError):  # its thread has gone
             self._answer.set_result(result)
-        except concurrent.futures.InvalidStateError:  # its thread has gone
-            pass
 
     def set_exception(self, exception: Exception) -> None:
-        try:
+        with contextlib.suppress(concurrent.futures.InvalidStateError):
             self._answer.set_exception(exception)
-        except concurrent.futures.InvalidStateError:
-            pass
 
     def wait(self, seconds: float) -> bool:
         """Block up to so many seconds; tell whether the answer is there."""

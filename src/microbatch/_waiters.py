@@ -8,7 +8,6 @@ from .handler import copy_exception
 from .outcome import BatchReport, Outcome, outcome_of
 
 if TYPE_CHECKING:
-    from ._runtime import Waiter
     from .buffer import Entry
 
 
@@ -60,13 +59,13 @@ class Group:
         first, attempts, errors = self.first_id, self.attempts, self.errors
         if not errors and not attempts:
             return BatchReport(
-                Outcome(i, True, value, None, False, 1, first + i)  # noqa: FBT003
+                Outcome(i, True, value, None, False, 1, first + i)
                 for i, value in enumerate(self.values)
             )
         return BatchReport(
             outcome_of(
                 i,
-                errors[i] if i in errors else value,
+                errors.get(i, value),
                 attempts=attempts.get(i, 1),
                 id=first + i,
             )
@@ -120,7 +119,7 @@ class Shared:
 
     __slots__ = ("waiters",)
 
-    def __init__(self, waiters: list[Waiter]) -> None:
+    def __init__(self, waiters: list[Any]) -> None:
         self.waiters = waiters
 
     def done(self) -> bool:

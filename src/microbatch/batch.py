@@ -95,7 +95,17 @@ class BatchInfo:
         keys: In durable mode each item's idempotency key; else None.
     """
 
-    __slots__ = ("_indices", "_run", "attempts", "contexts", "job", "keys", "partition", "reason", "size")
+    __slots__ = (
+        "_indices",
+        "_run",
+        "attempts",
+        "contexts",
+        "job",
+        "keys",
+        "partition",
+        "reason",
+        "size",
+    )
 
     def __init__(self, run: Run, indices: Sequence[int] | None = None) -> None:
         entries = run.entries

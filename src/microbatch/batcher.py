@@ -36,10 +36,11 @@ from . import _checks, batch
 from ._runtime import ThreadWaiter, running_loop
 from .adaptive import AdaptiveSize
 from .buffer import Mark
-from .dispatch import Dispatch, logger
+from .entrance import Entrance
 from .errors import BatcherClosed
 from .handler import kind_of, name_of
 from .retry import Retry
+from .state import logger
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -136,7 +137,7 @@ class Settings(TypedDict, Generic[T], total=False):
     name: str | None
 
 
-class Batcher(Dispatch, Generic[T, R]):
+class Batcher(Entrance, Generic[T, R]):
     """Collects single calls into bulk calls and gives each caller its own result.
 
     A batch leaves when a slot is free and ``max_batch_size`` items or ``max_batch_weight`` are there, the
@@ -334,7 +335,9 @@ class Batcher(Dispatch, Generic[T, R]):
         try:
             return await waiter  # type: ignore[no-any-return]
         except BaseException:
-            waiter = None  # in a traceback it would keep the exception alive, and that the traceback
+            waiter = (
+                None  # in a traceback it would keep the exception alive, and that the traceback
+            )
             raise
 
     def submit_nowait(self, item: T, *, priority: float = 0) -> Pending[R]:
@@ -460,7 +463,9 @@ class Batcher(Dispatch, Generic[T, R]):
             if waiter.wait(min(left, _THREAD_GLANCE)):
                 break
             if ends is not None and time.monotonic() >= ends and waiter.cancel():
-                with contextlib.suppress(RuntimeError):  # the loop has ended: nothing to withdraw from
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # the loop has ended: nothing to withdraw from
                     runtime.call_from_thread(withdraw)
                 raise TimeoutError(f"no result within timeout={timeout} s")
             if runtime.has_ended() and waiter.cancel():
@@ -609,9 +614,7 @@ class Batcher(Dispatch, Generic[T, R]):
                 self._sweep()
             elif runtime.has_ended():
                 self._lose_loop()
-            started = [
-                run.started for slot in list(self._slots) if _is_running(run := slot.run)
-            ]
+            started = [run.started for slot in list(self._slots) if _is_running(run := slot.run)]
             if started:
                 oldest = max(0.0, runtime.now() - min(started))
         buffered = self._buffered()

@@ -1,8 +1,9 @@
 """Waiting items: order, priority, weight, partition, coalescing, withdrawal. Pure: no async, no clock.
 
 Two buffers with the same verbs. `Fifo` is what a batcher uses while nothing asks for more: two parallel
-lists and a limit, so that taking an item in costs two appends and a comparison. `Lanes` keeps an `Entry` for each item and knows priorities, weights, partitions and keys; a
-batcher turns to it when one of those, or a full room, first appears.
+lists and a limit, so that taking an item in costs two appends and a comparison. `Lanes` keeps an `Entry`
+for each item and knows priorities, weights, partitions and keys; a batcher turns to it when one of those, a
+flush or a full room first appears.
 
 A waiter here is anything with ``done()``; it is done before its time when its caller was cancelled.
 """
@@ -43,6 +44,7 @@ class Mark:
         self.on_zero = on_zero
 
     def release(self) -> None:
+        """Count one of them as resolved; the last one wakes who waits."""
         self.left -= 1
         if self.left == 0:
             self.on_zero()

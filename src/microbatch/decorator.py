@@ -66,7 +66,9 @@ class BatchedFunction(Bound[T, R]):
         self._batchers: dict[int, tuple[weakref.ref[Any], Batcher[Any, Any]]] = {}
         self._own: Batcher[T, R] | None = None
         self._attribute = getattr(function, "__name__", "")
-        plain = function.__func__ if isinstance(function, (staticmethod, classmethod)) else function
+        plain: Any = (
+            function.__func__ if isinstance(function, (staticmethod, classmethod)) else function
+        )
         kind_of(plain)
         Batcher(plain, **settings)  # refuse wrong settings where they stand
         functools.update_wrapper(self, plain, updated=())
@@ -226,4 +228,4 @@ def batched(**settings: Unpack[Settings[Any]]) -> _Decorator:
     def decorate(function: Any) -> Any:
         return BatchedFunction(function, dict(settings))
 
-    return decorate  # type: ignore[return-value]
+    return decorate

@@ -26,7 +26,7 @@ copied and pickled.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,7 +87,7 @@ class BatcherClosed(MicrobatchError):
             is then unknown. False if no handler ever saw the item.
     """
 
-    def __init__(self, name: str, started: bool = False) -> None:  # noqa: FBT001, FBT002
+    def __init__(self, name: str, started: bool = False) -> None:
         super().__init__(name, started)
         self.name = name
         self.started = started
@@ -109,7 +109,7 @@ class BatchFailed(MicrobatchError, ExceptionGroup[Exception]):
 
     def __new__(
         cls, message: str, exceptions: Sequence[Exception], report: BatchReport[Any]
-    ) -> BatchFailed:
+    ) -> Self:
         """Make the group; the report stands beside it."""
         group = super().__new__(cls, message, exceptions)
         group.report = report

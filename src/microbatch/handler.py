@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import anyio
@@ -70,7 +71,7 @@ def results_of(returned: Any, count: int) -> list[Any]:
     if returned is None:
         return [None] * count
     if type(returned) is not list:
-        if isinstance(returned, (str, bytes, bytearray, memoryview, Mapping, Set)) or not (
+        if isinstance(returned, (str, bytes, bytearray, memoryview, Mapping, AbstractSet)) or not (
             hasattr(returned, "__len__") and hasattr(returned, "__iter__")
         ):
             raise TypeError(
@@ -95,7 +96,9 @@ async def call_in_thread(
 
     def work() -> list[Any]:
         try:
-            return [function(items)]  # in a list: trio refuses a coroutine that comes out of a thread
+            return [
+                function(items)
+            ]  # in a list: trio refuses a coroutine that comes out of a thread
         finally:
             if ended is not None:
                 ended()
@@ -167,7 +170,7 @@ def copy_exception(error: E) -> E:
 
 
 def _copy_fields(error: E) -> E:
-    cls = type(error)
+    cls: Any = type(error)
     maker, fields = _plan(cls)
     if isinstance(error, BaseExceptionGroup):
         members = [copy_exception(member) for member in error.exceptions]
@@ -177,7 +180,7 @@ def _copy_fields(error: E) -> E:
         BaseException.__setattr__(copy, "args", error.args)
     for field in fields:
         _copy_field(field, error, copy)
-    return _dress(copy, error)
+    return _dress(copy, error)  # type: ignore[no-any-return]
 
 
 def _copy_field(field: Any, error: BaseException, copy: BaseException) -> None:

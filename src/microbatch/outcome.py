@@ -127,13 +127,17 @@ class BatchReport(Sequence[Outcome[R_co]]):
 
 
 def outcome_of(
-    index: int, result: Any, *, attempts: int = 1, id: int | str | None = None  # noqa: A002
+    index: int,
+    result: Any,
+    *,
+    attempts: int = 1,
+    id: int | str | None = None,  # noqa: A002
 ) -> Outcome[Any]:
     """Turn a handler's result for one item, an exception or a value, into its outcome."""
     if isinstance(result, Exception):
         skipped = isinstance(result, Skipped)
-        return Outcome(index, False, None, result, skipped, attempts, id)  # noqa: FBT003
-    return Outcome(index, True, result, None, False, attempts, id)  # noqa: FBT003
+        return Outcome(index, False, None, result, skipped, attempts, id)
+    return Outcome(index, True, result, None, False, attempts, id)
 
 
 def error_code(error: BaseException) -> str:

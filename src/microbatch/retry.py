@@ -96,8 +96,7 @@ class Retry:
             return
         else:
             raise TypeError(
-                "on must be an exception class, a tuple of them or a predicate, "
-                f"got {self.on!r}"
+                f"on must be an exception class, a tuple of them or a predicate, got {self.on!r}"
             )
         for cls in classes:
             if not (isinstance(cls, type) and issubclass(cls, Exception)):

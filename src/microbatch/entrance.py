@@ -1,0 +1,426 @@
+"""Entrance: how items come in, wait for room, and leave before their end."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from itertools import count, repeat
+from typing import TYPE_CHECKING, Any
+
+from . import batch
+from ._runtime import Runtime, current_runtime, running_loop
+from ._waiters import Group, Member, Shared
+from .buffer import Entry, Fifo
+from .dispatch import Dispatch
+from .errors import BatcherClosed, BatcherFull, ItemTooHeavy, WouldDeadlock
+from .state import logger
+
+if TYPE_CHECKING:
+    from .batch import Run
+
+
+class _Feed:
+    """What of a ``submit_many`` still waits for room."""
+
+    __slots__ = ("group", "items", "position", "priority", "queued", "ready", "seq", "taken")
+
+    def __init__(self, group: Group, items: list[Any], position: int, priority: float) -> None:
+        self.group = group
+        self.items = items
+        self.position = position
+        self.priority = priority
+        self.ready: Entry | None = None  # the next item, weighed already
+        self.taken = 0
+        self.seq = 0
+        self.queued = False
+
+
+class Entrance(Dispatch):
+    """Takes items in, and lets callers go."""
+
+    __slots__ = ()
+
+    def _bind(self) -> Runtime:
+        """Make sure that the running event loop is the one that is served, and return it."""
+        runtime = self._runtime
+        if runtime is None or not runtime.is_current():
+            current = current_runtime()
+            if runtime is not None:
+                if not runtime.has_ended():
+                    raise RuntimeError(
+                        f"batcher {self._name!r} serves another event loop that is still alive: "
+                        "make one batcher for each event loop"
+                    )
+                self._lose_loop()
+            self._runtime = runtime = current
+            self._loop = current.loop
+            self._create_waiter = current.create_waiter
+            self._breathe = current.breathe
+            self._started = current.started
+            self._now = current.now
+        return runtime
+
+    def _lose_loop(self) -> None:
+        lost = self._buffered() + self._flying + self._in_backoff
+        if lost:
+            logger.warning(
+                "batcher %r: %d items ended with their event loop, unhandled or cut short",
+                self._name,
+                lost,
+            )
+        self._forget()
+
+    def _guard(self, call: str) -> None:
+        """Refuse to wait inside a running batch of this very batcher."""
+        run = batch.running()
+        while run is not None:
+            if run.owner is self and not run.ended:
+                raise WouldDeadlock(self._name, call)
+            run = run.outer
+
+    def _enter(
+        self, item: Any, priority: float = 0, *, wait: bool = True, waiter: Any = None
+    ) -> Any:
+        """Take an item in, or in line, and return who waits for it. The way for whatever is not usual."""
+        runtime = self._runtime
+        if runtime is None or running_loop() is not self._loop or self._loop is None:
+            runtime = self._bind()
+        if self._state != "open":
+            raise BatcherClosed(self._name)
+        _check_priority(priority)
+        self._paused = False
+        fifo = self._fifo
+        if fifo is not None and not priority and (room := self._room()) > 0:
+            if waiter is None:
+                waiter = self._create_waiter()
+            fifo.open(room, self._now() if self._max_wait else 0.0)
+            fifo.items.append(item)
+            fifo.waiters.append(waiter)
+            self._fast = fifo
+            if len(fifo.items) >= fifo.limit:
+                self._fill()
+            elif self._max_wait or self._busy < self._max_concurrency:
+                self._pump()
+            return waiter
+        self._generalise()
+        entry = self._weighed(item, priority)
+        return self._enter_entry(runtime, entry, wait=wait, waiter=waiter)
+
+    def _fill(self) -> None:
+        """React to a buffer that has reached its limit: a full batch, or a full room."""
+        self._fast = None
+        if self._max_wait and self._room() <= 0:
+            self._generalise()  # no more company can come, so all is due
+        if self._max_wait or self._busy < self._max_concurrency:
+            self._pump()
+
+    def _weighed(self, item: Any, priority: float) -> Entry:
+        """Ask the user's functions about an item; what they raise is the caller's."""
+        weight: float = 0
+        if self._weigh is not None:
+            weight = self._weigh(item)
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+                raise TypeError(f"weigh must return a number, got {weight!r}")
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"weigh must return a finite number of at least 0, got {weight}")
+            for name in ("max_batch_weight", "max_pending_weight"):
+                allowed = getattr(self, f"_{name}")
+                if allowed is not None and weight > allowed:
+                    raise ItemTooHeavy(weight, allowed, name)
+        entry = Entry(item, None, priority=priority, weight=weight)
+        if self._partition is not None:
+            entry.partition = self._partition(item)
+            _check_hashable("partition", entry.partition)
+        if self._coalesce is not None:
+            key = self._coalesce(item)
+            _check_hashable("coalesce", key)
+            entry.key = (key,)  # a key of None is a key too
+        if self._capture_context:
+            entry.context = batch.copy_context()
+        return entry
+
+    def _enter_entry(self, runtime: Runtime, entry: Entry, *, wait: bool, waiter: Any) -> Any:
+        lanes = self._lanes
+        assert lanes is not None  # noqa: S101
+        sharer = None if entry.key is None else lanes.sharer(entry.partition, entry.key)
+        line = sharer is None and (len(self._line) > 0 or not self._has_room(entry.weight))
+        if line and (not wait or self._on_full == "reject"):
+            self._find_gone()
+            line = len(self._line) > 0 or not self._has_room(entry.weight)
+            if line:
+                raise self._full(entry.weight)
+        target = entry if sharer is None else sharer
+        if waiter is None:
+            waiter = runtime.watched_waiter(partial(self._left, target))
+        else:
+            waiter.on_cancel = partial(self._left, target)
+        if sharer is not None:
+            self._share(sharer, waiter, entry.priority)
+        elif line:
+            entry.waiter = waiter
+            entry.state = "waiting"
+            entry.seq = next(self._line_seq)
+            self._line.push(entry)
+            self._pump()
+        else:
+            entry.waiter = waiter
+            lanes.add(entry, self._now())
+            self._pump()
+        return waiter
+
+    def _find_gone(self) -> None:
+        """Before refusing: do without entries that were cancelled and whose notice comes a turn later.
+
+        Only what once stood in chunks gives such notice. Looks at no more than 64 of them for each
+        refusal.
+        """
+        self._refused += 1
+        if not self._converted or 64 * self._refused < len(self._converted):
+            return
+        self._refused = 0
+        converted = [entry for entry in self._converted if entry.state == "buffered"]
+        self._converted = [entry for entry in converted if not entry.waiter.done()]
+        for entry in converted:
+            if entry.waiter.done():
+                self._left(entry, entry.waiter)
+
+    def _share(self, entry: Entry, waiter: Any, priority: float) -> None:
+        """Let one more caller wait for an item that is buffered already."""
+        if isinstance(entry.waiter, Shared):
+            entry.waiter.waiters.append(waiter)
+        else:
+            entry.waiter = Shared([entry.waiter, waiter])
+        if self._lanes is not None:
+            self._lanes.promote(entry, priority)
+
+    def _full(self, weight: float = 0) -> BatcherFull:
+        if self._max_pending is not None and self._room() <= 0:
+            return BatcherFull(self._name, "max_pending", self._max_pending)
+        if self._max_pending_weight is not None and not self._has_room(weight):
+            return BatcherFull(self._name, "max_pending_weight", self._max_pending_weight)
+        limit = self._max_pending if self._max_pending is not None else self._max_pending_weight
+        name = "max_pending" if self._max_pending is not None else "max_pending_weight"
+        return BatcherFull(self._name, name, limit or 0)
+
+    def _generalise(self) -> None:
+        """Keep an entry for each item from now on, until the buffer is empty."""
+        fifo = self._fifo
+        if fifo is None:
+            return
+        self._fast = self._fifo = None
+        lanes = self._lanes = self._new_lanes()
+        lanes.closing = fifo.closing
+        for item, waiter, since in fifo.clear():
+            entry = Entry(item, waiter)
+            lanes.add(entry, since)
+            if isinstance(waiter, Member):
+                waiter[0].entries.append(entry)
+            elif self._runtime is not None:
+                self._runtime.watch(waiter, partial(self._left, entry))
+                self._converted.append(entry)
+
+    def _enter_many(self, items: list[Any], priority: float) -> Group:
+        """Take in the items of a ``submit_many``, as far as there is room; the rest stands in line."""
+        runtime = self._bind()
+        if self._state != "open":
+            raise BatcherClosed(self._name)
+        _check_priority(priority)
+        self._paused = False
+        total = len(items)
+        group = Group(total, next(self._ids))
+        self._ids = count(group.first_id + total)
+        group.waiter = runtime.watched_waiter(partial(self._group_left, group))
+        position = 0
+        if self._fifo is not None and not priority:
+            position = self._enter_fifo(self._fifo, group, items)
+        if position < total:
+            self._generalise()
+            group.feed = _Feed(group, items, position, priority)
+            group.feed.seq = next(self._line_seq)
+            self._line.push(group.feed)
+            if self._on_full == "reject" and self._line.oldest() is not group.feed:
+                self._reject(group.feed)
+            else:
+                self._admit()
+                if group.feed is not None and self._on_full == "reject":
+                    self._reject(group.feed)
+        self._pump()
+        return group
+
+    def _enter_fifo(self, fifo: Fifo, group: Group, items: list[Any]) -> int:
+        """Append as many of a group's items as there is room for; return how many that were."""
+        room = self._room()
+        taken = max(0, min(room, len(items)))
+        if taken:
+            fifo.open(room, self._now() if self._max_wait else 0.0, taken)
+            fifo.items += items[:taken]
+            fifo.waiters += zip(repeat(group), range(taken))
+        self._fast = None
+        if self._max_wait and taken == room:
+            self._generalise()
+        return taken
+
+    def _reject(self, feed: _Feed) -> None:
+        """Give every item that found no room its error."""
+        self._line.discard(feed)
+        feed.group.feed = None
+        for index in range(feed.position, len(feed.items)):
+            feed.group.fail(index, self._full())
+
+    def _next_of(self, feed: _Feed) -> Entry | None:
+        """Return the feed's next item that its own functions accept; None at the end."""
+        while feed.ready is None and feed.position < len(feed.items):
+            index = feed.position
+            try:
+                entry = self._weighed(feed.items[index], feed.priority)
+            except Exception as error:  # noqa: BLE001 - the user's: it is that item's outcome
+                feed.position += 1
+                feed.group.fail(index, error)
+                continue
+            entry.waiter = Member((feed.group, index))
+            feed.ready = entry
+        return feed.ready
+
+    def _admit(self) -> None:
+        """Let those in who wait for room: by priority, the oldest first."""
+        lanes = self._lanes
+        if lanes is None:
+            return
+        while (waiting := self._line.turn()()) is not None:
+            entry = self._next_of(waiting) if isinstance(waiting, _Feed) else waiting
+            if entry is None:
+                self._line.discard(waiting)
+                waiting.group.feed = None
+                continue
+            sharer = None if entry.key is None else lanes.sharer(entry.partition, entry.key)
+            if sharer is None and not self._has_room(entry.weight):
+                return
+            if isinstance(waiting, _Feed):
+                self._advance(waiting)
+                waiting.group.entries.append(entry if sharer is None else sharer)
+            else:
+                self._line.discard(entry)
+                if sharer is not None and not isinstance(entry.waiter, Member):
+                    entry.waiter.on_cancel = partial(self._left, sharer)
+            if sharer is not None:
+                self._share(sharer, entry.waiter, entry.priority)
+            else:
+                lanes.add(entry, self._now())
+
+    def _advance(self, feed: _Feed) -> None:
+        """Step on after one item went in; after a batch of them let others go first."""
+        feed.ready = None
+        feed.position += 1
+        feed.taken += 1
+        if feed.taken % self._current_size() == 0 and len(self._line) > 1:
+            self._line.discard(feed)
+            feed.seq = next(self._line_seq)
+            self._line.push(feed)
+
+    def _left(self, entry: Entry, waiter: Any) -> None:
+        """A caller was cancelled."""
+        if isinstance(entry.waiter, Shared):
+            sharers = entry.waiter.waiters
+            if waiter in sharers:
+                sharers.remove(waiter)
+            if sharers:
+                return
+        state, lanes = entry.state, self._lanes
+        if state == "buffered" and lanes is not None:
+            lanes.withdraw(entry)
+        elif state == "waiting":
+            self._line.discard(entry)
+        elif state == "backoff":
+            self._in_backoff -= 1
+            self._backoff_weight -= entry.weight
+        else:
+            if state == "flying" and entry.run is not None:
+                self._abandon(entry.run)
+            return
+        entry.release()
+        self._changed()
+
+    def _abandon(self, run: Run) -> None:
+        run.gone += 1
+        if self._cancel_abandoned and run.gone >= run.left and not run.ended:
+            self._cancel(run)
+
+    def _group_left(self, group: Group, _: Any) -> None:
+        if group.feed is not None:
+            self._line.discard(group.feed)
+            group.feed = None
+        entries, group.entries = group.entries, []
+        for entry in entries:
+            if isinstance(entry.waiter, Shared):
+                for member in [w for w in entry.waiter.waiters if isinstance(w, Member)]:
+                    if member[0] is group:
+                        self._left(entry, member)
+            else:
+                self._left(entry, entry.waiter)
+        self._changed()
+
+    def _changed(self) -> None:
+        """Something left: let others in, start what is ready, see whether all is done."""
+        if self._line:
+            self._admit()
+        self._simplify()
+        self._pump()
+        self._check_idle()
+
+    def _sweep(self) -> None:
+        """Drop the items of callers who were cancelled without notice yet."""
+        buffer = self._fifo if self._fifo is not None else self._lanes
+        before = self._buffered()
+        buffer.sweep()  # type: ignore[union-attr]
+        if self._buffered() < before:
+            self._fast = None
+            self._changed()
+
+    def _drop(self) -> int:
+        """Close at once: end every caller there and then; return how many there were."""
+        self._state = "closed"
+        self._fast = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        dropped = 0
+        waiters: list[Any] = []
+        if self._fifo is not None:
+            waiters = [waiter for _, waiter, _ in self._fifo.clear()]
+        elif self._lanes is not None:
+            waiters = [self._let_go(entry) for entry in list(self._lanes.entries())]
+        backoffs, self._backoffs = self._backoffs, []
+        waiters += [self._let_go(entry) for _, _, entry in backoffs if entry.state == "backoff"]
+        for waiter in waiters:
+            if not waiter.done():
+                dropped += 1
+                waiter.set_exception(BatcherClosed(self._name))
+        for run in [slot.run for slot in self._slots if slot.run is not None]:
+            dropped += run.left
+            self._give_up(run, lambda: BatcherClosed(self._name, started=True))
+        self._check_idle()
+        return dropped
+
+    def _let_go(self, entry: Entry) -> Any:
+        waiter = entry.waiter
+        if entry.state == "backoff":
+            self._in_backoff -= 1
+            self._backoff_weight -= entry.weight
+        elif self._lanes is not None:
+            self._lanes.withdraw(entry)
+        entry.release()
+        return waiter
+
+
+def _check_priority(priority: Any) -> None:
+    if priority == 0 and type(priority) is int:  # nearly always
+        return
+    if isinstance(priority, bool) or not isinstance(priority, (int, float)) or math.isnan(priority):
+        raise TypeError(f"priority must be a number, got {priority!r}")
+
+
+def _check_hashable(name: str, value: Any) -> None:
+    try:
+        hash(value)
+    except TypeError:
+        raise TypeError(f"{name} must return a hashable value, got {value!r}") from None

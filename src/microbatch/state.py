@@ -1,0 +1,269 @@
+"""What a batcher holds: settings, counts, the buffer, slots and timers; and how much room there is.
+
+A batcher is four classes on top of one another, each in a file of its own: `State` holds, `Outcomes` gives
+each waiter its result, `Dispatch` runs batches, `Entrance` takes items in and lets callers go. On top of
+them stands `Batcher`, the face. An item's way: `_enter` takes it into the buffer, or into the line of those
+who wait for room; `_pump` starts a task while batches are ready and slots are free; the task (`_work`) cuts
+its batch only when it first runs, so that everybody who was runnable before has had a turn, calls the
+handler and gives each waiter its outcome; then it goes on with the next batch that is ready, or ends.
+
+All of it runs in the thread of the event loop that the batcher serves.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from itertools import count
+from typing import TYPE_CHECKING, Any, Literal
+
+from .buffer import Entry, Fifo, Lanes, Ranking
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Hashable
+    from contextvars import Context
+
+    import anyio
+
+    from ._runtime import Handle, Runtime
+    from .adaptive import AdaptiveSize
+    from .batch import Run
+    from .handler import Kind
+    from .retry import Retry
+
+logger = logging.getLogger("microbatch")
+
+#: Items that batches may start with in one turn of the loop, the first batch excepted. Their callers then
+#: wake in the next turn, while they are still in the processor's cache: with 10,000 callers and batches of
+#: 100 that takes a third off the whole cost of an item. And nobody else waits long for a turn.
+TURN = 100
+
+_UNBOUNDED = 1 << 62
+
+_everyone: weakref.WeakSet[State] = weakref.WeakSet()
+
+
+def _forget_everything() -> None:
+    for state in list(_everyone):
+        state._forget()  # noqa: SLF001 - its own module
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_forget_everything)
+
+
+class Slot:
+    """The right to run batches, one at a time, held by a task that goes on while some are ready.
+
+    Attributes:
+        held: True while the slot counts as taken.
+        starting: True while its task is about to cut a batch.
+        handled: Items since the loop last had a turn.
+    """
+
+    __slots__ = ("handled", "held", "run", "starting", "task")
+
+    def __init__(self) -> None:
+        self.held = True
+        self.starting = True
+        self.handled = 0
+        self.task: Handle | None = None
+        self.run: Run | None = None
+
+
+class State:
+    """What a batcher holds."""
+
+    # Slots: more than 30 attributes, and every submit reads six of them.
+    __slots__ = (
+        "__weakref__",
+        "_adaptive",
+        "_backoff_seq",
+        "_backoff_weight",
+        "_backoffs",
+        "_batches",
+        "_breathe",
+        "_busy",
+        "_cancel_abandoned",
+        "_capture_context",
+        "_coalesce",
+        "_context",
+        "_converted",
+        "_create_waiter",
+        "_drain_timeout",
+        "_empty",
+        "_failed",
+        "_fast",
+        "_fatal",
+        "_fifo",
+        "_flying",
+        "_flying_weight",
+        "_handler",
+        "_handler_timeout",
+        "_idle",
+        "_ids",
+        "_in_backoff",
+        "_is_plain",
+        "_items",
+        "_kind",
+        "_lanes",
+        "_line",
+        "_line_seq",
+        "_loop",
+        "_max_batch_weight",
+        "_max_concurrency",
+        "_max_pending",
+        "_max_pending_weight",
+        "_max_wait",
+        "_name",
+        "_now",
+        "_on_full",
+        "_on_start",
+        "_pace",
+        "_partition",
+        "_partition_concurrency",
+        "_paused",
+        "_reasons",
+        "_refused",
+        "_retry",
+        "_running",
+        "_runtime",
+        "_scoped",
+        "_size",
+        "_slots",
+        "_started",
+        "_starting",
+        "_state",
+        "_stuck",
+        "_timer",
+        "_timer_at",
+        "_weigh",
+    )
+
+    # Settings, checked and set by Batcher.
+    _name: str
+    _handler: Callable[[list[Any]], Any]
+    _kind: Kind
+    _size: int
+    _adaptive: AdaptiveSize | None
+    _max_wait: float
+    _max_concurrency: int
+    _max_pending: int | None
+    _on_full: Literal["wait", "reject"]
+    _weigh: Callable[[Any], float] | None
+    _max_batch_weight: float | None
+    _max_pending_weight: float | None
+    _partition: Callable[[Any], Hashable] | None
+    _partition_concurrency: int | None
+    _coalesce: Callable[[Any], Hashable] | None
+    _retry: Retry | None
+    _handler_timeout: float | None
+    _drain_timeout: float | None
+    _cancel_abandoned: bool
+    _capture_context: bool
+    _scoped: bool  # a handler may be cancelled while others go on
+    _is_plain: bool  # nothing is set that needs an entry for each item
+
+    # Of the event loop that is served.
+    _now: Callable[[], float]
+    _create_waiter: Callable[[], Any]
+    _breathe: Callable[[], Awaitable[None]]
+    _started: Callable[[], Awaitable[None]]
+
+    def _begin(self) -> None:
+        """Set the state of a batcher that has nothing and serves no loop."""
+        self._state: Literal["open", "closing", "closed"] = "open"
+        self._pace = max(1, TURN // self._size)
+        self._ids = count()
+        self._fatal: BaseException | None = None
+        #: Called in the batch's context before its handler is: what the durable worker prepares there.
+        self._on_start: Callable[[Run], None] | None = None
+        self._batches = self._items = self._failed = 0
+        self._reasons: dict[str, int] = {}
+        self._context: Context | None = None
+        self._forget()
+        _everyone.add(self)
+
+    def _forget(self) -> None:
+        """Drop what belonged to an event loop that is gone, or to the process that forked this one."""
+        self._runtime: Runtime | None = None
+        self._loop: Any = self  # no loop is this object: the fast path is shut
+        self._fast: Fifo | None = None  # where items may be appended without asking
+        self._fifo: Fifo | None = None
+        self._lanes: Lanes | None = None
+        self._line: Ranking[Any] = Ranking()
+        self._line_seq = count(1)
+        self._converted: list[Entry] = []  # entries made of chunks
+        self._refused = 0  # calls since those were looked at
+        self._paused = False  # somebody else cancelled our task: the loop may be ending
+        self._slots: set[Slot] = set()
+        self._busy = 0  # slots taken
+        self._starting = 0  # of them those whose task is about to cut a batch
+        self._running = 0  # handler calls without an end
+        self._flying = 0
+        self._flying_weight = 0.0
+        self._backoffs: list[tuple[float, int, Entry]] = []
+        self._backoff_seq = count()
+        self._in_backoff = 0
+        self._backoff_weight = 0.0
+        self._stuck: set[Run] = set()
+        self._timer: Handle | None = None
+        self._timer_at = 0.0
+        self._idle: anyio.Event | None = None  # set when nothing is left to drain
+        self._empty: anyio.Event | None = None  # set when no task is left
+        self._reset_buffer()
+
+    def _reset_buffer(self) -> None:
+        if self._is_plain:
+            self._fifo, self._lanes = Fifo(self._size, self._max_wait), None
+        else:
+            self._fifo, self._lanes = None, self._new_lanes()
+
+    def _new_lanes(self) -> Lanes:
+        return Lanes(
+            self._current_size,
+            self._max_wait,
+            max_weight=self._max_batch_weight,
+            lane_limit=self._partition_concurrency,
+        )
+
+    def _current_size(self) -> int:
+        return self._size if self._adaptive is None else self._adaptive.size
+
+    def _buffered(self) -> int:
+        if self._fifo is not None:
+            return self._fifo.count
+        return self._lanes.count if self._lanes is not None else 0
+
+    def _room(self) -> int:
+        if self._max_pending is None:
+            return _UNBOUNDED
+        return self._max_pending - self._buffered() - self._flying - self._in_backoff
+
+    def _has_room(self, weight: float) -> bool:
+        if self._room() <= 0:
+            return False
+        if self._max_pending_weight is None or self._lanes is None:
+            return True
+        pending = self._lanes.weight + self._flying_weight + self._backoff_weight
+        return pending + weight <= self._max_pending_weight
+
+    def _simplify(self) -> None:
+        """Go back to chunks when nothing is left that needs more."""
+        if self._is_plain and self._lanes is not None and not self._lanes.count and not self._line:
+            self._reset_buffer()
+            self._converted.clear()
+            if self._fifo is not None:
+                self._fifo.closing = self._state != "open"
+
+    # What the classes below need of those above.
+
+    def _pump(self, now: float | None = None) -> None:
+        raise NotImplementedError
+
+    def _changed(self) -> None:
+        raise NotImplementedError
+
+    def _free(self, slot: Slot) -> None:
+        raise NotImplementedError
