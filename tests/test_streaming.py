@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import dataclasses
 import gc
+import pickle
 import threading
 from collections import Counter
 from typing import Any
@@ -334,6 +337,25 @@ async def test_a_batchers_outcomes_take_the_ids_of_the_source() -> None:
     async with Batcher(Work()) as batcher:
         [outcome] = await collect(map_batches([Outcome(0, True, 1, id="line 1")], batcher))
     assert (outcome.value, outcome.id) == (2, "line 1")
+
+
+@pytest.mark.parametrize("id", [None, 7])
+async def test_outcomes_of_a_stream_are_outcomes_like_any(id: int | None) -> None:  # noqa: A002
+    """Equal, hashed, shown, copied, pickled and serialised as others are, though made in another way."""
+    [outcome] = await collect(map_batches([Outcome(3, True, 1, id=id)], Work()))
+    other = Outcome(0, True, 2, id=id)
+    assert outcome == other
+    assert other == outcome
+    assert outcome != Outcome(0, True, 3, id=id)
+    assert outcome != 2
+    assert hash(outcome) == hash(other)
+    assert repr(outcome) == repr(other)
+    assert type(pickle.loads(pickle.dumps(outcome))) is Outcome
+    assert pickle.loads(pickle.dumps(outcome)) == copy.copy(outcome) == other
+    assert dataclasses.replace(outcome, index=5) == Outcome(5, True, 2, id=id)
+    assert outcome.as_dict() == other.as_dict()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        outcome.value = 1
 
 
 # --- bounds -----------------------------------------------------------------------------------------------------

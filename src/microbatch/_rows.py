@@ -13,9 +13,9 @@ from typing import IO, Any
 
 import msgspec
 
-from ._sources import make_outcome
+from ._sources import successes
 from .errors import ItemError
-from .outcome import Outcome
+from .outcome import Outcome, outcome_of
 
 Blocks = Iterator[list[Outcome[Any]]]
 
@@ -25,20 +25,6 @@ BLOCK_BYTES = 256 * 1024
 ROW_BYTES_MAX = 16 * 1024 * 1024
 
 _FIELD = re.compile(r" - at `\$\.?([^`]*)`$")
-
-
-def bad_row(index: int, line: int, error: object, row: Any) -> Outcome[Any]:
-    """Return the failed outcome of a row that could not be read."""
-    reason = str(error)
-    field = _FIELD.search(reason)
-    problem = ItemError(
-        f"line {line}: {reason}",
-        code="bad_row",
-        retryable=False,
-        field=(field[1] or None) if field else None,
-        details={"line": line, "row": row},
-    )
-    return make_outcome(index, None, problem, line)
 
 
 def lines_of(file: IO[bytes]) -> Iterator[list[bytes]]:
@@ -65,79 +51,128 @@ def lines_of(file: IO[bytes]) -> Iterator[list[bytes]]:
 # Reading
 
 
-def ndjson_blocks(file: IO[bytes], decode: Callable[[bytes], Any]) -> Blocks:
+class _Outcomes:
+    """Collects the outcomes of rows; good ones are made many at a time."""
+
+    def __init__(self) -> None:
+        self._index = 0
+        self._values: list[Any] = []
+        self._lines: list[int] = []
+        self._outcomes: list[Outcome[Any]] = []
+
+    def good(self, line: int, value: Any) -> None:
+        self._values.append(value)
+        self._lines.append(line)
+
+    def bad(self, line: int, error: object, row: Any) -> None:
+        self._settle()
+        reason = str(error)
+        field = _FIELD.search(reason)
+        problem = ItemError(
+            f"line {line}: {reason}",
+            code="bad_row",
+            retryable=False,
+            field=(field[1] or None) if field else None,
+            details={"line": line, "row": row},
+        )
+        self._outcomes.append(outcome_of(self._index, problem, id=line))
+        self._index += 1
+
+    def _settle(self) -> None:
+        self._outcomes += successes(self._index, self._values, self._lines)
+        self._index += len(self._values)
+        self._values, self._lines = [], []
+
+    def taken(self) -> list[Outcome[Any]]:
+        """Return what came since the last time."""
+        self._settle()
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes
+
+
+def ndjson_blocks(file: IO[bytes], decoder: msgspec.json.Decoder[Any]) -> Blocks:
     """Yield the outcomes of a file with one JSON value on each line; blank lines are left out."""
-    index = line = 0
+    found = _Outcomes()
+    line = 0
     for lines in lines_of(file):
-        outcomes: list[Outcome[Any]] = []
-        for text in lines:
-            line += 1
-            try:
-                outcomes.append(make_outcome(index, decode(text), None, line))
-            except ValueError as error:
-                if text.isspace():
-                    continue
-                outcomes.append(bad_row(index, line, error, text.decode(errors="replace").rstrip()))
-            index += 1
-        yield outcomes
+        try:
+            values = decoder.decode_lines(b"".join(lines))
+        except ValueError:
+            values = []
+        if len(values) == len(lines):  # all of them are good, and none is blank
+            for line, value in enumerate(values, line + 1):  # noqa: B020
+                found.good(line, value)
+        else:
+            for line, text in enumerate(lines, line + 1):  # noqa: B020
+                try:
+                    found.good(line, decoder.decode(text))
+                except ValueError as error:
+                    if not text.isspace():
+                        found.bad(line, error, text.decode(errors="replace").rstrip())
+        yield found.taken()
 
 
 def csv_blocks(file: IO[bytes], decode: Callable[[dict[str, Any]], Any]) -> Blocks:
     """Yield the outcomes of a CSV file whose first row has the columns' names."""
     lines = _CsvLines(file)
     rows = csv.reader(lines, strict=True)
-    try:
-        names = next(filter(None, rows), None)
-    except csv.Error as error:
-        raise ValueError(f"line 1: {error}") from None
-    if names is None:
-        return
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"the first line names columns twice: {', '.join(map(repr, twice))}")
-    index = 0
-    outcomes: list[Outcome[Any]] = []
+    names = _names(rows)
+    found = _Outcomes()
+    width = len(names)
     while True:
         line = rows.line_num + 1
         try:
             cells = next(rows)
-            if not cells:
-                continue
-            outcome = _csv_outcome(index, line, names, cells, decode, check=lines.undecodable)
         except StopIteration:
             break
         except csv.Error as error:
-            raw = lines.between(line, rows.line_num)
-            outcome = bad_row(index, line, error, raw)
-        outcomes.append(outcome)
-        index += 1
+            found.bad(line, error, lines.between(line, rows.line_num))
+            continue
+        if len(cells) == width and not lines.undecodable:
+            row = dict(zip(names, cells))  # noqa: B905 - counted already
+            try:
+                found.good(line, decode(row))
+            except ValueError as error:
+                found.bad(line, error, row)
+        elif cells:
+            _suspicious(found, line, names, cells, decode)
         if lines.blocks_read > 1:
             lines.blocks_read = 1
-            yield outcomes
-            outcomes = []
-    yield outcomes
+            yield found.taken()
+    yield found.taken()
 
 
-def _csv_outcome(
-    index: int,
+def _names(rows: Iterator[list[str]]) -> list[str]:
+    try:
+        names = next(filter(None, rows), [])
+    except csv.Error as error:
+        raise ValueError(f"line 1: {error}") from None
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"the first line names columns twice: {', '.join(map(repr, twice))}")
+    return names
+
+
+def _suspicious(
+    found: _Outcomes,
     line: int,
     names: list[str],
     cells: list[str],
     decode: Callable[[dict[str, Any]], Any],
-    *,
-    check: bool,
-) -> Outcome[Any]:
+) -> None:
+    """Take a row that has more or fewer cells than columns, or may not be UTF-8."""
     row: dict[str, Any] = dict(zip(names, cells, strict=False))
-    if check and not _is_text("".join(cells)):
+    if not _is_text("".join(cells)):
         shown = {name: cell.encode(errors="replace").decode() for name, cell in row.items()}
-        return bad_row(index, line, "it is not UTF-8", shown)
-    if len(cells) != len(names):
+        found.bad(line, "it is not UTF-8", shown)
+    elif len(cells) != len(names):
         problem = f"{len(cells)} cells, but the first line names {len(names)} columns"
-        return bad_row(index, line, problem, dict.fromkeys(names, "") | row)
-    try:
-        return make_outcome(index, decode(row), None, line)
-    except ValueError as error:
-        return bad_row(index, line, error, dict(zip(names, cells, strict=True)))
+        found.bad(line, problem, dict.fromkeys(names, "") | row)
+    else:
+        try:
+            found.good(line, decode(row))
+        except ValueError as error:
+            found.bad(line, error, row)
 
 
 def _is_text(text: str) -> bool:
@@ -222,7 +257,7 @@ def _on_empty(info: msgspec.inspect.Type) -> Any:
     return "" if any(isinstance(one, texts) for one in types) else msgspec.UNSET
 
 
-def json_blocks(file: IO[bytes], decode: Callable[[str], Any]) -> Blocks:
+def json_blocks(file: IO[bytes], decoder: msgspec.json.Decoder[Any]) -> Blocks:
     """Yield the outcomes of a JSON array's elements, read one after another.
 
     Raises:
@@ -233,8 +268,7 @@ def json_blocks(file: IO[bytes], decode: Callable[[str], Any]) -> Blocks:
     if text.skip() != "[":
         raise ValueError(f"line {text.line}: a JSON array is expected")
     text.take(1)
-    index = 0
-    outcomes: list[Outcome[Any]] = []
+    found = _Outcomes()
     done = text.skip() == "]"
     if done:
         text.take(1)
@@ -242,19 +276,17 @@ def json_blocks(file: IO[bytes], decode: Callable[[str], Any]) -> Blocks:
         try:
             line, element, after = text.element()
         except ValueError:
-            yield outcomes
+            yield found.taken()
             raise
         try:
-            outcomes.append(make_outcome(index, decode(element), None, line))
+            found.good(line, decoder.decode(element))
         except ValueError as error:
-            outcomes.append(bad_row(index, line, error, element))
-        index += 1
+            found.bad(line, error, element)
         done = after == "]"
         if text.refilled:
             text.refilled = False
-            yield outcomes
-            outcomes = []
-    yield outcomes
+            yield found.taken()
+    yield found.taken()
     if text.skip():
         raise ValueError(f"line {text.line}: more follows after the JSON array")
 

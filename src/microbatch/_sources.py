@@ -2,43 +2,73 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 
-from .errors import Skipped
 from .layers._passing import is_asked_for
 from .outcome import Outcome
 
-# A frozen dataclass sets each field by a call of its own; the slots' setters take half the time,
-# which is most of what a stream costs for each item.
+# A frozen dataclass sets each of its seven fields by a call of its own, which for a stream is most
+# of what an item costs. So succeeded items, nearly all, share what is the same for all of them, and
+# the rest is set for many at a time by loops in C.
 _new = Outcome.__new__
-_set_index, _set_ok, _set_value, _set_error, _set_skipped, _set_attempts, _set_id = (
-    Outcome.__dict__[name].__set__
-    for name in ("index", "ok", "value", "error", "skipped", "attempts", "id")
+_set_index, _set_value, _set_id = (
+    Outcome.__dict__[name].__set__ for name in ("index", "value", "id")
 )
 
 
-def make_outcome(
-    index: int,
-    value: Any,
-    error: Exception | None = None,
-    id: int | str | None = None,  # noqa: A002
-    attempts: int = 1,
-) -> Outcome[Any]:
-    """Return the outcome of one item: of its value, or of its error if it has one."""
-    outcome = _new(Outcome)
-    _set_index(outcome, index)
-    _set_ok(outcome, error is None)
-    _set_value(outcome, value)
-    _set_error(outcome, error)
-    _set_skipped(outcome, error is not None and isinstance(error, Skipped))
-    _set_attempts(outcome, attempts)
-    _set_id(outcome, id)
-    return outcome
+class _SuccessWithId(Outcome[Any]):
+    """An outcome with a value, at its first attempt: equal to such an `Outcome`, pickled as one."""
+
+    __slots__ = ()
+
+    ok = True
+    error = None
+    skipped = False
+    attempts = 1
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[misc]  # what comparing and replacing go by
+        return Outcome
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Outcome, tuple(getattr(self, name) for name in _NAMES)
+
+
+class _Success(_SuccessWithId):
+    """The same without an id."""
+
+    __slots__ = ()
+
+    id = None
+
+
+_NAMES = tuple(field.name for field in dataclasses.fields(Outcome))
+
+
+def successes(
+    start: int, values: list[Any], ids: Iterable[Any] | None = None
+) -> list[Outcome[Any]]:
+    """Return the outcomes of items that succeeded, indexed from ``start``."""
+    count = len(values)
+    kind = _Success if ids is None else _SuccessWithId
+    outcomes: list[Outcome[Any]] = list(map(_new, repeat(kind, count)))
+    deque(map(_set_index, outcomes, range(start, start + count)), maxlen=0)
+    deque(map(_set_value, outcomes, values), maxlen=0)
+    if ids is not None:
+        deque(map(_set_id, outcomes, ids), maxlen=0)
+    return outcomes
+
+
+def are_values(results: list[Any]) -> bool:
+    """Tell whether there is neither an exception nor an outcome among them."""
+    return not any(issubclass(kind, (Exception, Outcome)) for kind in set(map(type, results)))
 
 
 def reader_of(source: Iterable[Any] | AsyncIterable[Any]) -> Reader | AsyncReader:

@@ -91,7 +91,7 @@ def read_rows(
     else:
         decoder = msgspec.json.Decoder() if type is None else msgspec.json.Decoder(type)
         reader = _rows.json_blocks if kind == "json" else _rows.ndjson_blocks
-        blocks = partial(cast("Any", reader), decode=decoder.decode)
+        blocks = partial(cast("Any", reader), decoder=decoder)
     return _read(place, blocks, zipped=zipped)
 
 

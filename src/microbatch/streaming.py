@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from collections.abc import (
@@ -15,19 +16,21 @@ from collections.abc import (
     Sized,
 )
 from dataclasses import dataclass
+from itertools import repeat
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, Self, TypedDict, TypeVar, Unpack, cast, overload
 
 import anyio
 import anyio.to_thread
 
 from . import _checks
-from ._sources import AsyncReader, Reader, make_outcome, reader_of
+from ._sources import AsyncReader, Reader, are_values, reader_of, successes
 from .batcher import Batcher
 from .errors import BatchFailed
 from .handler import bulk, copy_exception, kind_of, name_of, results_of
 from .layers._passing import crash_of, is_asked_for
 from .layers._withheld import without_batcher
-from .outcome import BatchReport, Outcome
+from .outcome import BatchReport, Outcome, outcome_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -36,6 +39,8 @@ __all__ = ["OutcomeStream", "Progress", "map_batches"]
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+_OK, _SKIPPED = attrgetter("ok"), attrgetter("skipped")
 
 #: Seconds that leaving waits for a source to close: enough for a file or a cursor, and a bound.
 _SECONDS_TO_CLOSE = 5.0
@@ -360,8 +365,8 @@ class OutcomeStream(Generic[R]):
 
     def _count(self, outcomes: list[Outcome[Any]]) -> None:
         before = self.progress
-        succeeded = sum([outcome.ok for outcome in outcomes])
-        skipped = sum([o.skipped for o in outcomes]) if succeeded < len(outcomes) else 0
+        succeeded = sum(map(_OK, outcomes))
+        skipped = sum(map(_SKIPPED, outcomes)) if succeeded < len(outcomes) else 0
         self.progress = now = Progress(
             before.done + len(outcomes),
             before.succeeded + succeeded,
@@ -431,7 +436,7 @@ def _in_own_thread(handler: Any) -> Callable[[list[Any]], Awaitable[list[Any]]]:
 
 def _unwrap(items: list[Any]) -> tuple[list[Any], dict[int, Outcome[Any]], list[Any] | None]:
     """Return what the handler gets, which items failed before, and the ids that they came with."""
-    if Outcome not in set(map(type, items)):
+    if not any(issubclass(kind, Outcome) for kind in set(map(type, items))):
         return list(items), {}, None
     failed: dict[int, Outcome[Any]] = {}
     values: list[Any] = []
@@ -460,17 +465,15 @@ def _outcomes_of(
         found = iter(results)
         count = len(results) + len(failed)
         results = [failed[i] if i in failed else next(found) for i in range(count)]
+    if are_values(results):
+        return successes(start, results, ids)
     outcomes: list[Outcome[Any]] = []
-    for position, result in enumerate(results):
-        own_id = None if ids is None else ids[position]
+    for index, (result, own_id) in enumerate(zip(results, ids or repeat(None)), start):  # noqa: B905
         if isinstance(result, Outcome):
-            own_id = result.id if ids is None else own_id
-            value, error, attempts = result.value, result.error, result.attempts
-            outcomes.append(make_outcome(start + position, value, error, own_id, attempts))
-        elif isinstance(result, Exception):
-            outcomes.append(make_outcome(start + position, None, result, own_id))
+            own_id = result.id if ids is None else own_id  # noqa: PLW2901
+            outcomes.append(dataclasses.replace(result, index=index, id=own_id))
         else:
-            outcomes.append(make_outcome(start + position, result, None, own_id))
+            outcomes.append(outcome_of(index, result, id=own_id))
     return outcomes
 
 
