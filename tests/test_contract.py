@@ -6,6 +6,7 @@ import asyncio
 import gc
 import inspect
 import logging
+import sys
 from typing import Any
 
 import anyio
@@ -13,7 +14,7 @@ import anyio.lowlevel
 import pytest
 import sniffio
 import trio
-from support import Gate, Recorder, counted, outcome, outcomes, run, tasks_alive, turns
+from support import BACKENDS, Gate, Recorder, counted, outcome, outcomes, run, tasks_alive, turns
 
 from microbatch import (
     AdaptiveSize,
@@ -476,6 +477,73 @@ async def test_the_reason_of_each_batch_is_counted() -> None:
     } | {reason: 0 for reason in batcher.stats().reasons if reason == "idle"}
 
 
+async def test_a_handler_that_never_yields_leaves_the_loop_its_turns() -> None:
+    """Batch after batch without an await: other tasks must run in between, for a health check's sake."""
+    ticks = 0
+
+    async def handler(items: list[int]) -> list[int]:
+        return items
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with (
+        Batcher(handler, max_batch_size=1, max_pending=None) as batcher,
+        anyio.create_task_group() as tasks,
+    ):
+        pendings = [batcher.submit_nowait(item) for item in range(5000)]
+        tasks.start_soon(tick)
+        assert await pendings[-1] == 4999
+        tasks.cancel_scope.cancel()
+    assert ticks >= 10
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop"] if "uvloop" in BACKENDS else ["asyncio"])
+def test_on_asyncio_a_pending_fits_asyncios_own_functions(backend: str) -> None:
+    """gather over submit_nowait is the cheapest way in; wait_for, wait and shield work as with any future."""
+    handler = Recorder(seconds=1)
+
+    async def main() -> None:
+        async with Batcher(handler, max_wait=0.5) as batcher:
+            assert await asyncio.gather(*map(batcher.submit_nowait, range(5))) == [
+                0,
+                10,
+                20,
+                30,
+                40,
+            ]
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(batcher.submit_nowait(6), 0.1)
+            assert counted(batcher).pending == 0
+            shielded = batcher.submit_nowait(7)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(shielded), 0.1)
+            done, _ = await asyncio.wait([shielded])
+            assert done.pop().result() == 70
+
+    run(backend, main)
+    assert handler.batches == [[0, 1, 2, 3, 4], [7]]
+
+
+if sys.version_info >= (3, 12):
+
+    def test_an_eager_task_factory_changes_nothing() -> None:
+        """Eager tasks run up to their first wait at once: calls made together must still travel together."""
+        handler = Recorder()
+
+        async def main() -> None:
+            asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+            async with Batcher(handler) as batcher, asyncio.TaskGroup() as tasks:
+                started = [tasks.create_task(batcher.submit(item)) for item in range(50)]
+            assert [task.result() for task in started] == [item * 10 for item in range(50)]
+
+        run("asyncio", main)
+        assert handler.sizes == [50]
+
+
 # --- flush ------------------------------------------------------------------------------------------------------
 
 
@@ -576,6 +644,26 @@ async def test_two_flushes_at_once_both_end() -> None:
         await outcomes(batcher.flush(), batcher.flush(), batcher.flush())
         assert counted(batcher).pending == 0
     assert handler.sizes == [1]
+
+
+async def test_a_flush_ends_under_a_steady_stream_of_urgent_items() -> None:
+    """It waits for what was there at the call, and that is not starved."""
+    handler = Recorder(seconds=1)
+    async with Batcher(handler, max_batch_size=1) as batcher, anyio.create_task_group() as tasks:
+        batcher.submit_nowait(-1)
+
+        async def stream() -> None:
+            while True:
+                batcher.submit_nowait(1, priority=5)
+                await anyio.sleep(1)
+
+        tasks.start_soon(stream)
+        await anyio.sleep(0.5)
+        batcher.submit_nowait(-2)
+        start = anyio.current_time()
+        await batcher.flush()
+        assert anyio.current_time() - start < 50
+        tasks.cancel_scope.cancel()
 
 
 async def test_a_failed_batch_does_not_fail_the_flush() -> None:

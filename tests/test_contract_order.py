@@ -166,6 +166,24 @@ async def test_max_pending_weight_bounds_what_is_held() -> None:
     assert flat(handler) == [6, 7]
 
 
+async def test_a_heavy_waiter_is_not_overtaken_by_light_ones() -> None:
+    """Strict order in the queue for room, too: else a stream of small items would keep a large one out for ever."""
+    handler = Gate()
+    async with Batcher(handler, weigh=lambda item: item, max_pending_weight=10) as batcher:
+        held = batcher.submit_nowait(6)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(batcher.submit, 9)
+            await turns()
+            tasks.start_soon(batcher.submit, 1)
+            await turns()
+            assert counted(batcher).waiting == 2
+            with pytest.raises(BatcherFull):
+                batcher.submit_nowait(2)
+            handler.opened.set()
+        assert await held == 60
+    assert flat(handler) == [6, 9, 1]
+
+
 async def test_an_item_heavier_than_all_room_is_refused_at_once() -> None:
     """Waiting for room that never comes would be a hang."""
     async with Batcher(Recorder(), weigh=lambda item: item, max_pending_weight=12) as batcher:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anyio
@@ -565,6 +566,37 @@ def test_a_second_loop_at_the_same_time_is_told_so(backend_name: str, call: str)
     assert first == [10, 20]
     assert 5 not in handler.seen
     assert run(backend_name, batcher.submit, 3) == 30
+
+
+@pytest.mark.parametrize("first", ["asyncio", "trio"])
+@pytest.mark.parametrize("second", ["asyncio", "trio", None])
+def test_another_kind_of_loop_or_none_is_told_so_too(first: str, second: str | None) -> None:
+    """A trio program, an asyncio program and a plain thread in one process; a fast path must not mistake them."""
+    batcher = Batcher(Recorder(), name="shared")
+    busy, done = threading.Event(), threading.Event()
+
+    async def hold() -> Any:
+        batcher.submit_nowait(0)  # the buffer is open: the way in is at its shortest
+        busy.set()
+        await anyio.to_thread.run_sync(done.wait)
+        return await batcher.submit(1)
+
+    async def intrude() -> None:
+        batcher.submit_nowait(5)
+
+    with ThreadPoolExecutor() as pool:
+        held = pool.submit(run, first, hold, real_time=True)
+        assert busy.wait(10)
+        try:
+            with pytest.raises(RuntimeError):
+                if second is None:
+                    batcher.submit_nowait(5)
+                else:
+                    run(second, intrude, real_time=True)
+        finally:
+            done.set()
+        assert held.result(10) == 10
+    assert counted(batcher).items == 2
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
