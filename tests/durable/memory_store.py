@@ -9,6 +9,7 @@ from typing import Any
 from microbatch.durable.codec import encode_reason
 from microbatch.durable.errors import IdempotencyConflict, QueueFull
 from microbatch.durable.records import (
+    Appended,
     Claim,
     Claimed,
     Consumer,
@@ -90,6 +91,12 @@ class MemoryStore:
             a if isinstance(a, Exception) else [s._replace(taken=s.id in taken and not s.repeated) for s in a]
             for a in answers
         ]
+
+    async def append(self, payloads, take):
+        answers = await self.enqueue([[NewItem(payload)] for payload in payloads], take)
+        stored = [answer[0] for answer in answers if isinstance(answer, list)]
+        first = stored[0].id if stored else self.last_id + 1
+        return Appended(first, len(stored), sum(s.taken for s in stored), "max_depth")
 
     def _add(self, item: NewItem, now: float) -> Stored:
         if item.key is not None:

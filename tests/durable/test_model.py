@@ -31,6 +31,7 @@ items = st.builds(
 )
 steps = st.one_of(
     st.tuples(st.just("enqueue"), st.lists(st.lists(items, min_size=1, max_size=3), min_size=1, max_size=3), st.integers(0, 3)),
+    st.tuples(st.just("append"), st.lists(st.sampled_from([b"a", b"b"]), min_size=1, max_size=6), st.integers(0, 3)),
     st.tuples(st.just("claim"), st.sampled_from(CONSUMERS), st.integers(1, 4), st.booleans()),
     st.tuples(st.just("settle"), st.sampled_from(CONSUMERS), st.lists(st.tuples(numbers, st.sampled_from([State.READY, State.SCHEDULED, State.DONE, State.DEAD]), st.booleans()), max_size=4, unique_by=lambda s: s[0])),
     st.tuples(st.just("stale"), st.sampled_from(CONSUMERS), numbers),
@@ -91,6 +92,12 @@ class Both:
             for stored in answer if isinstance(answer, list) else ():
                 if stored.taken:
                     self.held[1][stored.id] = self.number
+
+    async def append(self, payloads, room):
+        take = Take(self.names[1], self.number, room) if room else None
+        first, _, taken, _ = await self.same(lambda store: store.append(payloads, take))
+        for number in range(first, first + taken):
+            self.held[1][number] = self.number
 
     async def claim(self, consumer, limit, idle):
         claim = Claim(self.names[consumer], self.number, limit, idle)

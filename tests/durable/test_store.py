@@ -130,6 +130,27 @@ async def test_the_short_way_takes_the_most_urgent_first(make):
     assert [answer[0].taken for answer in answers] == [False, True, True]
 
 
+async def test_appending_is_enqueueing_in_bulk(make):
+    """The usual way has statements of its own: many rows in each."""
+    store = await make(max_depth=100)
+    appended = await store.append([bytes([n]) for n in range(90)], Take(1, 1, 7))
+    assert appended == (1, 90, 7, "max_depth")
+    assert (await store.append([b"x"] * 15, Take(1, 2, 7)))[:3] == (91, 10, 0)
+    assert (await store.append([b"x"] * 2, None))[:3] == (101, 0, 0)
+    assert await claim(store, 3, number=3) == [(bytes([n]), 1) for n in (7, 8, 9)]
+    assert await store.settle_and_claim(1, [done(3, 1)], None) == ({3}, [])
+    assert await counts(store) == {"ready": 90, "claimed": 9, "done": 1}
+    assert await ids(store, new(*(bytes([n]) for n in range(1)))) == [[101]]
+
+
+async def test_many_rows_with_fields_of_their_own(make):
+    """They go in several statements, and each keeps its place."""
+    store = await make()
+    requests = [NewItem(bytes([n]), priority=-n) for n in range(90)]
+    assert await ids(store, requests) == [list(range(1, 91))]
+    assert await claim(store, 100) == [(bytes([n]), 1) for n in range(90)]
+
+
 async def test_a_settle_needs_the_consumer_and_the_claim(make):
     store = await make()
     await ids(store, new(b"a", b"b", b"c"))

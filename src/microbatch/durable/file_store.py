@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import aiosqlite
 
     from .clock import Clock
-    from .records import Claim, Claimed, Consumer, DeadRow, Found, NewItem, Peek, QueueStats
+    from .records import Appended, Claim, Claimed, Consumer, DeadRow, Found, NewItem, Peek, QueueStats
     from .records import Settlement, Stored, Take
 
 T = TypeVar("T")
@@ -37,6 +37,7 @@ class Store(Protocol):
     async def enqueue(
         self, requests: Sequence[Sequence[NewItem]], take: Take | None
     ) -> list[list[Stored] | Exception]: ...
+    async def append(self, payloads: Sequence[bytes], take: Take | None) -> Appended: ...
     async def settle_and_claim(
         self, consumer: int, settlements: Sequence[Settlement], claim: Claim | None
     ) -> tuple[set[int], list[Claimed]]: ...
@@ -110,6 +111,18 @@ class FileStore:
         except sqlite3.Error:
             return await self._database.write(lambda raw: self._one_by_one(raw, requests))
         return answers
+
+    async def append(self, payloads: Sequence[bytes], take: Take | None) -> Appended:
+        """Store items that have nothing but a payload; see `Session.append`.
+
+        Raises:
+            sqlite3.Error: If a statement failed on its own account: `enqueue` then finds out whose.
+        """
+        answer = await self._write(lambda session: session.append(payloads, take))
+        if answer.limit == "max_file_bytes":
+            await self._database.glance(empty_log)
+            answer = await self._write(lambda session: session.append(payloads, take))
+        return answer
 
     def _one_by_one(
         self, raw: sqlite3.Connection, requests: Sequence[Sequence[NewItem]]

@@ -8,7 +8,7 @@ import os
 import secrets
 import sqlite3
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, overload
 
 import aiosqlite
 import anyio
@@ -16,10 +16,10 @@ import anyio
 from .. import _checks
 from .._runtime import current_runtime
 from ..batcher import Batcher
-from ..errors import BatcherClosed
+from ..errors import BatcherClosed, BatcherFull
 from .clock import Clock
 from .codec import Codec, decode_error, decode_roughly, fingerprint
-from .errors import ItemCancelled, ItemFailed, QueueUnavailable, UnknownTicket
+from .errors import ItemCancelled, ItemFailed, QueueFull, QueueUnavailable, UnknownTicket
 from .file_store import FileStore
 from .joining import enqueue_on, enqueue_on_aiosqlite
 from .records import DeadLetter, NewItem, State, Ticket, ticket_id
@@ -81,6 +81,14 @@ class _Task:
         if self.on_end is not None:
             self.on_end()
         self.ended.set()
+
+
+class Plain(NamedTuple):
+    """The usual request: one item with neither key nor priority nor delay."""
+
+    payload: bytes
+    value: Any
+    waiter: Any = None
 
 
 class DurableQueue(Generic[T, R]):
@@ -181,7 +189,7 @@ class DurableQueue(Generic[T, R]):
         self._waiters: dict[int, list[Any]] = {}
         self._seen = -1
         self._trouble = False
-        self._enqueues: Batcher[Request, list[Stored]] = Batcher(
+        self._enqueues: Batcher[Any, Any] = Batcher(
             self._enqueue_group,
             max_batch_size=GROUP_MAX,
             max_pending=PENDING_MAX,
@@ -370,16 +378,20 @@ class DurableQueue(Generic[T, R]):
 
         Cancellation stops the waiting, never a stored item.
         """
-        new, value = self._new(item, key, priority, delay)
+        request = self._request(item, key, priority, delay)
         runtime = await self._open()
         self._guard("submit")
         waiter = runtime.create_waiter()
         try:
-            (stored,) = await self._enqueues.submit(Request([new], [value], waiter))
+            if isinstance(request, Plain):
+                number = await self._hand_in(request._replace(waiter=waiter))
+            else:
+                request.waiter = waiter
+                ((number, *_),) = await self._hand_in(request)
         except BaseException:
             waiter.cancel()  # the transaction may be under way: its outcome is for nobody then
             raise
-        return await self._outcome(stored.id, waiter)
+        return await self._outcome(number, waiter)
 
     async def enqueue(
         self, item: T, *, key: str | None = None, priority: int = 0, delay: float = 0
@@ -389,10 +401,27 @@ class DurableQueue(Generic[T, R]):
         Takes and raises what ``submit`` does up to there. Cancellation before it returns leaves open
         whether the item was stored: use ``key``.
         """
-        new, value = self._new(item, key, priority, delay)
+        request = self._request(item, key, priority, delay)
         await self._open()
-        (stored,) = await self._enqueues.submit(Request([new], [value]))
-        return Ticket(stored.id, self._queue_name, key)
+        if isinstance(request, Plain):
+            return Ticket(await self._hand_in(request), self._queue_name)
+        ((number, *_),) = await self._hand_in(request)
+        return Ticket(number, self._queue_name, key)
+
+    def _hand_in(self, request: Plain | Request) -> Awaitable[Any]:
+        """Put a request into the next transaction; await what comes of it."""
+        try:
+            return self._enqueues.submit_nowait(request)
+        except BatcherFull:
+            return self._enqueues.submit(request)  # waits for room
+
+    def _request(
+        self, item: Any, key: str | None, priority: int, delay: float
+    ) -> Plain | Request:
+        if key is None and priority == 0 and delay == 0:
+            return Plain(*self._items.encode(item))
+        new, value = self._new(item, key, priority, delay)
+        return Request([new], [value])
 
     async def enqueue_many(
         self, items: Iterable[T], *, priority: int = 0, delay: float = 0
@@ -407,7 +436,7 @@ class DurableQueue(Generic[T, R]):
             news.append(new)
             values.append(value)
         await self._open()
-        stored = await self._enqueues.submit(Request(news, values)) if news else []
+        stored = await self._hand_in(Request(news, values)) if news else []
         return [Ticket(row.id, self._queue_name) for row in stored]
 
     @overload
@@ -489,32 +518,74 @@ class DurableQueue(Generic[T, R]):
             mark = fingerprint(payload)
         return NewItem(payload, key, mark, priority, float(delay)), value
 
-    async def _enqueue_group(self, requests: list[Request]) -> list[list[Stored] | Exception]:
-        """Store what many callers brought, in one transaction: the handler of a Batcher."""
+    async def _enqueue_group(self, requests: list[Any]) -> list[Any]:
+        """Store what many callers brought, in one transaction: the handler of a Batcher.
+
+        A caller's result is its item's id if its request is ``Plain``, else a list of ``Stored``.
+        """
         take = self._take()
         try:
-            answers = await self._store.enqueue([request.items for request in requests], take)
+            if all(type(request) is Plain for request in requests):
+                try:
+                    return await self._append_group(requests, take)
+                except sqlite3.Error:
+                    pass  # one of them is odd: the longer way finds out which
+            return await self._store_group(requests, take)
         finally:
             self._took(take)
+
+    async def _append_group(self, requests: list[Plain], take: Take | None) -> list[Any]:
+        done = await self._store.append([request.payload for request in requests], take)
+        first, accepted, taken, limit = done
+        for number, (payload, value, waiter) in enumerate(requests[:accepted], first):
+            if waiter is not None and not waiter.done():
+                self._waiters.setdefault(number, []).append(waiter)
+            if number < first + taken:
+                assert take is not None  # noqa: S101 - nobody else could have taken it
+                self._begin_taken(take, number, NewItem(payload), value)
+        if accepted > taken:
+            self._more_to_do()
+        answers: list[Any] = list(range(first, first + accepted))
+        if accepted < len(requests):
+            allowed = getattr(self._limits, limit)
+            answers += [
+                QueueFull(self._queue_name, limit, allowed) for _ in range(len(requests) - accepted)
+            ]
+        return answers
+
+    async def _store_group(
+        self, requests: list[Plain | Request], take: Take | None
+    ) -> list[Any]:
+        wholes = [
+            Request([NewItem(request.payload)], [request.value], request.waiter)
+            if isinstance(request, Plain)
+            else request
+            for request in requests
+        ]
+        answers = await self._store.enqueue([whole.items for whole in wholes], take)
         ready = False
-        for request, answer in zip(requests, answers, strict=True):
+        for whole, answer in zip(wholes, answers, strict=True):
             if isinstance(answer, Exception):
                 continue
-            if request.waiter is not None and not request.waiter.done():
-                self._waiters.setdefault(answer[0].id, []).append(request.waiter)
-            for stored, item, value in zip(answer, request.items, request.values, strict=True):
+            waiter = whole.waiter
+            if waiter is not None and not waiter.done():
+                self._waiters.setdefault(answer[0].id, []).append(waiter)
+            for stored, item, value in zip(answer, whole.items, whole.values, strict=True):
                 if stored.taken:
                     assert take is not None  # noqa: S101 - nobody else could have taken it
-                    self._begin_taken(take, stored, item, value)
+                    self._begin_taken(take, stored.id, item, value)
                 elif item.delay > 0 and not stored.repeated:
                     self._due_in(item.delay)
                 else:
                     ready = True
-                    if stored.repeated and request.waiter is not None:
+                    if stored.repeated and waiter is not None:
                         self._seen = -1  # it may have ended long ago: look anew
         if ready:
             self._more_to_do()
-        return answers
+        return [
+            answer[0].id if isinstance(request, Plain) and isinstance(answer, list) else answer
+            for request, answer in zip(requests, answers, strict=True)
+        ]
 
     def _take(self) -> Take | None:
         """Return the right to keep new items, which only a worker has."""
@@ -523,7 +594,7 @@ class DurableQueue(Generic[T, R]):
     def _took(self, take: Take | None) -> None:
         """Give back what of that right was not used."""
 
-    def _begin_taken(self, take: Take, stored: Stored, item: NewItem, value: Any) -> None:
+    def _begin_taken(self, take: Take, number: int, item: NewItem, value: Any) -> None:
         """Handle an item that was claimed as it was stored."""
         raise NotImplementedError
 

@@ -127,6 +127,22 @@ class Stored(NamedTuple):
     repeated: bool = False
 
 
+class Appended(NamedTuple):
+    """What became of items that have nothing but a payload.
+
+    Attributes:
+        first_id: The first one's id; the others follow.
+        accepted: How many there was room for: the first ones.
+        taken: How many of those the enqueueing consumer has already: the first ones.
+        limit: The setting that the others ran into.
+    """
+
+    first_id: int
+    accepted: int
+    taken: int
+    limit: str
+
+
 class Take(NamedTuple):
     """The right of an enqueueing consumer to keep the first ``room`` items: the short way."""
 

@@ -341,8 +341,19 @@ class DurableBatcher(DurableQueue[T, R]):
         if take is not None:
             self._reserved -= take.room
 
-    def _begin_taken(self, take: Take, stored: Stored, item: NewItem, value: Any) -> None:
-        claimed = Claimed(stored.id, take.claim, item.payload, item.priority, 1, False, item.key, None, item.trace)  # noqa: FBT003
+    def _begin_taken(self, take: Take, number: int, item: NewItem, value: Any) -> None:
+        payload, key, _, priority, _, _, trace = item
+        claimed = Claimed(
+            number,
+            take.claim,
+            payload,
+            priority,
+            attempts=1,
+            suspect=False,
+            key=key,
+            job=None,
+            trace=trace,
+        )
         self._hand_over(claimed, value)
 
     def _due_in(self, delay: float) -> None:
