@@ -88,7 +88,7 @@ def rate_limited(
             start = bucket.start(now, tokens)
             if start > now:
                 await anyio.sleep_until(start)
-            bucket.take(now, tokens)
+            bucket.take(now, tokens, anyio.current_time())
         return await call(items)
 
     return limited
@@ -101,8 +101,9 @@ def _cost_of(item: Any, cost: Callable[[Any], float]) -> float:
 class TokenBucket:
     """When calls may start: a token bucket kept as one moment, as in the GCRA of ITU-T I.371. Pure.
 
-    That moment is when the bucket will be full again. Starting times are reckoned from it and not
-    from when a sleeper happened to wake, so lateness does not add up.
+    That moment is when the bucket will be full again. It is reckoned from when calls really started:
+    an event loop that stood still for a while is not followed by a flood. A burst of 2 and more makes
+    up for small delays.
 
     Args:
         rate: Tokens that come back each second.
@@ -121,6 +122,7 @@ class TokenBucket:
         ready = max(self._full_at, now) + (tokens - self._burst) / self._rate
         return max(now, ready)
 
-    def take(self, now: float, tokens: float) -> None:
-        """Take the tokens of a call that came at ``now``, whenever it starts."""
-        self._full_at = max(self._full_at, now) + tokens / self._rate
+    def take(self, now: float, tokens: float, started: float) -> None:
+        """Take the tokens of a call that came at ``now`` and started then or later."""
+        filled = max(self._full_at, now) + tokens / self._rate
+        self._full_at = max(filled, started + min(tokens, self._burst) / self._rate)

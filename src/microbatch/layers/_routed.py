@@ -81,7 +81,7 @@ def _sorted(
             if kind not in indices_of:
                 known = ", ".join(map(repr, indices_of))
                 message = f"unknown kind {kind!r}: known are {known}"
-                raise ItemError(message, code="unknown_kind", retryable=False)  # noqa: TRY301
+                raise ItemError(message, code="unknown_kind", retryable=False)
         except Exception as error:  # noqa: BLE001 - the user's function, or of no kind
             refused[index] = error
         else:
