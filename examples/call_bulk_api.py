@@ -3,9 +3,10 @@
     python examples/call_bulk_api.py
 
 The API, a small server of this example's own, answers each item of a request by itself: 201 made,
-422 wrong, 429 too fast (with the seconds to wait) or 503 busy. The handler translates that into
-results and errors, one for each item; ``Retry`` sends the 429s and 503s again, together with new
-items, and everybody else has long had an answer.
+422 wrong, 429 too fast (with the seconds to wait) or 503 busy; now and then it answers a whole
+request with 500. The handler translates that into results and errors, one for each item; ``Retry``
+sends the 429s, 503s and 500s again, together with new items, and everybody else has long had an
+answer. ``rate_limited`` keeps to the rate that the API allows, second attempts included.
 """
 
 import json
@@ -19,9 +20,14 @@ import anyio
 import httpx
 
 from microbatch import Backoff, Batcher, ItemError, Retry
+from microbatch.layers import rate_limited
 
 PEOPLE = 1_000
-REQUESTS: list[int] = []  # how many items each had, as the API saw them
+BACKOFF = Backoff(initial=0.2)
+RATE = 20  # requests that the API allows in a second
+REQUESTS: list[int] = []  # how many items each had that the API answered item by item
+FAILED: list[int] = []  # and how many those had that it answered with 500
+TIMES: list[float] = []  # when each request set out
 ATTEMPTS: Counter[int] = Counter()  # how often each person came
 
 
@@ -33,9 +39,11 @@ class Api(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Answer a request, each item with a status of its own."""
         people = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        REQUESTS.append(len(people))
-        body = json.dumps([self.make(person["number"]) for person in people]).encode()
-        self.send_response(207)
+        failed = (len(REQUESTS) + len(FAILED)) % 6 == 4
+        (FAILED if failed else REQUESTS).append(len(people))
+        answers = [] if failed else [self.make(person["number"]) for person in people]
+        body = json.dumps(answers).encode()
+        self.send_response(500 if failed else 207)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -85,13 +93,15 @@ async def send(url: str) -> None:
     async with httpx.AsyncClient(base_url=url) as client:
 
         async def make(people: list[dict[str, int]]) -> list[str | ItemError]:
+            TIMES.append(anyio.current_time())
             response = await client.post("/people", json=people)
             response.raise_for_status()  # the whole request failed: an error for all of them
             return [result(answer) for answer in response.json()]
 
-        # A transport error is retried by its type, an ItemError by what it says of itself.
-        retry = Retry(on=httpx.TransportError, attempts=4, backoff=Backoff(initial=0.2))
-        async with Batcher(make, max_batch_size=100, max_concurrency=4, retry=retry) as batcher:
+        # A transport error or a 500 is retried by its type, an ItemError by what it says of itself.
+        retry = Retry(on=(httpx.TransportError, httpx.HTTPStatusError), attempts=6, backoff=BACKOFF)
+        handler = rate_limited(make, RATE)
+        async with Batcher(handler, max_batch_size=100, max_concurrency=4, retry=retry) as batcher:
 
             async def one(number: int) -> None:
                 try:
@@ -106,6 +116,9 @@ async def send(url: str) -> None:
     print(f"{PEOPLE:,} people by {len(REQUESTS)} requests instead of {sum(REQUESTS):,}")
     for attempts, people in sorted(Counter(ATTEMPTS.values()).items()):
         print(f"  sent {attempts} times: {people}")
+    print(f"answered with 500 and sent again: {len(FAILED)} requests")
+    most = max(sum(start <= t < start + 1 for t in TIMES) for start in TIMES)
+    print(f"requests in any second: {most} at most, {RATE} allowed")
     print(f"made: {len(made)}, failed: {len(failed)}")
     for number, error in failed.items():
         print(f"  {number:>3}: {error.code}, {error}, sent {ATTEMPTS[number]} times")

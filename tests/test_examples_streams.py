@@ -134,3 +134,16 @@ def test_the_imported_airports_are_exported_and_read_back(tmp_path: Path) -> Non
     again = output_of("export_airports.py", folder=tmp_path)
     assert "imported" not in again
     assert again.count("read back: the same") == 2
+
+
+def test_a_bulk_api_is_called_at_its_rate_and_only_failed_items_go_again(tmp_path: Path) -> None:
+    """The API counts how often each person came; whole requests that fail are sent again too."""
+    output = output_of("call_bulk_api.py", folder=tmp_path)
+    assert "sent 1 times: 940\n  sent 2 times: 50\n  sent 3 times: 10\n" in output
+    refused = re.search(r"answered with 500 and sent again: (\d+) requests", output)
+    assert refused is not None
+    assert int(refused[1]) >= 1
+    rate = re.search(r"requests in any second: (\d+) at most, (\d+) allowed", output)
+    assert rate is not None
+    assert int(rate[1]) <= int(rate[2]) + 1  # a window of a second has room for both its ends
+    assert "made: 996, failed: 4\n" in output
