@@ -80,7 +80,7 @@ class Feeder:
         numbers = range(self.number + 1, self.number + count + 1)
         self.number += count
         fifo.items += numbers
-        fifo.waiters += [(group, index) for index in range(count)]
+        fifo.waiters += [group] * count
         self.inside += [
             (number, Member((group, index)), self.now) for index, number in enumerate(numbers)
         ]
@@ -129,7 +129,9 @@ class Feeder:
             return
         taken, rest = alive[: self.size], alive[self.size :]
         assert run.items == [item for item, _, _ in taken]
-        waiters = [Member(w) if type(w) is tuple else w for w in run.waiters]
+        waiters = run.waiters
+        if run.group is not None:
+            waiters = [Member((run.group, run.first + i)) for i in range(run.size)]
         assert waiters == [waiter for _, waiter, _ in taken]
         assert run.size == len(taken)
         if len(taken) == self.size:

@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import subprocess
-import sys
 import threading
 import time
 from typing import Any
@@ -498,39 +495,3 @@ async def test_context_variables_do_not_leak_into_the_thread() -> None:
     assert seen == ["nobody", "nobody"]
     assert tenant.get() == "second"
     await batcher.aclose()
-
-
-STUCK = """
-import sys, threading
-import anyio
-from microbatch import Batcher
-
-def handler(items):
-    threading.Event().wait()
-
-async def main():
-    batcher = Batcher(handler, handler_timeout=0.05)
-    try:
-        await batcher.submit(1)
-    except TimeoutError:
-        print("told", flush=True)
-    await batcher.aclose(drain_timeout=0)
-
-anyio.run(main, backend=sys.argv[1], backend_options={"use_uvloop": True} if len(sys.argv) > 2 else {})
-print("over", flush=True)
-"""
-
-
-def test_a_stuck_thread_does_not_keep_the_process_alive(backend_name: str) -> None:
-    """A service that was told to stop must be able to, whatever its handler is doing."""
-    arguments = ["asyncio", "uvloop"] if backend_name == "uvloop" else [backend_name]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", STUCK, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=15,
-        check=True,
-    )
-    assert done.stdout.split() == ["told", "over"]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microbatch import Skipped
-from microbatch._waiters import Group, Member, Shared, dressed, group_of
+from microbatch._waiters import Group, Member, Shared, dressed
 
 
 class Caller:
@@ -132,29 +132,14 @@ def test_a_group_whose_caller_has_gone_wakes_nobody(end: str) -> None:
 # runs of members
 
 
-def test_bare_members_in_a_row_are_found_to_be_of_one_group() -> None:
-    """Then their outcomes go in at once."""
-    first, second = group(9), group(9)
-    assert group_of([(first, 0)]) is first
-    assert group_of([(first, 3), (first, 4), (first, 5)]) is first
-    assert group_of([(first, 3), (first, 5)]) is None
-    assert group_of([(first, 3), (second, 4)]) is None
-    assert group_of([(first, 3), Caller()]) is None
-    assert group_of([Caller(), (first, 3)]) is None
-    assert group_of([Caller()]) is None
-    assert group_of([]) is None
-    assert group_of(list(members(first, 3, 4))) is None
-
-
-def test_bare_members_are_dressed_before_somebody_looks_at_one() -> None:
-    """A bare tuple has no `done`."""
-    whole, caller = group(2), Caller()
-    bare = [(whole, 0), caller, (whole, 1)]
-    first, second, third = dressed(bare)
+def test_a_group_stands_for_each_of_its_members_until_somebody_looks() -> None:
+    """They keep their order, so a counter tells which is which, however they leave."""
+    whole, caller = group(3), Caller()
+    first, second, third = dressed([whole, caller, whole])
     assert type(first) is type(third) is Member
     assert (first, third) == ((whole, 0), (whole, 1))
     assert second is caller
-    assert type(bare[0]) is tuple
+    assert dressed([whole]) == [(whole, 2)]
 
 
 # shared slots

@@ -21,9 +21,20 @@ class Group:
         left: Outcomes still missing.
         entries: The items, once the batcher keeps entries.
         feed: What still waits for room.
+        taken: How many of its items have left the Fifo.
     """
 
-    __slots__ = ("attempts", "entries", "errors", "feed", "first_id", "left", "values", "waiter")
+    __slots__ = (
+        "attempts",
+        "entries",
+        "errors",
+        "feed",
+        "first_id",
+        "left",
+        "taken",
+        "values",
+        "waiter",
+    )
 
     def __init__(self, total: int, first_id: int) -> None:
         self.values: list[Any] = [None] * total
@@ -31,6 +42,7 @@ class Group:
         self.attempts: dict[int, int] = {}
         self.left = total
         self.first_id = first_id
+        self.taken = 0
         self.entries: list[Entry] = []
         self.feed: Any = None
         self.waiter: Any = None
@@ -46,6 +58,10 @@ class Group:
         self.left -= 1
         if not self.left and not self.waiter.done():
             self.waiter.set_result(None)
+
+    def done(self) -> bool:
+        """Tell whether the caller has gone."""
+        return bool(self.waiter.done())
 
     def settle_run(self, first: int, values: list[Any]) -> None:
         """Take in the values of items that stand in a row."""
@@ -76,8 +92,8 @@ class Group:
 class Member(tuple[Group, int]):
     """The waiter of one item of a group.
 
-    In a Fifo a member stands as the bare tuple (group, index), which costs a tenth; whoever looks at a
-    single one makes a Member of it.
+    In a Fifo the group itself stands for each of its members, which costs nothing: they keep their order,
+    so a counter tells which is which. Whoever looks at a single one makes a Member of it.
     """
 
     __slots__ = ()
@@ -98,20 +114,16 @@ class Member(tuple[Group, int]):
         group.settle()
 
 
-def group_of(waiters: list[Any]) -> Group | None:
-    """Return the group that all waiters are bare members of, if they stand there in a row too.
-
-    The members of a group keep their order, so the first and the last one tell.
-    """
-    if not waiters or type(waiters[0]) is not tuple or type(waiters[-1]) is not tuple:
-        return None
-    (group, first), (other, last) = waiters[0], waiters[-1]
-    return group if group is other and last - first + 1 == len(waiters) else None
-
-
 def dressed(waiters: list[Any]) -> list[Any]:
-    """Return the waiters with every bare member made a Member."""
-    return [Member(waiter) if type(waiter) is tuple else waiter for waiter in waiters]
+    """Return waiters as they leave a Fifo, with a Member wherever a group stands for one."""
+    result = []
+    for waiter in waiters:
+        if type(waiter) is Group:
+            result.append(Member((waiter, waiter.taken)))
+            waiter.taken += 1
+        else:
+            result.append(waiter)
+    return result
 
 
 class Shared:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from ._runtime import Handle
+    from ._waiters import Group
     from .buffer import Entry
 
 Reason = Literal["size", "weight", "wait", "flush", "idle", "close"]
@@ -37,6 +38,8 @@ class Run:
         started: When it was cut, by the loop's clock.
         early: True once a single item got its outcome.
         uniform: True if all waiters are of one type.
+        group: Whose members all its waiters are, as long as nobody looked at one.
+        first: The first one's index there.
         ended: True once every item has its outcome.
         cancelled: True once the handler was told to stop.
         outer: The run that this one runs inside of.
@@ -54,6 +57,8 @@ class Run:
     started = 0.0
     early = False
     uniform = False
+    group: Group | None = None
+    first = 0
     ended = False
     cancelled = False
     outer: Run | None = None

@@ -14,7 +14,7 @@ import heapq
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from ._waiters import dressed, group_of
+from ._waiters import Group, dressed
 from .batch import Run
 
 if TYPE_CHECKING:
@@ -156,6 +156,9 @@ class Fifo:
             if items:
                 run = Run(items, waiters, self._reason(len(items)))
                 run.uniform = uniform
+                if uniform and type(waiters[0]) is Group:
+                    run.group, run.first = waiters[0], waiters[0].taken
+                    run.group.taken += run.size
                 return run
         return None
 
@@ -197,7 +200,7 @@ class Fifo:
         """Drop every item whose caller has gone."""
         if self.head:
             self._compact()
-        if _gone(self.waiters):
+        if self.waiters and _gone(self.waiters):
             self.items, self.waiters = _alive(self.items, self.waiters)
             if self._marks:  # which places the others have now is not worth knowing
                 self._marks = deque([(0, self._marks[0][1])])
@@ -220,14 +223,14 @@ class Fifo:
 
 
 def _gone(waiters: list[Any]) -> bool:
-    """Tell whether some callers may have gone, or are of several types: then each must be looked at."""
-    group = group_of(waiters)
-    if group is not None:
-        return bool(group.waiter.done())
+    """Tell whether some callers may have gone, or are of several kinds: then each must be looked at."""
+    first, last = waiters[0], waiters[-1]
+    if type(first) is Group or type(last) is Group:
+        return first is not last or first.done()
     try:
         # For futures this is one C call each: a fifth of a method call by name.
-        return any(map(type(waiters[0]).done, waiters))
-    except (AttributeError, TypeError, IndexError):  # another type among them, or none at all
+        return any(map(type(first).done, waiters))
+    except (AttributeError, TypeError):  # another type among them
         return True
 
 

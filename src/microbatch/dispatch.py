@@ -181,6 +181,8 @@ class Dispatch(Outcomes):
         A full one may follow at once. Before one that can still grow, and after so many items, the loop
         has its turn: everybody who is runnable may join.
         """
+        if self._fifo is not None and not self._fifo.items:
+            return False
         now = self._now() if self._max_wait or self._fifo is None else 0.0
         buffer = self._fifo if self._fifo is not None else self._lanes
         ready = min(self._pace, buffer.ready(now))  # type: ignore[union-attr]

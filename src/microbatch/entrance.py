@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import numbers
 from functools import partial
-from itertools import count, repeat
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from . import batch
@@ -119,7 +120,7 @@ class Entrance(Dispatch):
         weight: float = 0
         if self._weigh is not None:
             weight = self._weigh(item)
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
                 raise TypeError(f"weigh must return a number, got {weight!r}")
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"weigh must return a finite number of at least 0, got {weight}")
@@ -254,7 +255,7 @@ class Entrance(Dispatch):
         if taken:
             fifo.open(room, self._now() if self._max_wait else 0.0, taken)
             fifo.items += items[:taken]
-            fifo.waiters += zip(repeat(group), range(taken))
+            fifo.waiters += [group] * taken
         self._fast = None
         if self._max_wait and taken == room:
             self._generalise()
@@ -415,7 +416,7 @@ class Entrance(Dispatch):
 def _check_priority(priority: Any) -> None:
     if priority == 0 and type(priority) is int:  # nearly always
         return
-    if isinstance(priority, bool) or not isinstance(priority, (int, float)) or math.isnan(priority):
+    if isinstance(priority, bool) or not isinstance(priority, numbers.Real) or math.isnan(priority):
         raise TypeError(f"priority must be a number, got {priority!r}")
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ._runtime import InvalidState, in_context
-from ._waiters import Member, Shared, dressed, group_of
+from ._waiters import Member, Shared
 from .errors import HandlerCrashed, HandlerTimeout, Skipped
 from .handler import copy_exception
 from .state import State, logger
@@ -36,8 +36,8 @@ class Outcomes(State):
             for index, waiter in enumerate(run.waiters):
                 if waiter is not None:
                     self._settle(run, index, results[index])
-        elif (group := group_of(run.waiters)) is not None and not _has_exception(results):
-            group.settle_run(run.waiters[0][1], results)
+        elif run.group is not None and not _has_exception(results):
+            run.group.settle_run(run.first, results)
             self._items += run.left
             self._flying -= run.left
             run.left = 0
@@ -59,11 +59,19 @@ class Outcomes(State):
                 except InvalidState:  # a caller has gone; the next ones are still to come
                     continue
                 return
-        for waiter, result in zip(dressed(run.waiters), results, strict=True):
+        self._dress(run)
+        for waiter, result in zip(run.waiters, results, strict=True):
             if isinstance(result, BaseException):
                 self._raise_in(waiter, self._raisable(result))
             elif not waiter.done():
                 waiter.set_result(result)
+
+    def _dress(self, run: Run) -> None:
+        """Tell the members of a group apart, if one stands for all."""
+        group = run.group
+        if group is not None:
+            run.waiters = [Member((group, run.first + i)) for i in range(run.size)]
+            run.group = None
 
     def _settle(self, run: Run, index: int, result: Any) -> None:
         """Give one item its outcome, or send it into back-off."""
@@ -92,9 +100,8 @@ class Outcomes(State):
             entry.release()
 
     def _take_out(self, run: Run, index: int) -> tuple[Any, Entry | None]:
+        self._dress(run)
         waiter = run.waiters[index]
-        if type(waiter) is tuple:
-            waiter = Member(waiter)
         run.waiters[index] = None
         run.early = True
         run.left -= 1
@@ -164,16 +171,16 @@ class Outcomes(State):
         while trace is not None and trace.tb_frame.f_globals.get("__name__") in _OWN_FRAMES:
             trace = trace.tb_next  # how we came to call the handler tells nobody anything
         error.with_traceback(trace)
-        for index, waiter in enumerate(run.waiters):
-            if waiter is not None:
+        for index in range(run.size):
+            if run.waiters[index] is not None:
                 self._settle_error(run, index, self._raisable(error))
 
     def _give_up(self, run: Run, reason: Callable[[], Exception]) -> None:
         """End a run before its handler has: callers and slot go on, the handler is cancelled."""
         if run.ended:
             return
-        for index, waiter in enumerate(run.waiters):
-            if waiter is not None:
+        for index in range(run.size):
+            if run.waiters[index] is not None:
                 self._settle_error(run, index, reason())
         self._cancel(run)
         if run.slot is not None:
@@ -228,7 +235,7 @@ class Outcomes(State):
         if run.slot is not None:
             run.slot.handled += run.size
         lane = run.lane
-        run.items = run.waiters = run.entries = run.lane = None  # type: ignore[assignment]
+        run.items = run.waiters = run.entries = run.lane = run.group = None  # type: ignore[assignment]
         if self._lanes is not None:
             if lane is not None:
                 self._lanes.landed(lane, self._now())
