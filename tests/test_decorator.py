@@ -254,3 +254,40 @@ async def test_generator_functions_are_decorated_too() -> None:
 
     async with slow:
         assert await outcomes(*map(slow, range(3))) == [0, 2, 4]
+
+
+async def test_generator_methods_are_decorated_too() -> None:
+    """The instance is kept alive by who calls, not by the batcher."""
+
+    class Slow:
+        @batched()
+        async def get(self, items: list[int]) -> Any:
+            for index, item in enumerate(items):
+                yield index, item * 2
+
+    slow = Slow()
+    assert await outcomes(*map(slow.get, range(3))) == [0, 2, 4]
+    await slow.get.aclose()
+
+
+async def test_a_method_can_be_called_through_its_class() -> None:
+    """``Repository.get(repository, 1)`` is what ``repository.get(1)`` means, priority included."""
+    repository = Repository("a")
+    assert await Repository.get(repository, 1) == "a1"
+    assert await Repository.get(repository, 2, priority=1) == "a2"
+    assert repository.get.batcher.stats().items == 2
+    await repository.get.aclose()
+
+
+async def test_a_decorated_function_keeps_its_name_as_an_attribute_of_a_class() -> None:
+    """Errors name the attribute that was called."""
+
+    async def load(items: list[int]) -> list[int]:
+        return items
+
+    class Slotted:
+        __slots__ = ()
+        get = batched()(load)
+
+    with pytest.raises(TypeError, match="'get'"):
+        await Slotted().get(1)

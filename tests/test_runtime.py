@@ -470,3 +470,23 @@ def test_a_threads_waiter_wakes_its_thread() -> None:
     threading.Timer(0.01, waiter.set_result, ["x"]).start()
     assert waiter.wait(10)
     assert waiter.result() == "x"
+
+
+def test_nothing_leaves_a_system_task_of_trio(caplog: Any) -> None:
+    """It would end the whole run: whatever it is, it is logged and the others go on."""
+
+    async def main() -> str:
+        runtime = current_runtime()
+
+        async def fail(argument: Any) -> None:
+            await runtime.started()
+            raise KeyError(argument)
+
+        runtime.spawn(fail, "lost", "orders")
+        await turns()
+        return "alive"
+
+    with caplog.at_level(logging.ERROR, logger="microbatch"):
+        assert run("trio", main) == "alive"
+    assert [record.getMessage() for record in caplog.records] == ["a task of batcher 'orders' failed"]
+    assert "KeyError: 'lost'" in caplog.text

@@ -1,0 +1,73 @@
+"""batch: what a handler or a layer can know of the batch that it is working on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from support import outcomes
+
+from microbatch import Batcher, current_batch
+from microbatch.batch import narrowed
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+
+
+async def test_outside_a_batch_there_is_none() -> None:
+    """A view of a part of it is no batch either."""
+    assert current_batch() is None
+    with narrowed([0]):
+        assert current_batch() is None
+
+
+async def test_an_index_to_resolve_is_an_int_within_the_batch() -> None:
+    """-1 would be somebody else's item."""
+    messages: list[str] = []
+
+    async def handler(items: list[int]) -> list[int]:
+        info = current_batch()
+        assert info is not None
+        for index in (True, "0", 1.0, -1, 2):
+            with pytest.raises((TypeError, IndexError)) as caught:
+                info.resolve(index, "x")  # type: ignore[arg-type]
+            messages.append(str(caught.value))
+        return items
+
+    async with Batcher(handler) as batcher:
+        assert await outcomes(batcher.submit(1), batcher.submit(2)) == [1, 2]
+    assert messages == [
+        "index must be an int, got True",
+        "index must be an int, got '0'",
+        "index must be an int, got 1.0",
+        "index must be from 0 to 1, got -1",
+        "index must be from 0 to 1, got 2",
+    ]
+
+
+async def test_a_narrowed_view_is_a_batch_of_its_own_and_views_nest() -> None:
+    """A layer that passes on a part must not make its handler resolve another's item."""
+    seen: list[Any] = []
+
+    async def handler(items: list[int]) -> list[Any]:
+        with narrowed([1, 3]):
+            with narrowed([1]):
+                inner = current_batch()
+                assert inner is not None
+                seen.append((inner.size, inner.attempts, inner.reason))
+                inner.resolve(0, "three")
+                with pytest.raises(IndexError, match=r"^index must be from 0 to 0, got 1$"):
+                    inner.resolve(1, "x")
+            middle = current_batch()
+            assert middle is not None
+            seen.append(middle.size)
+            with pytest.raises(RuntimeError, match="item 1 of the batch has its outcome already"):
+                middle.resolve(1, "again")
+        whole = current_batch()
+        assert whole is not None
+        seen.append(whole.size)
+        return list(items)
+
+    async with Batcher(handler) as batcher:
+        results = await batcher.submit_many(range(4))
+    assert results == [0, 1, 2, "three"]
+    assert seen == [(1, (1,), "idle"), 2, 4]
