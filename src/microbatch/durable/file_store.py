@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from .connection import Database
 from .errors import QueueFull, QueueUnavailable
-from .store import DATA_VERSION, PRAGMAS, Limits, Session, empty_log, prepare, queue_id
+from .session import Session
+from .store import DATA_VERSION, PRAGMAS, Limits, empty_log, prepare, queue_id
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -19,8 +20,20 @@ if TYPE_CHECKING:
     import aiosqlite
 
     from .clock import Clock
-    from .records import Appended, Claim, Claimed, Consumer, DeadRow, Found, NewItem, Peek, QueueStats
-    from .records import Settlement, Stored, Take
+    from .records import (
+        Appended,
+        Claim,
+        Claimed,
+        Consumer,
+        DeadRow,
+        Found,
+        NewItem,
+        Peek,
+        QueueStats,
+        Settlement,
+        Stored,
+        Take,
+    )
 
 T = TypeVar("T")
 

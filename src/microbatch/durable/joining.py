@@ -6,7 +6,8 @@ import sqlite3
 from typing import TYPE_CHECKING, Any
 
 from .errors import QueueUnavailable
-from .store import SYNCHRONOUS, enqueueing, joining_queue
+from .inserting import enqueueing, joining_queue
+from .store import SYNCHRONOUS
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -14,8 +15,9 @@ if TYPE_CHECKING:
 
     import aiosqlite
 
+    from .inserting import Step
     from .records import NewItem, Stored
-    from .store import Limits, Step
+    from .store import Limits
 
 
 def enqueue_on(

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import contextvars
 import logging
 import os
 import secrets
 import sqlite3
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 
 import aiosqlite
 import anyio
 
 from .. import _checks
-from .._runtime import current_runtime
 from ..batcher import Batcher
-from ..errors import BatcherClosed, BatcherFull
+from ..errors import BatcherFull
 from .clock import Clock
 from .codec import Codec, decode_error, decode_roughly, fingerprint
-from .errors import ItemCancelled, ItemFailed, QueueFull, QueueUnavailable, UnknownTicket
+from .errors import ItemCancelled, QueueFull, QueueUnavailable, UnknownTicket
 from .file_store import FileStore
 from .joining import enqueue_on, enqueue_on_aiosqlite
-from .records import DeadLetter, NewItem, State, Ticket, ticket_id
+from .opening import Opened, OwnTask
+from .records import DeadLetter, NewItem, Ticket, ticket_id
 from .store import SYNCHRONOUS, Limits
+from .waiters import Waiters
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-    from types import TracebackType
+    from collections.abc import Awaitable, Iterable, Sequence
 
-    from .._runtime import Runtime
     from .file_store import Store
     from .records import AnyTicket, Found, QueueStats, Stored, Take
 
@@ -65,24 +62,6 @@ class Request:
         self.waiter = waiter
 
 
-class _Task:
-    """A task whose end can be awaited by somebody who is cancelled meanwhile, and whose error is seen."""
-
-    def __init__(self, task: asyncio.Task[None], complaint: str) -> None:
-        self.task = task
-        self.ended = anyio.Event()
-        self.on_end: Callable[[], None] | None = None
-        self._complaint = complaint
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            logger.error(self._complaint, exc_info=task.exception())
-        if self.on_end is not None:
-            self.on_end()
-        self.ended.set()
-
-
 class Plain(NamedTuple):
     """The usual request: one item with neither key nor priority nor delay."""
 
@@ -91,7 +70,7 @@ class Plain(NamedTuple):
     waiter: Any = None
 
 
-class DurableQueue(Generic[T, R]):
+class DurableQueue(Opened, Generic[T, R]):
     """A queue of items on disk, without a handler.
 
     A process holds it that only enqueues, waits for the results of workers elsewhere, or administers.
@@ -176,17 +155,13 @@ class DurableQueue(Generic[T, R]):
         self._store: Store = FileStore(
             self._path, queue, synchronous, self._limits, self._clock
         )
-        self._process = os.getpid()
-        self._state = "new"
-        self._forget()
+        super().__init__()
 
     def _forget(self) -> None:
-        """Set the state of a queue that serves no event loop."""
-        self._runtime: Runtime | None = None
-        self._opening: anyio.Lock = anyio.Lock(fast_acquire=True)
-        self._watching: _Task | None = None
+        super()._forget()
+        self._watching: OwnTask | None = None
         self._alarm: anyio.Event | None = None
-        self._waiters: dict[int, list[Any]] = {}
+        self._waiters = Waiters(self._results, self._queue_name)
         self._seen = -1
         self._trouble = False
         self._enqueues: Batcher[Any, Any] = Batcher(
@@ -199,148 +174,30 @@ class DurableQueue(Generic[T, R]):
             self._look_up, max_batch_size=GROUP_MAX, max_pending=None, name=f"{self._name} look up"
         )
 
-    # Opening and closing
-
     @property
     def name(self) -> str:
         """Return the queue's name for logs and telemetry."""
         return self._name
-
-    def _check_place(self) -> None:
-        """Refuse another process or event loop than the one that this queue serves."""
-        if self._process != os.getpid():
-            message = (
-                f"queue {self._name!r} belongs to another process, which forked this one: "
-                "make a new one here"
-            )
-            raise RuntimeError(message)
-        runtime = self._runtime
-        if runtime is not None and not runtime.is_current():
-            if not runtime.has_ended():
-                message = (
-                    f"queue {self._name!r} serves another event loop that is still alive: "
-                    "make one for each"
-                )
-                raise RuntimeError(message)
-            if self._state == "open":
-                self._lose_loop()
-
-    async def _open(self) -> Runtime:
-        """Make sure that the queue is open, in this process and this event loop."""
-        runtime = self._runtime
-        if self._state == "open" and runtime is not None and runtime.is_current():
-            if self._process == os.getpid():
-                return runtime
-        self._check_place()
-        if self._state in ("closing", "closed"):
-            raise BatcherClosed(self._name)
-        current = current_runtime()
-        if not hasattr(current.create_waiter(), "add_done_callback"):
-            message = (
-                "the durable mode needs asyncio: aiosqlite, which runs its connection, "
-                "does not work under trio"
-            )
-            raise RuntimeError(message)
-        self._runtime = current
-        async with self._opening:
-            if self._state == "new":
-                await self._start()
-                if self._state == "new":
-                    self._state = "open"
-                else:  # closed meanwhile
-                    await self._shut()
-        if self._state != "open":
-            raise BatcherClosed(self._name)
-        return current
 
     async def _start(self) -> None:
         await self._store.open()
         self._alarm = anyio.Event()
         self._watching = self._spawn(self._watch(), "watch")
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None], what: str) -> _Task:
-        """Start a task of the queue's own, in an empty context."""
-        runtime = self._runtime
-        assert runtime is not None  # noqa: S101 - it is open, and only asyncio gets that far
-        assert runtime.loop is not None  # noqa: S101
-        task = runtime.loop.create_task(
-            coroutine, name=f"{self._name} {what}", context=contextvars.Context()
-        )
-        return _Task(task, f"queue {self._name!r}: its {what} failed")
-
     def _lose_loop(self) -> None:
-        logger.warning("queue %r: its event loop ended without aclose()", self._name)
         self._store.forget()
-        self._state = "new"
-        self._forget()
-
-    async def __aenter__(self) -> Self:
-        """Open the file.
-
-        Raises:
-            QueueUnavailable: If the file cannot be used; a narrower class where the reason is known.
-            BatcherClosed: If the queue was closed before.
-            RuntimeError: Under trio, in a forked child, or if it serves another event loop.
-        """
-        await self._open()
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close; at once when the block is left by an exception or a cancellation."""
-        await (self.aclose() if exc_type is None else self.aclose(0))
-
-    async def aclose(self, drain_timeout: float | None = 30.0) -> None:
-        """Stop taking items, let what is being written reach the disk, and close the file.
-
-        Who still waits for a result gets ``BatcherClosed``; the items stay. May be called more than
-        once. Cancelling it closes at once.
-
-        Args:
-            drain_timeout: Seconds to wait for the disk, at least 0; None for no limit.
-        """
-        if drain_timeout is not None:
-            _checks.number("drain_timeout", drain_timeout, minimum=0)
-        self._check_place()
-        if self._state == "new":
-            self._state = "closed"
-        if self._state == "open":
-            self._state = "closing"
-            try:
-                with anyio.move_on_after(drain_timeout):
-                    await self._drain()
-            finally:
-                await self._finish()
-        while self._state == "closing":  # somebody else is at it
-            await anyio.sleep(self._poll_interval)
+        super()._lose_loop()
 
     async def _drain(self) -> None:
         """Finish what is under way, with all the time that the caller gives."""
         await self._enqueues.aclose(None)
-
-    async def _finish(self) -> None:
-        """End everything in a task of its own, which no cancellation of the caller's can stop."""
-        closing = self._spawn(self._shut(), "closing")
-        closing.on_end = self._closed
-        with anyio.CancelScope(shield=True):
-            await closing.ended.wait()
-
-    def _closed(self) -> None:
-        self._state = "closed"
 
     async def _shut(self) -> None:
         """Close at once: in a bounded time."""
         await self._enqueues.aclose(0)
         await self._stop_watching()
         await self._lookups.aclose(0)
-        for waiters in self._waiters.values():
-            for waiter in waiters:
-                _give(waiter, BatcherClosed(self._name, started=True))
-        self._waiters.clear()
+        self._waiters.close(self._name)
         await self._store.close()
 
     async def _stop_watching(self) -> None:
@@ -391,7 +248,7 @@ class DurableQueue(Generic[T, R]):
         except BaseException:
             waiter.cancel()  # the transaction may be under way: its outcome is for nobody then
             raise
-        return await self._outcome(number, waiter)
+        return await self._waiters.outcome(number, waiter)  # type: ignore[no-any-return]
 
     async def enqueue(
         self, item: T, *, key: str | None = None, priority: int = 0, delay: float = 0
@@ -538,8 +395,8 @@ class DurableQueue(Generic[T, R]):
         done = await self._store.append([request.payload for request in requests], take)
         first, accepted, taken, limit = done
         for number, (payload, value, waiter) in enumerate(requests[:accepted], first):
-            if waiter is not None and not waiter.done():
-                self._waiters.setdefault(number, []).append(waiter)
+            if waiter is not None:
+                self._waiters.add(number, waiter)
             if number < first + taken:
                 assert take is not None  # noqa: S101 - nobody else could have taken it
                 self._begin_taken(take, number, NewItem(payload), value)
@@ -568,8 +425,8 @@ class DurableQueue(Generic[T, R]):
             if isinstance(answer, Exception):
                 continue
             waiter = whole.waiter
-            if waiter is not None and not waiter.done():
-                self._waiters.setdefault(answer[0].id, []).append(waiter)
+            if waiter is not None:
+                self._waiters.add(answer[0].id, waiter)
             for stored, item, value in zip(answer, whole.items, whole.values, strict=True):
                 if stored.taken:
                     assert take is not None  # noqa: S101 - nobody else could have taken it
@@ -630,32 +487,17 @@ class DurableQueue(Generic[T, R]):
         self._guard("result")
         waiter = runtime.create_waiter()
         # Known before the look, so that an end that comes between the two is not missed.
-        self._waiters.setdefault(number, []).append(waiter)
+        self._waiters.add(number, waiter)
         try:
             with anyio.fail_after(timeout):
                 found = await self._lookups.submit(number)
                 if isinstance(ticket, Ticket) and ticket.nonce is not None:
                     self._check_nonce(ticket, found)
-                self._settle_waiters(number, found)
+                self._waiters.tell(number, found)
                 self._ring()
-                return await self._outcome(number, waiter)
+                return await self._waiters.outcome(number, waiter)  # type: ignore[no-any-return]
         finally:
-            self._leave(number, waiter)
-
-    async def _outcome(self, number: int, waiter: Any) -> R:
-        try:
-            return await waiter  # type: ignore[no-any-return]
-        finally:
-            self._leave(number, waiter)
-
-    def _leave(self, number: int, waiter: Any) -> None:
-        waiters = self._waiters.get(number)
-        if waiters is not None and waiter in waiters:
-            waiters.remove(waiter)
-            if not waiters:
-                del self._waiters[number]
-        if not waiter.cancel() and not waiter.cancelled():
-            waiter.exception()  # retrieved, so that asyncio does not complain that nobody did
+            self._waiters.leave(number, waiter)
 
     def _check_nonce(self, ticket: Ticket, found: Found | None) -> None:
         if found is None or found.nonce != ticket.nonce:
@@ -665,35 +507,6 @@ class DurableQueue(Generic[T, R]):
         """Read many items at once: the handler of a Batcher."""
         rows = {found.ended.id: found for found in await self._store.find(numbers)}
         return [rows.get(number) for number in numbers]
-
-    def _settle_waiters(self, number: int, found: Found | None, cause: Exception | None = None) -> None:
-        """Give those who wait for an item its outcome, if it has ended or is gone."""
-        if number not in self._waiters:
-            return
-        if found is None:
-            self._tell(number, lambda: UnknownTicket(number, self._queue_name))
-        elif found.ended.state == State.CANCELLED:
-            self._tell(number, lambda: ItemCancelled(number))
-        elif found.ended.state >= State.DONE:
-            _, _, result, error, attempts = found.ended
-            if error is not None and (found.ended.state == State.DEAD or result is None):
-                self._tell(number, lambda: _with_cause(decode_error(error, number, attempts), cause))
-            else:
-                self._tell_result(number, result)
-
-    def _tell_result(self, number: int, result: bytes | None) -> None:
-        try:
-            value: Any = None if result is None else self._results.decode(result)
-        except ValueError as error:
-            broken = error
-            self._tell(number, lambda: _with_cause(ItemFailed(number, "ValueError", str(broken), 0), broken))
-        else:
-            for waiter in self._waiters.pop(number, ()):
-                _give(waiter, None, value)
-
-    def _tell(self, number: int, error: Any) -> None:
-        for waiter in self._waiters.pop(number, ()):
-            _give(waiter, error())
 
     # Administration
 
@@ -714,7 +527,7 @@ class DurableQueue(Generic[T, R]):
         if cancelled is None:
             raise UnknownTicket(number, self._queue_name)
         if cancelled:
-            self._tell(number, lambda: ItemCancelled(number))
+            self._waiters.fail(number, lambda: ItemCancelled(number))
         return cancelled
 
     async def dead_letters(self, cursor: int | None = None, limit: int = 100) -> list[DeadLetter[T | Any]]:
@@ -829,21 +642,7 @@ class DurableQueue(Generic[T, R]):
             part = numbers[start : start + GROUP_MAX]
             rows = {found.ended.id: found for found in await self._store.find(part)}
             for number in part:
-                self._settle_waiters(number, rows.get(number))
+                self._waiters.tell(number, rows.get(number))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._name!r} at {str(self._path)!r} {self._state}>"
-
-
-def _give(waiter: Any, error: Exception | None, value: Any = None) -> None:
-    if waiter.done():
-        return
-    if error is None:
-        waiter.set_result(value)
-    else:
-        waiter.set_exception(error)
-
-
-def _with_cause(error: ItemFailed, cause: Exception | None) -> ItemFailed:
-    error.__cause__ = cause
-    return error

@@ -27,8 +27,9 @@ from ..retry import Retry
 from .alive import Presence, birth_of
 from .codec import decode_error, encode_error, encode_reason
 from .errors import QueueUnavailable
-from .queue import TROUBLE_PAUSE, DurableQueue, _give, _with_cause
+from .queue import TROUBLE_PAUSE, DurableQueue
 from .records import Claim, Claimed, Settlement, State, Take
+from .waiters import caused
 
 if TYPE_CHECKING:
     import asyncio
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
     import aiosqlite
 
     from ..batch import Run
-    from .records import Consumer, NewItem, Stored
+    from .errors import ItemFailed
+    from .records import Consumer, NewItem
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -90,6 +92,12 @@ class _Outcome:
         self.settlement = settlement
         self.value = value
         self.error = error
+
+    def failure(self) -> ItemFailed:
+        """Return what is raised in a caller: the same as after a restart, with the cause that is here."""
+        entry = self.entry
+        failed = decode_error(self.settlement.error, entry.id, entry.attempts)
+        return caused(failed, self.error)
 
 
 class DurableBatcher(DurableQueue[T, R]):
@@ -513,8 +521,10 @@ class DurableBatcher(DurableQueue[T, R]):
         self._more = True
         self._ring()
         for outcome in outcomes:
-            for waiter in self._waiters.pop(outcome.entry.id, ()):
-                _give(waiter, QueueUnavailable(str(self._path), f"the result could not be stored: {error}"))
+            self._waiters.fail(
+                outcome.entry.id,
+                lambda: QueueUnavailable(str(self._path), f"the result could not be stored: {error}"),
+            )
         runtime = self._runtime
         ends = self._settling_ends
         if runtime is None or (ends is not None and runtime.now() > ends):
@@ -583,12 +593,9 @@ class DurableBatcher(DurableQueue[T, R]):
             if number not in settled:
                 self._seen = -1
             elif state == State.DONE and outcome.error is None:
-                for waiter in self._waiters.pop(number, ()):
-                    _give(waiter, None, outcome.value)
+                self._waiters.succeed(number, outcome.value)
             elif state in (State.DONE, State.DEAD):
-                failed = partial(decode_error, outcome.settlement.error, number, outcome.entry.attempts)
-                for waiter in self._waiters.pop(number, ()):
-                    _give(waiter, _with_cause(failed(), outcome.error))
+                self._waiters.fail(number, outcome.failure)
             elif state == State.SCHEDULED:
                 self._due_in(outcome.settlement.delay)
             else:

@@ -1,0 +1,189 @@
+"""Opening and closing: one process, one event loop, and an end that no cancellation can prevent."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import os
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio
+
+from .. import _checks
+from .._runtime import current_runtime
+from ..errors import BatcherClosed
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Coroutine
+    from types import TracebackType
+
+    from .._runtime import Runtime
+
+logger = logging.getLogger("microbatch.durable")
+
+
+class OwnTask:
+    """A task whose end can be awaited by somebody who is cancelled meanwhile, and whose error is seen."""
+
+    def __init__(self, task: asyncio.Task[None], complaint: str) -> None:
+        self.task = task
+        self.ended = anyio.Event()
+        self.on_end: Callable[[], None] | None = None
+        self._complaint = complaint
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            logger.error(self._complaint, exc_info=task.exception())
+        if self.on_end is not None:
+            self.on_end()
+        self.ended.set()
+
+
+class Opened:
+    """What can be opened by its first call, in whatever event loop that comes, and must be closed."""
+
+    _name: str
+    _poll_interval: float
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._state = "new"
+        self._forget()
+
+    def _forget(self) -> None:
+        """Set the state of what serves no event loop."""
+        self._runtime: Runtime | None = None
+        self._opening: anyio.Lock = anyio.Lock(fast_acquire=True)
+
+    def _check_place(self) -> None:
+        """Refuse another process or event loop than the one that this queue serves."""
+        if self._process != os.getpid():
+            message = (
+                f"queue {self._name!r} belongs to another process, which forked this one: "
+                "make a new one here"
+            )
+            raise RuntimeError(message)
+        runtime = self._runtime
+        if runtime is not None and not runtime.is_current():
+            if not runtime.has_ended():
+                message = (
+                    f"queue {self._name!r} serves another event loop that is still alive: "
+                    "make one for each"
+                )
+                raise RuntimeError(message)
+            if self._state == "open":
+                self._lose_loop()
+
+    async def _open(self) -> Runtime:
+        """Make sure that the queue is open, in this process and this event loop."""
+        runtime = self._runtime
+        if self._state == "open" and runtime is not None and runtime.is_current():
+            if self._process == os.getpid():
+                return runtime
+        self._check_place()
+        if self._state in ("closing", "closed"):
+            raise BatcherClosed(self._name)
+        current = current_runtime()
+        if not hasattr(current.create_waiter(), "add_done_callback"):
+            message = (
+                "the durable mode needs asyncio: aiosqlite, which runs its connection, "
+                "does not work under trio"
+            )
+            raise RuntimeError(message)
+        self._runtime = current
+        async with self._opening:
+            if self._state == "new":
+                await self._start()
+                if self._state == "new":
+                    self._state = "open"
+                else:  # closed meanwhile
+                    await self._shut()
+        if self._state != "open":
+            raise BatcherClosed(self._name)
+        return current
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], what: str) -> OwnTask:
+        """Start a task of the queue's own, in an empty context."""
+        runtime = self._runtime
+        assert runtime is not None  # noqa: S101 - it is open, and only asyncio gets that far
+        assert runtime.loop is not None  # noqa: S101
+        task = runtime.loop.create_task(
+            coroutine, name=f"{self._name} {what}", context=contextvars.Context()
+        )
+        return OwnTask(task, f"queue {self._name!r}: its {what} failed")
+
+    async def __aenter__(self) -> Self:
+        """Open the file.
+
+        Raises:
+            QueueUnavailable: If the file cannot be used; a narrower class where the reason is known.
+            BatcherClosed: If the queue was closed before.
+            RuntimeError: Under trio, in a forked child, or if it serves another event loop.
+        """
+        await self._open()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close; at once when the block is left by an exception or a cancellation."""
+        await (self.aclose() if exc_type is None else self.aclose(0))
+
+    async def aclose(self, drain_timeout: float | None = 30.0) -> None:
+        """Stop taking items, let what is being written reach the disk, and close the file.
+
+        Who still waits for a result gets ``BatcherClosed``; the items stay. May be called more than
+        once. Cancelling it closes at once.
+
+        Args:
+            drain_timeout: Seconds to wait for the disk, at least 0; None for no limit.
+        """
+        if drain_timeout is not None:
+            _checks.number("drain_timeout", drain_timeout, minimum=0)
+        self._check_place()
+        if self._state == "new":
+            self._state = "closed"
+        if self._state == "open":
+            self._state = "closing"
+            try:
+                with anyio.move_on_after(drain_timeout):
+                    await self._drain()
+            finally:
+                await self._finish()
+        while self._state == "closing":  # somebody else is at it
+            await anyio.sleep(self._poll_interval)
+
+    async def _finish(self) -> None:
+        """End everything in a task of its own, which no cancellation of the caller's can stop."""
+        closing = self._spawn(self._shut(), "closing")
+        closing.on_end = self._closed
+        with anyio.CancelScope(shield=True):
+            await closing.ended.wait()
+
+    def _closed(self) -> None:
+        self._state = "closed"
+
+    # What a queue does at these points
+
+    async def _start(self) -> None:
+        """Open the file and start the queue's own tasks."""
+        raise NotImplementedError
+
+    def _lose_loop(self) -> None:
+        """Forget what belonged to an event loop that ended without ``aclose()``."""
+        logger.warning("queue %r: its event loop ended without aclose()", self._name)
+        self._state = "new"
+        self._forget()
+
+    async def _drain(self) -> None:
+        """Finish what is under way, with all the time that the caller gives."""
+        raise NotImplementedError
+
+    async def _shut(self) -> None:
+        """Close at once: in a bounded time."""
+        raise NotImplementedError
