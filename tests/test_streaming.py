@@ -6,9 +6,13 @@ import asyncio
 import copy
 import dataclasses
 import gc
+import os
 import pickle
+import subprocess
+import sys
 import threading
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -801,6 +805,19 @@ async def test_a_stream_must_be_entered_and_only_once() -> None:
     await collect(stream)
     with pytest.raises(RuntimeError, match="a stream can be entered once: call map_batches again"):
         await collect(stream)
+
+
+def test_only_files_need_msgspec() -> None:
+    """Who neither reads files nor keeps batches on disk does not pay for its import."""
+    code = (
+        "import sys, microbatch, microbatch.layers, microbatch.streaming; "
+        "assert 'msgspec' not in sys.modules; "
+        "import microbatch.files; assert 'msgspec' in sys.modules"
+    )
+    source = str(Path(microbatch.__file__).parents[1])
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": source}
+    )
 
 
 # --- laws -------------------------------------------------------------------------------------------------------

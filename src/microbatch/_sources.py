@@ -33,8 +33,8 @@ class _SuccessWithId(Outcome[Any]):
     skipped = False
     attempts = 1
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[misc]  # what comparing and replacing go by
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:  # what comparing, showing and replacing it go by
         return Outcome
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -17,7 +17,6 @@ from collections.abc import (
 )
 from dataclasses import dataclass
 from itertools import repeat
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, Self, TypedDict, TypeVar, Unpack, cast, overload
 
 import anyio
@@ -39,8 +38,6 @@ __all__ = ["OutcomeStream", "Progress", "map_batches"]
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-_OK, _SKIPPED = attrgetter("ok"), attrgetter("skipped")
 
 #: Seconds that leaving waits for a source to close: enough for a file or a cursor, and a bound.
 _SECONDS_TO_CLOSE = 5.0
@@ -354,30 +351,28 @@ class OutcomeStream(Generic[R]):
         reason = "size" if len(batch.items) == self._size else "close"
         values, failed, ids = _unwrap(batch.items)
         results: list[Any] = await self._handle(values, reason) if values else []
-        outcomes = _outcomes_of(batch.start, results, failed, ids)
         batch.items = []
-        batch.outcomes = outcomes
+        batch.outcomes, bad = _outcomes_of(batch.start, results, failed, ids)
         self._slots.release()
-        self._count(outcomes)
+        self._count(batch.outcomes, bad)
         batch.done.set()
         if not self._ordered:
             self._ready.send_nowait(batch)
 
-    def _count(self, outcomes: list[Outcome[Any]]) -> None:
+    def _count(self, outcomes: list[Outcome[Any]], bad: list[Outcome[Any]]) -> None:
         before = self.progress
-        succeeded = sum(map(_OK, outcomes))
-        skipped = sum(map(_SKIPPED, outcomes)) if succeeded < len(outcomes) else 0
+        skipped = sum([outcome.skipped for outcome in bad])
         self.progress = now = Progress(
             before.done + len(outcomes),
-            before.succeeded + succeeded,
-            before.failed + len(outcomes) - succeeded - skipped,
+            before.succeeded + len(outcomes) - len(bad),
+            before.failed + len(bad) - skipped,
             before.skipped + skipped,
             before.total,
             anyio.current_time() - self._began,
         )
         if self._stop_on_error and now.failed > before.failed and self._error is None:
             report = BatchReport(outcomes)
-            errors = [o.error for o in outcomes if o.error is not None and not o.skipped]
+            errors = [o.error for o in bad if o.error is not None and not o.skipped]
             message = f"{report.failed} of {report.total} items of a batch failed"
             self._error = BatchFailed(message, errors, report)
         every = self._progress_every
@@ -459,14 +454,14 @@ def _outcomes_of(
     results: list[Any],
     failed: dict[int, Outcome[Any]],
     ids: list[Any] | None,
-) -> list[Outcome[Any]]:
-    """Return a batch's outcomes, in its order, indexed from ``start``."""
+) -> tuple[list[Outcome[Any]], list[Outcome[Any]]]:
+    """Return a batch's outcomes, in its order and indexed from ``start``; and those without value."""
     if failed:
         found = iter(results)
         count = len(results) + len(failed)
         results = [failed[i] if i in failed else next(found) for i in range(count)]
     if are_values(results):
-        return successes(start, results, ids)
+        return successes(start, results, ids), []
     outcomes: list[Outcome[Any]] = []
     for index, (result, own_id) in enumerate(zip(results, ids or repeat(None)), start):  # noqa: B905
         if isinstance(result, Outcome):
@@ -474,7 +469,7 @@ def _outcomes_of(
             outcomes.append(dataclasses.replace(result, index=index, id=own_id))
         else:
             outcomes.append(outcome_of(index, result, id=own_id))
-    return outcomes
+    return outcomes, [outcome for outcome in outcomes if not outcome.ok]
 
 
 def _alone(group: BaseExceptionGroup[BaseException]) -> BaseException:
