@@ -130,7 +130,7 @@ def test_a_failure_that_nobody_awaited_is_logged_once(
     """Fire and forget must not mean fail and forget; awaited, cancelled and successful ones are silent."""
 
     async def main() -> None:
-        async with Batcher(Recorder(fails={1, 2}), name="silent") as batcher:
+        async with Batcher(Recorder(fails={1, 2}), name="silent", telemetry=False) as batcher:
             batcher.submit_nowait(1)
             awaited = batcher.submit_nowait(2)
             batcher.submit_nowait(3)

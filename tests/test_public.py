@@ -23,7 +23,7 @@ ERRORS = {
 
 NAMES = ERRORS | {
     "Batcher", "batched", "Pending", "BatcherStats", "current_batch", "BatchInfo", "Outcome", "BatchReport", "Retry",
-    "Backoff", "AdaptiveSize",
+    "Backoff", "AdaptiveSize", "Telemetry",
 }  # fmt: skip
 
 
@@ -115,6 +115,7 @@ def test_the_constructor_is_pinned() -> None:
         ("cancel_abandoned", "*", False),
         ("capture_context", "*", False),
         ("name", "*", None),
+        ("telemetry", "*", None),
     ]
 
 
@@ -273,7 +274,7 @@ def test_importing_microbatch_imports_nothing_heavy() -> None:
     """No codec, no database, no other event loop, no optional part."""
     code = (
         "import sys, microbatch\n"
-        "heavy = {'msgspec', 'aiosqlite', 'sqlite3', 'trio', 'uvloop', 'numpy', 'pydantic', 'httpx', 'fastapi'}\n"
+        "heavy = {'opentelemetry', 'msgspec', 'aiosqlite', 'sqlite3', 'trio', 'uvloop', 'numpy', 'pydantic', 'httpx', 'fastapi'}\n"
         "print(sorted(heavy & set(sys.modules)), sorted(m for m in sys.modules if m.startswith('microbatch.durable')\n"
         "      or m.startswith('microbatch.layers')))\n"
     )

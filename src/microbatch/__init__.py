@@ -22,6 +22,7 @@ from .errors import (
 )
 from .outcome import BatchReport, Outcome
 from .retry import Backoff, Retry
+from .telemetry import Telemetry
 
 __version__ = "0.1.0"
 
@@ -48,6 +49,7 @@ __all__ = [
     "ResultCountError",
     "Retry",
     "Skipped",
+    "Telemetry",
     "WouldDeadlock",
     "batched",
     "current_batch",

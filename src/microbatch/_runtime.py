@@ -59,7 +59,9 @@ class Runtime(Protocol):
     @property
     def create_waiter(self) -> Callable[[], Any]: ...
     def breathe(self) -> Awaitable[None]: ...
-    def watched_waiter(self, on_cancel: Callable[[Any], None]) -> Any: ...
+    def traced_waiter(self) -> Any: ...
+    def watched_waiter(self, on_cancel: Callable[[Any], None] | None) -> Any: ...
+    def item_waiter(self, on_cancel: Callable[[Any], None] | None) -> Any: ...
     def watch(self, waiter: Any, on_cancel: Callable[[Any], None]) -> None: ...
     def call_at(self, when: float, callback: Callable[[], None]) -> Handle: ...
     def call_from_thread(self, callback: Callable[[], None]) -> None: ...
@@ -140,7 +142,13 @@ async def _no_yield() -> None:
     """Await nothing."""
 
 
-class _WatchedFuture(asyncio.Future[Any]):
+class _TracedFuture(asyncio.Future[Any]):
+    """A future that knows who submits: the context of its caller's span."""
+
+    __slots__ = ("parent",)
+
+
+class _WatchedFuture(_TracedFuture):
     """A future that tells of its cancellation at once, not one turn of the loop later.
 
     Costs 4 % of an item's whole way, so it serves only where that matters.
@@ -159,6 +167,35 @@ class _WatchedFuture(asyncio.Future[Any]):
         return True
 
 
+class _ItemFuture(_WatchedFuture):
+    """A future that tells how it ended, for those who pay for a record of each item."""
+
+    __slots__ = ("on_end",)
+
+    on_end: Callable[[Exception | None, bool], None] | None
+
+    def set_result(self, result: Any, /) -> None:
+        asyncio.Future.set_result(self, result)
+        end_item(self, None)
+
+    def set_exception(self, exception: Any, /) -> None:
+        asyncio.Future.set_exception(self, exception)
+        end_item(self, exception)
+
+    def cancel(self, msg: Any = None) -> bool:
+        cancelled = super().cancel(msg)
+        if cancelled:
+            end_item(self, None, cancelled=True)
+        return cancelled
+
+
+def end_item(waiter: Any, error: Exception | None, *, cancelled: bool = False) -> None:
+    on_end = getattr(waiter, "on_end", None)
+    if on_end is not None:
+        waiter.on_end = None
+        on_end(error, cancelled)
+
+
 class _AsyncioRuntime:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop: asyncio.AbstractEventLoop | None = loop
@@ -174,8 +211,16 @@ class _AsyncioRuntime:
         """Give everybody who is runnable a turn."""
         return _bare_yield()
 
-    def watched_waiter(self, on_cancel: Callable[[Any], None]) -> Any:
+    def traced_waiter(self) -> Any:
+        return _TracedFuture()
+
+    def watched_waiter(self, on_cancel: Callable[[Any], None] | None) -> Any:
         future = _WatchedFuture(loop=self._loop)
+        future.on_cancel = on_cancel
+        return future
+
+    def item_waiter(self, on_cancel: Callable[[Any], None] | None) -> Any:
+        future = _ItemFuture(loop=self._loop)
         future.on_cancel = on_cancel
         return future
 
@@ -241,7 +286,7 @@ _PENDING, _VALUE, _ERROR, _CANCELLED = range(4)
 class _TrioWaiter:
     """A future for one awaiting trio task."""
 
-    __slots__ = ("__weakref__", "_result", "_state", "_task", "on_cancel", "on_done")
+    __slots__ = ("__weakref__", "_result", "_state", "_task", "on_cancel", "parent")
 
     def __init__(self) -> None:
         self._state = _PENDING
@@ -314,6 +359,23 @@ class _TrioWaiter:
             logger.error("exception of a Pending was never retrieved", exc_info=self._result)
 
 
+class _TrioItemWaiter(_TrioWaiter):
+    """The same, telling how it ended."""
+
+    __slots__ = ("on_end",)
+
+    on_end: Callable[[Exception | None, bool], None] | None
+
+    def _settle(self, state: int, result: Any) -> None:
+        if self._state == _PENDING:
+            super()._settle(state, result)
+            end_item(self, result if state == _ERROR else None)
+
+    def _leave(self) -> None:
+        super()._leave()
+        end_item(self, None, cancelled=True)
+
+
 def _lowlevel() -> Any:
     return sys.modules["trio"].lowlevel
 
@@ -340,7 +402,8 @@ class _TrioRuntime:
         self.loop = loop  # of the host, should trio run as its guest
         self._trio = trio
         self._token = trio.lowlevel.current_trio_token()
-        self.now = trio.current_time
+        # Not trio.current_time: stats() and readers of gauges ask in other threads too.
+        self.now = trio.lowlevel.current_clock().current_time
 
     def create_waiter(self) -> Any:
         if self._trio.lowlevel.current_trio_token() is not self._token:
@@ -350,8 +413,17 @@ class _TrioRuntime:
     def breathe(self) -> Awaitable[None]:
         return self._trio.lowlevel.cancel_shielded_checkpoint()
 
-    def watched_waiter(self, on_cancel: Callable[[Any], None]) -> Any:
+    def traced_waiter(self) -> Any:
+        return self.create_waiter()
+
+    def watched_waiter(self, on_cancel: Callable[[Any], None] | None) -> Any:
         waiter = _TrioWaiter()
+        waiter.on_cancel = on_cancel
+        return waiter
+
+    def item_waiter(self, on_cancel: Callable[[Any], None] | None) -> Any:
+        self.create_waiter()  # for its check
+        waiter = _TrioItemWaiter()
         waiter.on_cancel = on_cancel
         return waiter
 
@@ -426,7 +498,7 @@ def _nothing() -> None:
 class ThreadWaiter:
     """What a blocked thread waits on, in the place of a future of the loop."""
 
-    __slots__ = ("_answer", "on_cancel")
+    __slots__ = ("_answer", "on_cancel", "on_end", "parent")
 
     def __init__(self) -> None:
         self._answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
@@ -444,10 +516,12 @@ class ThreadWaiter:
     def set_result(self, result: Any) -> None:
         with contextlib.suppress(concurrent.futures.InvalidStateError):  # its thread has gone
             self._answer.set_result(result)
+            end_item(self, None)
 
     def set_exception(self, exception: Exception) -> None:
         with contextlib.suppress(concurrent.futures.InvalidStateError):
             self._answer.set_exception(exception)
+            end_item(self, exception)
 
     def wait(self, seconds: float) -> bool:
         """Block up to so many seconds; tell whether the answer is there."""

@@ -7,12 +7,13 @@ from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
-    from contextvars import Context
+    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from contextvars import Context, Token
 
     from ._runtime import Handle
     from ._waiters import Group
     from .buffer import Entry
+    from .telemetry import Kind
 
 Reason = Literal["size", "weight", "wait", "flush", "idle", "close"]
 
@@ -46,21 +47,27 @@ class Run:
         owner: The batcher.
         slot: Where it runs; None once the handler has come back.
         timer: Rings when ``handler_timeout`` has passed.
+        since: When its oldest item came, by the loop's clock; below 0 if nobody looked at it.
+        record: What telemetry keeps of it.
+        error: What the call as a whole failed with.
+        errors: How many items failed, by kind; None without any.
+        retried: The same for those that are sent again.
+        origins: In durable mode the trace context and id of each item.
     """
 
     # Defaults stand on the class: a run of one item is made as often as an item.
     entries: list[Entry] | None = None
     lane: Any = None
     weight: float = 0
-    gone = 0
-    threads = 0
-    started = 0.0
-    early = False
-    uniform = False
+    gone: int = 0
+    threads: int = 0
+    started: float = 0.0
+    early: bool = False
+    uniform: bool = False
     group: Group | None = None
-    first = 0
-    ended = False
-    cancelled = False
+    first: int = 0
+    ended: bool = False
+    cancelled: bool = False
     outer: Run | None = None
     owner: Any = None
     slot: Any = None
@@ -69,20 +76,27 @@ class Run:
     attempts: Sequence[int] | None = None
     keys: Sequence[str | None] | None = None
     job: Any = None
+    since: float = -1.0
+    record: Any = None
+    error: Kind | None = None
+    errors: dict[Kind, int] | None = None
+    retried: dict[Kind, int] | None = None
+    origins: Sequence[tuple[bytes | None, int]] | None = None
 
     def __init__(self, items: list[Any], waiters: list[Any], reason: Reason) -> None:
-        self.items = items
-        self.waiters = waiters
+        self.items: list[Any] = items
+        self.waiters: list[Any] = waiters
         self.reason: Reason = reason
-        self.size = self.left = len(items)
+        self.size: int = len(items)
+        self.left: int = self.size
 
 
 _run: ContextVar[Run | None] = ContextVar("microbatch_run", default=None)
 _narrowing: ContextVar[tuple[Run, Sequence[int]] | None] = ContextVar(
     "microbatch_narrowing", default=None
 )
-running = _run.get
-enter = _run.set
+running: Callable[[], Run | None] = _run.get
+enter: Callable[[Run | None], Token[Run | None]] = _run.set
 __all__ = ["BatchInfo", "Run", "copy_context", "current_batch", "enter", "narrowed", "running"]
 
 

@@ -33,7 +33,7 @@ import anyio
 import anyio.lowlevel
 
 from . import _checks, batch
-from ._runtime import ThreadWaiter, running_loop
+from ._runtime import ThreadWaiter, end_item, running_loop
 from .adaptive import AdaptiveSize
 from .buffer import Mark
 from .entrance import Entrance
@@ -41,6 +41,7 @@ from .errors import BatcherClosed
 from .handler import kind_of, name_of
 from .retry import Retry
 from .state import logger
+from .telemetry import CLOSED, Observer, Telemetry
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -135,6 +136,7 @@ class Settings(TypedDict, Generic[T], total=False):
     cancel_abandoned: bool
     capture_context: bool
     name: str | None
+    telemetry: Telemetry | Literal[False] | None
 
 
 class Batcher(Entrance, Generic[T, R]):
@@ -178,7 +180,10 @@ class Batcher(Entrance, Generic[T, R]):
         drain_timeout: Seconds that closing waits for what is pending, at least 0; None for no limit.
         cancel_abandoned: Cancel a running handler once all its callers are gone.
         capture_context: Keep each caller's contextvars for the handler: ``current_batch().contexts``.
-        name: For logs and telemetry; the handler's qualified name by default.
+        name: For logs and telemetry, where each name makes series of its own, so never one made of
+            data; the handler's qualified name by default.
+        telemetry: ``None`` tells OpenTelemetry's global providers, as soon as there are some; a
+            ``Telemetry`` says whom and what else; False tells nobody, and logs no failed batches.
 
     Raises:
         TypeError: If the handler cannot be called or a setting has the wrong type.
@@ -238,6 +243,7 @@ class Batcher(Entrance, Generic[T, R]):
         cancel_abandoned: bool = False,
         capture_context: bool = False,
         name: str | None = None,
+        telemetry: Telemetry | Literal[False] | None = None,
     ) -> None:
         self._kind = kind_of(handler)
         self._handler = handler
@@ -278,6 +284,9 @@ class Batcher(Entrance, Generic[T, R]):
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a str or None, got {name!r}")
         self._name = name_of(handler) if name is None else name
+        if not (telemetry is None or telemetry is False or isinstance(telemetry, Telemetry)):
+            raise TypeError(f"telemetry must be a Telemetry, None or False, got {telemetry!r}")
+        self._observer = None if telemetry is False else Observer(self._name, telemetry)
         self._scoped = handler_timeout is not None or cancel_abandoned
         self._is_plain = not (
             self._adaptive
@@ -440,16 +449,19 @@ class Batcher(Entrance, Generic[T, R]):
                 "submit_from_thread() needs one, so open it with `async with` there first"
             )
         waiter = ThreadWaiter()
+        context = contextvars.copy_context()
 
         def enter() -> None:
             if waiter.done():  # timed out before the loop had a turn
                 return
+            context.run(self._mark, waiter)
             try:
                 self._enter(item, waiter=waiter)
             except Exception as error:  # noqa: BLE001 - the calling thread's to raise
                 waiter.set_exception(error)
 
         def withdraw() -> None:
+            end_item(waiter, None, cancelled=True)
             if waiter.on_cancel is not None:
                 waiter.on_cancel(waiter)
 
@@ -557,21 +569,28 @@ class Batcher(Entrance, Generic[T, R]):
         return self._idle
 
     def _close_line(self) -> None:
+        observer = self._observer
         for waiting in list(self._line):
             self._line.discard(waiting)
+            left = 1
             if hasattr(waiting, "group"):
                 group, waiting.group.feed = waiting.group, None
+                left = len(waiting.items) - waiting.position
                 for index in range(waiting.position, len(waiting.items)):
                     group.fail(index, BatcherClosed(self._name))
             else:
                 waiter = waiting.waiter
                 waiting.release()
                 waiter.set_exception(BatcherClosed(self._name))
+            if observer is not None:
+                observer.refused(CLOSED, left)
 
     async def _finish_closing(self) -> None:
         """End what is left, wait within bounds for the handlers' tasks, and be closed."""
         self._close_line()
         dropped = self._drop()
+        if self._observer is not None:
+            self._observer.close()
         if dropped:
             logger.warning("batcher %r: closed while %d items were pending", self._name, dropped)
         if self._slots:

@@ -40,8 +40,8 @@ class Mark:
     __slots__ = ("left", "on_zero")
 
     def __init__(self, on_zero: Callable[[], None]) -> None:
-        self.left = 0
-        self.on_zero = on_zero
+        self.left: int = 0
+        self.on_zero: Callable[[], None] = on_zero
 
     def release(self) -> None:
         """Count one of them as resolved; the last one wakes who waits."""
@@ -65,6 +65,7 @@ class Fifo:
         waiters: Who waits for each.
         head: Where the next batch begins.
         limit: The length up to which items may be appended without asking.
+        timed: Whether it matters since when items wait.
     """
 
     __slots__ = (
@@ -76,17 +77,19 @@ class Fifo:
         "limit",
         "max_wait",
         "size",
+        "timed",
         "waiters",
     )
 
     def __init__(self, size: int, max_wait: float) -> None:
-        self.size = size
-        self.max_wait = max_wait
-        self.closing = False
+        self.timed: bool = max_wait > 0
+        self.size: int = size
+        self.max_wait: float = max_wait
+        self.closing: bool = False
         self.items: list[Any] = []
         self.waiters: list[Any] = []
-        self.head = 0
-        self.limit = 0
+        self.head: int = 0
+        self.limit: int = 0
         self._marks: deque[tuple[int, float]] = deque()  # since when: from this place on
         self._sweep_at = _SWEEP_MIN
 
@@ -102,7 +105,7 @@ class Fifo:
         length = len(self.items)
         count = length - self.head
         self.limit = min(length + room, self._sweep_at)
-        if self.max_wait:
+        if self.timed:
             # A clock read for each batch, not for each item: where a full one may begin.
             if count % self.size == 0 or more > 1:
                 self._marks.append((length, now))
@@ -145,6 +148,7 @@ class Fifo:
             or self.closing
             or now >= self._since(self.head) + self.max_wait
         ):
+            since = self._since(self.head) if self._marks else -1.0
             items, waiters = self._take(self.size)
             uniform = not _gone(waiters)
             if not uniform:
@@ -156,6 +160,7 @@ class Fifo:
             if items:
                 run = Run(items, waiters, self._reason(len(items)))
                 run.uniform = uniform
+                run.since = since
                 if uniform and type(waiters[0]) is Group:
                     run.group, run.first = waiters[0], waiters[0].taken
                     run.group.taken += run.size
@@ -214,7 +219,7 @@ class Fifo:
         marks = deque(self._marks)
         self.items, self.waiters, self.head = [], [], 0
         self._marks.clear()
-        since = 0.0
+        since = -1.0
         for place in range(head, len(items)):
             while marks and marks[0][0] <= place:
                 since = marks.popleft()[1]
@@ -275,18 +280,18 @@ class Entry:
         key: Hashable = None,
         context: Context | None = None,
     ) -> None:
-        self.item = item
-        self.waiter = waiter
-        self.priority = priority
-        self.weight = weight
-        self.partition = partition
-        self.key = key
-        self.context = context
-        self.attempts = 1
-        self.seq = 0
-        self.since = 0.0
-        self.queued = False
-        self.state = ""
+        self.item: Any = item
+        self.waiter: Any = waiter
+        self.priority: float = priority
+        self.weight: float = weight
+        self.partition: Hashable = partition
+        self.key: Hashable = key
+        self.context: Context | None = context
+        self.attempts: int = 1
+        self.seq: int = 0
+        self.since: float = 0.0
+        self.queued: bool = False
+        self.state: str = ""
         self.lane: Lane | None = None
         self.run: Run | None = None
         self.marks: list[Mark] | None = None
@@ -403,16 +408,16 @@ class Lane:
     )
 
     def __init__(self, partition: Hashable) -> None:
-        self.partition = partition
+        self.partition: Hashable = partition
         self.entries: Ranking[Entry] = Ranking()
         self.keys: dict[Hashable, Entry] = {}
-        self.weight = 0.0
-        self.flying = 0
-        self.due = -1  # the seq up to which entries were asked for by a flush
+        self.weight: float = 0.0
+        self.flying: int = 0
+        self.due: int = -1  # the seq up to which entries were asked for by a flush
         self.deadline: float | None = None
-        self.priority = 0.0
-        self.seq = 0
-        self.queued = False
+        self.priority: float = 0.0
+        self.seq: int = 0
+        self.queued: bool = False
 
 
 class Lanes:
@@ -427,12 +432,12 @@ class Lanes:
         lane_limit: int | None = None,
     ) -> None:
         self._size = size
-        self.max_wait = max_wait
+        self.max_wait: float = max_wait
         self._max_weight = max_weight
         self._lane_limit = lane_limit
-        self.closing = False
-        self.count = 0
-        self.weight = 0.0
+        self.closing: bool = False
+        self.count: int = 0
+        self.weight: float = 0.0
         self._seq = 0
         self._lanes: dict[Hashable, Lane] = {}
         self._idle: dict[Lane, None] = {}  # lanes with items that nothing has made ready

@@ -146,6 +146,12 @@ class Dispatch(Outcomes):
         batch.enter(run)
         if self._on_start is not None:
             self._on_start(run)
+        observer = self._observer
+        if observer is not None:
+            if run.started >= observer.look_at:
+                self._look(observer)
+            if observer.recorder is not None:
+                observer.begin(run)
         if self._stuck and (stuck := self._count_stuck()) > STUCK_MAX:
             raise HandlerStuck(self._name, stuck, STUCK_MAX)
         if self._handler_timeout is not None:

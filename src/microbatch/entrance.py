@@ -15,8 +15,11 @@ from .buffer import Entry, Fifo
 from .dispatch import Dispatch
 from .errors import BatcherClosed, BatcherFull, ItemTooHeavy, WouldDeadlock
 from .state import logger
+from .telemetry import CANCELLED, CLOSED, FULL
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .batch import Run
 
 
@@ -59,7 +62,20 @@ class Entrance(Dispatch):
             self._breathe = current.breathe
             self._started = current.started
             self._now = current.now
+            if self._observer is not None:
+                self._look(self._observer)
         return runtime
+
+    def _watched(self, runtime: Runtime, on_cancel: Callable[[Any], None]) -> Any:
+        observer = self._observer
+        if observer is None or observer.recorder is None:
+            return runtime.watched_waiter(on_cancel)
+        return observer.watched(runtime, on_cancel, self._now)
+
+    def _mark(self, waiter: Any) -> None:
+        """Let telemetry know whose waiter this is: of who calls here."""
+        if self._observer is not None:
+            self._observer.mark(waiter, self._now)
 
     def _lose_loop(self) -> None:
         lost = self._buffered() + self._flying + self._in_backoff
@@ -94,7 +110,7 @@ class Entrance(Dispatch):
         if fifo is not None and not priority and (room := self._room()) > 0:
             if waiter is None:
                 waiter = self._create_waiter()
-            fifo.open(room, self._now() if self._max_wait else 0.0)
+            fifo.open(room, self._now() if self._timed else 0.0)
             fifo.items.append(item)
             fifo.waiters.append(waiter)
             self._fast = fifo
@@ -152,7 +168,7 @@ class Entrance(Dispatch):
                 raise self._full(entry.weight)
         target = entry if sharer is None else sharer
         if waiter is None:
-            waiter = runtime.watched_waiter(partial(self._left, target))
+            waiter = self._watched(runtime, partial(self._left, target))
         else:
             waiter.on_cancel = partial(self._left, target)
         if sharer is not None:
@@ -195,6 +211,8 @@ class Entrance(Dispatch):
             self._lanes.promote(entry, priority)
 
     def _full(self, weight: float = 0) -> BatcherFull:
+        if self._observer is not None:
+            self._observer.refused(FULL)
         if self._max_pending is not None and self._room() <= 0:
             return BatcherFull(self._name, "max_pending", self._max_pending)
         if self._max_pending_weight is not None and not self._has_room(weight):
@@ -230,7 +248,7 @@ class Entrance(Dispatch):
         total = len(items)
         group = Group(total, next(self._ids))
         self._ids = count(group.first_id + total)
-        group.waiter = runtime.watched_waiter(partial(self._group_left, group))
+        group.waiter = self._watched(runtime, partial(self._group_left, group))
         position = 0
         if self._fifo is not None and not priority:
             position = self._enter_fifo(self._fifo, group, items)
@@ -253,7 +271,7 @@ class Entrance(Dispatch):
         room = self._room()
         taken = max(0, min(room, len(items)))
         if taken:
-            fifo.open(room, self._now() if self._max_wait else 0.0, taken)
+            fifo.open(room, self._now() if self._timed else 0.0, taken)
             fifo.items += items[:taken]
             fifo.waiters += [group] * taken
         self._fast = None
@@ -338,6 +356,8 @@ class Entrance(Dispatch):
             if state == "flying" and entry.run is not None:
                 self._abandon(entry.run)
             return
+        if self._observer is not None:
+            self._observer.refused(CANCELLED)
         entry.release()
         self._changed()
 
@@ -395,6 +415,8 @@ class Entrance(Dispatch):
         for waiter in waiters:
             if not waiter.done():
                 dropped += 1
+                if self._observer is not None:
+                    self._observer.refused(CLOSED)
                 waiter.set_exception(BatcherClosed(self._name))
         for run in [slot.run for slot in self._slots if slot.run is not None]:
             dropped += run.left

@@ -12,6 +12,7 @@ from ._waiters import Member, Shared
 from .errors import HandlerCrashed, HandlerTimeout, Skipped
 from .handler import copy_exception
 from .state import State, logger
+from .telemetry import counted, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +63,7 @@ class Outcomes(State):
         self._dress(run)
         for waiter, result in zip(run.waiters, results, strict=True):
             if isinstance(result, BaseException):
-                self._raise_in(waiter, self._raisable(result))
+                self._raise_in(run, waiter, self._raisable(result))
             elif not waiter.done():
                 waiter.set_result(result)
 
@@ -91,11 +92,12 @@ class Outcomes(State):
         """The same with an exception that belongs to this item alone."""
         waiter, entry = self._take_out(run, index)
         if entry is not None and self._back_off(entry, error):
+            run.retried = counted(run.retried, error)
             return
         self._items += 1
         if entry is not None:
             _note_attempts(waiter, entry.attempts)
-        self._raise_in(waiter, error)
+        self._raise_in(run, waiter, error)
         if entry is not None:
             entry.release()
 
@@ -114,7 +116,8 @@ class Outcomes(State):
             run.gone -= 1
         return waiter, entry
 
-    def _raise_in(self, waiter: Any, error: Exception) -> None:
+    def _raise_in(self, run: Run, waiter: Any, error: Exception) -> None:
+        run.errors = counted(run.errors, error)
         if not isinstance(error, Skipped):
             self._failed += 1
         if not waiter.done():
@@ -171,6 +174,7 @@ class Outcomes(State):
         while trace is not None and trace.tb_frame.f_globals.get("__name__") in _OWN_FRAMES:
             trace = trace.tb_next  # how we came to call the handler tells nobody anything
         error.with_traceback(trace)
+        run.error = kind_of(self._raisable(error))
         for index in range(run.size):
             if run.waiters[index] is not None:
                 self._settle_error(run, index, self._raisable(error))
@@ -179,6 +183,7 @@ class Outcomes(State):
         """End a run before its handler has: callers and slot go on, the handler is cancelled."""
         if run.ended:
             return
+        run.error = kind_of(reason())
         for index in range(run.size):
             if run.waiters[index] is not None:
                 self._settle_error(run, index, reason())
@@ -230,6 +235,8 @@ class Outcomes(State):
         self._flying -= run.left
         self._batches += 1
         self._reasons[run.reason] = self._reasons.get(run.reason, 0) + 1
+        if self._observer is not None and (run.record is not None or run.errors is not None):
+            self._observer.end(run, self._now())
         if self._adaptive is not None:
             self._adaptive.record(run.size, self._now() - run.started, failed=failed)
         if run.slot is not None:

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from .batch import Run
     from .handler import Kind
     from .retry import Retry
+    from .telemetry import Observer
 
-logger = logging.getLogger("microbatch")
+logger: logging.Logger = logging.getLogger("microbatch")
 
 #: Items that batches may start with in one turn of the loop, the first batch excepted. Their callers then
 #: wake in the next turn, while they are still in the processor's cache: with 10,000 callers and batches of
@@ -65,9 +66,9 @@ class Slot:
     __slots__ = ("handled", "held", "run", "starting", "task")
 
     def __init__(self) -> None:
-        self.held = True
-        self.starting = True
-        self.handled = 0
+        self.held: bool = True
+        self.starting: bool = True
+        self.handled: int = 0
         self.task: Handle | None = None
         self.run: Run | None = None
 
@@ -118,6 +119,7 @@ class State:
         "_max_wait",
         "_name",
         "_now",
+        "_observer",
         "_on_full",
         "_on_start",
         "_pace",
@@ -136,6 +138,7 @@ class State:
         "_starting",
         "_state",
         "_stuck",
+        "_timed",
         "_timer",
         "_timer_at",
         "_weigh",
@@ -162,6 +165,7 @@ class State:
     _drain_timeout: float | None
     _cancel_abandoned: bool
     _capture_context: bool
+    _observer: Observer | None  # tells telemetry and the log; None for neither
     _scoped: bool  # a handler may be cancelled while others go on
     _is_plain: bool  # nothing is set that needs an entry for each item
 
@@ -212,11 +216,22 @@ class State:
         self._timer_at = 0.0
         self._idle: anyio.Event | None = None  # set when nothing is left to drain
         self._empty: anyio.Event | None = None  # set when no task is left
+        self._timed = self._max_wait > 0  # whether it matters since when items wait
         self._reset_buffer()
+
+    def _look(self, observer: Observer) -> None:
+        """See whether anybody records: then it matters who submits, and since when items wait."""
+        observer.look(self, self._now())
+        if observer.recorder is not None:
+            self._timed = True
+            if self._fifo is not None:
+                self._fifo.timed = True
+            self._create_waiter = observer.creator(self._runtime, self._now)
 
     def _reset_buffer(self) -> None:
         if self._is_plain:
             self._fifo, self._lanes = Fifo(self._size, self._max_wait), None
+            self._fifo.timed = self._timed
         else:
             self._fifo, self._lanes = None, self._new_lanes()
 
@@ -236,6 +251,10 @@ class State:
             return self._fifo.count
         return self._lanes.count if self._lanes is not None else 0
 
+    def _pending_weight(self) -> float:
+        buffered = self._lanes.weight if self._lanes is not None else 0.0
+        return buffered + self._flying_weight + self._backoff_weight
+
     def _room(self) -> int:
         if self._max_pending is None:
             return _UNBOUNDED
@@ -246,10 +265,9 @@ class State:
     def _has_room(self, weight: float) -> bool:
         if self._room() <= 0:
             return False
-        if self._max_pending_weight is None or self._lanes is None:
+        if self._max_pending_weight is None:
             return True
-        pending = self._lanes.weight + self._flying_weight + self._backoff_weight
-        return pending + weight <= self._max_pending_weight
+        return self._pending_weight() + weight <= self._max_pending_weight
 
     def _simplify(self) -> None:
         """Go back to chunks when nothing is left that needs more."""

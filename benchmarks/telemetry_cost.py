@@ -1,0 +1,165 @@
+"""What telemetry costs: CPU per item against ``telemetry=False``, in one process, interleaved.
+
+    python benchmarks/telemetry_cost.py
+
+Every caller is a task of its own that awaits ``submit``; the handler returns at once. Callers run in
+contexts that were made before, with one span for all of them or one for each of a hundred, so that
+what is measured is the batcher's share. Spans go through the SDK's batch processor to an exporter
+that drops them, and figures into a reader that nobody reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+
+import measure
+from contenders import SETTINGS, Contender, echo
+from opentelemetry import trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider, sampling
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+
+from microbatch import Batcher, Telemetry
+
+PARENTS = 100
+
+
+class Nowhere(SpanExporter):
+    """Takes spans and drops them."""
+
+    def export(self, spans):
+        return SpanExportResult.SUCCESS
+
+
+def contexts_of(tracer, parents):
+    """Make so many contexts, each with an open span of its own; without a tracer, empty ones."""
+    made = [contextvars.Context() for _ in range(parents)]
+    for context in made if tracer is not None else ():
+        span = tracer.start_span("request")
+        context.run(lambda span=span: attach(span))
+    return made
+
+
+def attach(span):
+    from opentelemetry.context import attach as attach_context
+
+    attach_context(trace.set_span_in_context(span))
+
+
+def tasks(submit, contexts):
+    """Run a task for each caller, each in the next of the contexts."""
+    loop = asyncio.get_running_loop()
+    many = len(contexts)
+
+    async def run(n):
+        return await asyncio.gather(
+            *[loop.create_task(submit(i), context=contexts[i % many]) for i in range(n)]
+        )
+
+    return run
+
+
+def without_sdk(name, **settings):
+    """A batcher where nobody has set up an SDK."""
+
+    @contextlib.asynccontextmanager
+    async def opened(size):
+        async with Batcher(echo, max_batch_size=size, **SETTINGS, **settings) as batcher:
+            yield tasks(batcher.submit, contexts_of(None, 1))
+
+    return Contender(name, opened)
+
+
+def with_sdk(name, *, parents=1, sampler=sampling.ALWAYS_ON, **settings):
+    """A batcher whose spans and figures are recorded."""
+
+    @contextlib.asynccontextmanager
+    async def opened(size):
+        tracer_provider = TracerProvider(sampler=sampler)
+        tracer_provider.add_span_processor(BatchSpanProcessor(Nowhere()))
+        meter_provider = MeterProvider([InMemoryMetricReader()])
+        contexts = contexts_of(tracer_provider.get_tracer("benchmark"), parents)
+        telemetry = Telemetry(
+            tracer_provider=tracer_provider, meter_provider=meter_provider, **settings
+        )
+        async with Batcher(echo, max_batch_size=size, telemetry=telemetry, **SETTINGS) as batcher:
+            yield tasks(batcher.submit, contexts)
+        tracer_provider.shutdown()
+        meter_provider.shutdown()
+
+    return Contender(name, opened)
+
+
+@contextlib.asynccontextmanager
+async def watched(size):
+    """A batcher whose stats somebody reads a hundred times a second."""
+
+    async def look():
+        while True:
+            batcher.stats()
+            await asyncio.sleep(0.01)
+
+    async with Batcher(echo, max_batch_size=size, telemetry=False, **SETTINGS) as batcher:
+        looking = asyncio.create_task(look())
+        yield tasks(batcher.submit, contexts_of(None, 1))
+        looking.cancel()
+
+
+OFF = "telemetry=False"
+#: Who is measured, with the goal at batch 100.
+ALL = [
+    (without_sdk(OFF, telemetry=False), 1.0),
+    (Contender("stats() 100 times a second", watched), 1.03),
+    (without_sdk("API, no SDK"), 1.10),
+    (with_sdk("SDK, nothing sampled", sampler=sampling.ALWAYS_OFF), None),
+    (with_sdk("SDK recording, one parent"), 2.0),
+    (with_sdk(f"SDK recording, {PARENTS} parents", parents=PARENTS), 3.0),
+    (with_sdk("SDK, item_metrics", item_metrics=True), None),
+    (with_sdk("SDK, trace_items", trace_items=True), None),
+]
+
+
+def cell(size, n, rounds):
+    """Measure everybody at one batch size."""
+    chosen = [contender for contender, _ in ALL]
+    figures = measure.interleaved(chosen, rounds=rounds, loop="asyncio", size=size, n=n)
+    return {
+        "batch": size,
+        "callers": n,
+        "ratios": measure.ratios(figures, OFF),
+        "cpu_us": measure.per_item(figures, n),
+    }
+
+
+def show(result):
+    measure.say(f"**asyncio, {result['callers']:,} callers, batch {result['batch']}**\n")
+    goals = {contender.name: goal for contender, goal in ALL}
+    measure.table(
+        ["", f"CPU to {OFF} (quartiles)", "goal", "CPU us/item"],
+        [
+            (
+                name,
+                measure.shown(ratio),
+                goals[name] if result["batch"] == 100 and goals[name] else "-",
+                f"{result['cpu_us'][name]['median']:.1f}",
+            )
+            for name, ratio in result["ratios"].items()
+        ],
+    )
+
+
+def main():
+    chosen = measure.options(__doc__.splitlines()[0])
+    cells = [(10, 50)] if chosen.tiny else [(100, 10_000), (10, 5_000), (1, 2_000)]
+    results = []
+    for size, n in cells:
+        results.append(cell(size, n, 1 if chosen.tiny else chosen.rounds or 15))
+        show(results[-1])
+        measure.save(chosen.out, "telemetry_cost", {"cells": results})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The instruments, shared by all batchers of a meter provider, and the gauges that they observe."""
+
+from __future__ import annotations
+
+import weakref
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from opentelemetry.metrics import Observation
+
+from . import __version__, telemetry
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider
+
+
+class Instruments:
+    """The instruments of one meter provider, shared by all that record there.
+
+    Attributes:
+        batchers: Those whose gauges are observed. Callbacks cannot be taken back, so there is one
+            for each gauge and all batchers; one that is gone or closed is no longer among them.
+        queues: The durable queues: each keeps what it last counted in ``counted``.
+    """
+
+    _all: ClassVar[weakref.WeakKeyDictionary[MeterProvider, Instruments]] = (
+        weakref.WeakKeyDictionary()
+    )
+
+    @classmethod
+    def of(cls, provider: MeterProvider) -> Instruments:
+        """Return the instruments of a provider: one set, however many batchers there are."""
+        found = cls._all.get(provider)
+        if found is None:
+            meter = provider.get_meter(
+                telemetry.SCOPE, __version__, schema_url=telemetry.SCHEMA_URL
+            )
+            found = cls._all[provider] = cls(meter)
+        return found
+
+    def __init__(self, meter: Meter) -> None:
+        self.batchers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.queues: weakref.WeakSet[Any] = weakref.WeakSet()
+        histograms = {
+            name: meter.create_histogram(
+                name, unit, description, explicit_bucket_boundaries_advisory=bounds
+            )
+            for name, (unit, description, bounds) in telemetry.HISTOGRAMS.items()
+        }
+        counters = {
+            name: meter.create_counter(name, unit, description)
+            for name, (unit, description) in telemetry.COUNTERS.items()
+        }
+        self.batch_size = histograms[telemetry.BATCH_SIZE]
+        self.batch_duration = histograms["microbatch.batch.duration"]
+        self.wait_duration = histograms["microbatch.batch.wait.duration"]
+        self.item_duration = histograms["microbatch.item.duration"]
+        self.process_duration = histograms["messaging.process.duration"]
+        self.items = counters["microbatch.items"]
+        self.retries = counters["microbatch.retries"]
+        self.sent = counters["messaging.client.sent.messages"]
+        self.consumed = counters["messaging.client.consumed.messages"]
+        for name, (unit, description) in telemetry.GAUGES.items():
+            observe = partial(self._observe, name)
+            meter.create_observable_up_down_counter(name, [observe], unit, description)
+
+    def _observe(self, gauge: str, _: CallbackOptions) -> list[Observation]:
+        """Return a gauge's values, in the reader's thread; batchers that share a name add up."""
+        sums: dict[str, float] = {}
+        for batcher in _members(self.batchers):
+            value = _gauges_of(batcher).get(gauge)
+            if value is not None:
+                sums[batcher.name] = sums.get(batcher.name, 0) + value
+        return [Observation(value, {telemetry.NAME: name}) for name, value in sums.items()]
+
+
+def _members(living: weakref.WeakSet[Any]) -> list[Any]:
+    while True:
+        try:
+            return list(living)
+        except RuntimeError:  # another thread added one meanwhile
+            continue
+
+
+def _gauges_of(batcher: Any) -> dict[str, float | None]:
+    """Return what a batcher holds; nothing once it is closed, and before it serves a loop."""
+    if batcher._state == "closed" or batcher._runtime is None:  # noqa: SLF001 - our own machinery
+        return {}
+    stats = batcher.stats()
+    weighs = batcher._weigh is not None  # noqa: SLF001
+    return {
+        "microbatch.queue.size": stats.pending,
+        "microbatch.queue.capacity": batcher._max_pending,  # noqa: SLF001
+        "microbatch.item.inflight": stats.in_flight,
+        "microbatch.queue.weight": batcher._pending_weight() if weighs else None,  # noqa: SLF001
+    }

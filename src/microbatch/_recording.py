@@ -1,0 +1,331 @@
+"""Spans and figures of batches, by OpenTelemetry. Imported only where somebody may listen."""
+
+from __future__ import annotations
+
+from functools import partial
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.context import Context, attach, get_current
+from opentelemetry.metrics import get_meter_provider
+from opentelemetry.trace import (
+    Link,
+    SpanKind,
+    Status,
+    StatusCode,
+    get_current_span,
+    get_tracer_provider,
+    set_span_in_context,
+)
+
+from . import __version__, telemetry
+from ._instruments import Instruments
+from ._traceparent import decode
+from ._waiters import Shared
+from .errors import Skipped
+from .telemetry import CANCELLED, kind_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from opentelemetry.metrics import Counter
+    from opentelemetry.trace import Span, Tracer
+
+    from .batch import Run
+    from .telemetry import Kind, Observer
+
+_NOBODY = Context()
+_ERROR = Status(StatusCode.ERROR)  # without a description: messages may hold what was in the items
+
+_parent_of = attrgetter("parent")
+
+
+def listens(provider: Any) -> bool:
+    """Tell whether a provider may record: the API's own stand-ins never do."""
+    return not type(provider).__module__.startswith(
+        ("opentelemetry.trace", "opentelemetry.metrics")
+    )
+
+
+class Record:
+    """What belongs to one handler call.
+
+    Attributes:
+        span: Its span, or None.
+        context: The context with that span, so that exemplars point to it.
+        dropped: Submitters to whom there is no link.
+        wait: Seconds that the oldest item waited, if somebody looked at the clock then.
+    """
+
+    __slots__ = ("context", "dropped", "span", "wait")
+
+    def __init__(self, run: Run) -> None:
+        self.span: Span | None = None
+        self.context: Context | None = None
+        self.dropped = 0
+        since = min([entry.since for entry in run.entries]) if run.entries else run.since
+        self.wait = max(0.0, run.started - since) if since >= 0 else None
+
+
+class Recorder:
+    """Records what one batcher does.
+
+    Attributes:
+        tracer: Makes spans; None while nobody wants them.
+        instruments: Take figures; None while nobody wants them.
+        refused: Items that ended before a handler saw them, by kind, not told yet.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
+        self.tracer: Tracer | None = None
+        self.instruments: Instruments | None = None
+        self.refused: dict[Kind, int] = {}
+        name, queue, settings = observer.name, observer.queue, observer.settings
+        self._settings = settings
+        self._title = f"{telemetry.SPAN_PROCESS} {name if queue is None else queue}"
+        self._submit_title = f"{telemetry.SPAN_SUBMIT} {name}"
+        self._kind = SpanKind.INTERNAL if queue is None else SpanKind.CONSUMER
+        self._attributes: dict[str, str] = {telemetry.NAME: name}
+        self._messaging: dict[str, str] = {}
+        if queue is not None:
+            self._messaging = {
+                telemetry.MESSAGING_SYSTEM: "microbatch",
+                telemetry.MESSAGING_OPERATION: telemetry.SPAN_PROCESS,
+                telemetry.MESSAGING_DESTINATION: queue,
+            }
+
+    def look(self, batcher: Any) -> bool:
+        """Take up what providers there are by now; tell whether something has changed."""
+        settings, changed = self._settings, False
+        if self.tracer is None:
+            spans = settings.tracer_provider or get_tracer_provider()
+            if listens(spans):
+                self.tracer = tracer_of(spans)
+                changed = True
+        if self.instruments is None:
+            figures = settings.meter_provider or get_meter_provider()
+            if listens(figures):
+                self.instruments = Instruments.of(figures)
+                self.instruments.batchers.add(batcher)
+                changed = True
+        return changed
+
+    # Items
+
+    def creator(self, make: Callable[[], Any]) -> Callable[[], Any]:
+        """Return what makes waiters that know who submits: on the way of every item, so no more."""
+
+        def create() -> Any:
+            waiter = make()
+            waiter.parent = get_current()
+            return waiter
+
+        return create
+
+    def mark(self, waiter: Any) -> None:
+        """Note who submits."""
+        waiter.parent = get_current()
+
+    def mark_item(self, waiter: Any, clock: Callable[[], float]) -> None:
+        """Note who submits, and begin what is recorded of this call."""
+        span = None
+        parent = get_current()
+        if self.tracer is not None and self._settings.trace_items:
+            span = self.tracer.start_span(self._submit_title, parent, attributes=self._attributes)
+            parent = set_span_in_context(span, parent)
+        waiter.parent = parent
+        waiter.on_end = partial(self._item_ended, span, parent, (clock, clock()))
+
+    def _item_ended(
+        self,
+        span: Span | None,
+        context: Context,
+        clock_since: tuple[Callable[[], float], float],
+        error: Exception | None,
+        cancelled: bool,
+    ) -> None:
+        clock, since = clock_since
+        attributes = self._attributes
+        failed = cancelled or (error is not None and not isinstance(error, Skipped))
+        if failed:
+            kind = CANCELLED if error is None else kind_of(error)
+            attributes = {**attributes, telemetry.ERROR_TYPE: self.observer.type_of(kind)}
+        if span is not None:
+            if failed:
+                span.set_attributes(attributes)
+                span.set_status(_ERROR)
+            span.end()
+        if self.instruments is not None and self._settings.item_metrics:
+            self.instruments.item_duration.record(max(0.0, clock() - since), attributes, context)
+
+    # Batches
+
+    def begin(self, run: Run) -> None:
+        """Begin the span of a handler call, and make it current in the batch's own context."""
+        record = run.record = Record(run)
+        if self.tracer is None:
+            return
+        submitters = list(_submitters(run)) if run.origins is None else []
+        context, links = _NOBODY, []
+        if self._settings.parent == "auto" and run.origins is None and len(submitters) == 1:
+            context = set_span_in_context(submitters[0], _NOBODY)
+        elif run.origins is None:
+            record.dropped = max(0, len(submitters) - telemetry.LINKS_MAX)
+            links = [Link(s.get_span_context()) for s in submitters[: telemetry.LINKS_MAX]]
+        else:
+            links = self._links(run, record)
+        attributes: dict[str, str | int] = {
+            **self._attributes,
+            telemetry.BATCH_SIZE: run.size,
+            telemetry.REASON: run.reason,
+            telemetry.ATTEMPT: max(run.attempts or [e.attempts for e in run.entries or ()] or [1]),
+        }
+        if self._messaging:
+            attributes |= self._messaging
+            attributes[telemetry.MESSAGING_OPERATION_TYPE] = telemetry.SPAN_PROCESS
+            attributes[telemetry.MESSAGING_COUNT] = run.size
+        span = record.span = self.tracer.start_span(
+            self._title, context, self._kind, attributes, links
+        )
+        record.context = set_span_in_context(span)
+        attach(record.context)  # for good: the batch's context ends with it
+        if self._settings.link_back and span.is_recording():
+            for submitter in submitters:
+                if submitter.is_recording():
+                    submitter.add_link(span.get_span_context())
+
+    def _links(self, run: Run, record: Record) -> list[Link]:
+        """Link a batch of a durable queue to what sent its items, be it in another process."""
+        links: dict[tuple[int, int], Link] = {}
+        for trace, number in run.origins or ():
+            if trace is None or (sender := decode(trace)) is None:
+                continue
+            key = (sender.trace_id, sender.span_id)
+            if key in links:
+                continue
+            if len(links) >= telemetry.LINKS_MAX:
+                record.dropped += 1
+                continue
+            links[key] = Link(sender, {telemetry.MESSAGING_ID: str(number)})
+        return list(links.values())
+
+    def end(self, run: Run, now: float) -> None:
+        """Record what became of a batch."""
+        figures = _Figures(run, now)
+        error = None if run.error is None else self.observer.type_of(run.error)
+        record, run.record = run.record, None
+        if record.span is not None:
+            self._end_span(record.span, record, figures, error)
+        if self.instruments is not None:
+            self._measure(self.instruments, run, figures, error, record)
+
+    def _end_span(self, span: Span, record: Record, figures: _Figures, error: str | None) -> None:
+        if span.is_recording():
+            attributes: dict[str, float | str] = {telemetry.FAILED_ITEMS: figures.failed}
+            if record.wait is not None:
+                attributes[telemetry.WAIT] = record.wait
+            if record.dropped:
+                attributes[telemetry.LINKS_DROPPED] = record.dropped
+            if error is not None:
+                attributes[telemetry.ERROR_TYPE] = error
+                span.set_status(_ERROR)
+            span.set_attributes(attributes)
+        span.end()
+
+    def _measure(
+        self,
+        instruments: Instruments,
+        run: Run,
+        figures: _Figures,
+        error: str | None,
+        record: Record,
+    ) -> None:
+        mine, context = self._attributes, record.context
+        with_reason = {**mine, telemetry.REASON: run.reason}
+        instruments.batch_size.record(run.size, with_reason, context)
+        if record.wait is not None:
+            instruments.wait_duration.record(record.wait, with_reason, context)
+        failing = {} if error is None else {telemetry.ERROR_TYPE: error}
+        instruments.batch_duration.record(figures.duration, {**mine, **failing}, context)
+        if figures.succeeded:
+            instruments.items.add(figures.succeeded, mine, context)
+        if figures.skipped:
+            instruments.items.add(figures.skipped, {**mine, telemetry.SKIPPED: True}, context)
+        self._count(instruments.items, run.errors, context)
+        self._count(instruments.retries, run.retried, context)
+        self.tell_refused()
+        if self._messaging and self._settings.semconv_metrics:
+            instruments.consumed.add(run.size, self._messaging, context)
+            instruments.process_duration.record(
+                figures.duration, {**self._messaging, **failing}, context
+            )
+
+    def tell_refused(self) -> None:
+        """Count what ended before a handler saw it: not at once, since each call costs 20 us."""
+        refused, self.refused = self.refused, {}
+        if self.instruments is not None:
+            self._count(self.instruments.items, refused, None)
+
+    def _count(
+        self, counter: Counter, kinds: dict[Kind, int] | None, context: Context | None
+    ) -> None:
+        counts: dict[str, int] = {}
+        for kind, number in (kinds or {}).items():
+            if not issubclass(kind[0], Skipped):
+                error_type = self.observer.type_of(kind)
+                counts[error_type] = counts.get(error_type, 0) + number
+        for error_type, number in counts.items():
+            counter.add(number, {**self._attributes, telemetry.ERROR_TYPE: error_type}, context)
+
+
+class _Figures:
+    """What a run that has ended amounts to."""
+
+    __slots__ = ("duration", "failed", "skipped", "succeeded")
+
+    def __init__(self, run: Run, now: float) -> None:
+        errors = run.errors or {}
+        self.skipped = sum(n for (cls, _), n in errors.items() if issubclass(cls, Skipped))
+        self.failed = sum(errors.values()) - self.skipped
+        retried = sum((run.retried or {}).values())
+        self.succeeded = run.size - self.failed - self.skipped - retried
+        self.duration = max(0.0, now - run.started)
+
+
+def tracer_of(provider: Any) -> Tracer:
+    """Return this library's tracer."""
+    tracer: Tracer = provider.get_tracer(
+        telemetry.SCOPE, __version__, schema_url=telemetry.SCHEMA_URL
+    )
+    return tracer
+
+
+def _submitters(run: Run) -> Iterable[Span]:
+    """Return the distinct spans that submitted a batch's items, the first ones first."""
+    group = run.group
+    try:
+        # All in C: callers of one span share one context object, so a hundred items are one entry.
+        parents = [group.waiter] if group is not None else run.waiters
+        contexts = list(map(_parent_of, parents))
+    except AttributeError:
+        contexts = list(_contexts(run.waiters))
+    spans: dict[tuple[int, int], Span] = {}
+    for context in dict(zip(map(id, contexts), contexts, strict=True)).values():
+        span = get_current_span(context)
+        identity = span.get_span_context()
+        if identity.is_valid:
+            spans.setdefault((identity.trace_id, identity.span_id), span)
+    return spans.values()
+
+
+def _contexts(waiters: Iterable[Any]) -> Iterator[Context]:
+    """Return the contexts of waiters of any kind; some submitted before anybody listened."""
+    for waiter in waiters:
+        if isinstance(waiter, Shared):
+            yield from _contexts(waiter.waiters)
+        else:
+            one = waiter[0].waiter if isinstance(waiter, tuple) else waiter  # a group's member
+            context = getattr(one, "parent", None)
+            if context is not None:
+                yield context

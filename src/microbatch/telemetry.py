@@ -1,0 +1,386 @@
+"""What every batch did, and for whom: the settings, every name, and what a batcher calls.
+
+A batcher calls twice a batch, ``begin`` and ``end``, and never for an item unless asked for. What
+needs OpenTelemetry stands in ``_recording`` and is imported only once the program itself has
+imported OpenTelemetry or passed a provider: where nobody set up an SDK there is nothing to record,
+and importing its API takes longer than importing all of this package.
+
+The names follow OpenTelemetry's semantic conventions where those fit. An in-memory batcher is no
+messaging system, since its callers wait for the outcome; so all is ``microbatch.*`` but for what a
+durable queue adds.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from . import _checks
+from .errors import BatcherClosed, BatcherFull, HandlerTimeout, ItemError, Skipped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
+
+    from ._recording import Recorder
+    from .batch import Run
+
+logger = logging.getLogger("microbatch")
+logger.addHandler(logging.NullHandler())  # a library prints nothing of its own accord
+
+# Names. The conventions for messaging may still change: all of them stand here, under one version.
+
+SCOPE: Final = "microbatch"
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
+
+SPAN_PROCESS: Final = "process"
+SPAN_SUBMIT: Final = "submit"
+SPAN_SEND: Final = "send"
+
+NAME: Final = "microbatch.batcher.name"
+BATCH_SIZE: Final = "microbatch.batch.size"  # an attribute and a metric
+REASON: Final = "microbatch.flush.reason"
+ATTEMPT: Final = "microbatch.attempt"
+FAILED_ITEMS: Final = "microbatch.batch.failed_items"
+WAIT: Final = "microbatch.batch.wait"
+LINKS_DROPPED: Final = "microbatch.links.dropped"
+SKIPPED: Final = "microbatch.skipped"
+STATE: Final = "microbatch.item.state"
+ERROR_TYPE: Final = "error.type"
+OTHER: Final = "_OTHER"
+MESSAGING_SYSTEM: Final = "messaging.system"
+MESSAGING_OPERATION: Final = "messaging.operation.name"
+MESSAGING_OPERATION_TYPE: Final = "messaging.operation.type"
+MESSAGING_DESTINATION: Final = "messaging.destination.name"
+MESSAGING_COUNT: Final = "messaging.batch.message_count"
+MESSAGING_ID: Final = "messaging.message.id"
+
+_SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+_SECONDS: Final = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+_CONVENTION_SECONDS: Final = (
+    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+)  # fmt: skip
+
+#: Name: unit, description, bucket bounds.
+HISTOGRAMS: Final[Mapping[str, tuple[str, str, tuple[float, ...]]]] = {
+    BATCH_SIZE: ("{item}", "Items in a handler call.", _SIZES),
+    "microbatch.batch.duration": ("s", "How long handler calls took.", _SECONDS),
+    "microbatch.batch.wait.duration": (
+        "s",
+        "How long the oldest item of a batch waited.",
+        _SECONDS,
+    ),
+    "microbatch.item.duration": ("s", "From submit to the result.", _SECONDS),
+    "messaging.process.duration": ("s", "Duration of processing.", _CONVENTION_SECONDS),
+}
+
+#: Name: unit, description.
+COUNTERS: Final[Mapping[str, tuple[str, str]]] = {
+    "microbatch.items": ("{item}", "Items that have their outcome."),
+    "microbatch.retries": ("{item}", "Failed items that were sent again."),
+    "messaging.client.sent.messages": ("{message}", "Messages that were committed."),
+    "messaging.client.consumed.messages": (
+        "{message}",
+        "Messages that were handed to the handler.",
+    ),
+}
+
+#: Name: unit, description. Observed when a reader collects: they cost nothing in between.
+GAUGES: Final[Mapping[str, tuple[str, str]]] = {
+    "microbatch.queue.size": ("{item}", "Items accepted and not yet resolved."),
+    "microbatch.queue.capacity": ("{item}", "The most that may be: max_pending."),
+    "microbatch.item.inflight": ("{item}", "Items in handler calls."),
+    "microbatch.queue.weight": ("By", "What the items not yet resolved weigh."),
+}
+
+#: The same for a durable queue.
+QUEUE_GAUGES: Final[Mapping[str, tuple[str, str]]] = {
+    "microbatch.queue.depth": ("{item}", "Items in the file that have not ended, by state."),
+    "microbatch.queue.oldest_age": ("s", "Seconds since the oldest waiting item was due."),
+    "microbatch.queue.dead": ("{item}", "Dead letters."),
+    "microbatch.queue.file_size": ("By", "Pages in use of the queue's file, and its log."),
+    "microbatch.queue.lock_waits": ("{wait}", "How often the file was locked by another process."),
+}
+
+# Bounds
+
+#: Submitters that a batch is linked to: the SDK keeps no more by default.
+LINKS_MAX: Final = 128
+
+#: Different values of ``error.type`` for a batcher; each is a series in every backend (a choice).
+ERROR_TYPES_MAX: Final = 100
+
+#: Seconds between two looks for an SDK, while there is none.
+LOOK_INTERVAL: Final = 1.0
+
+#: Seconds between two records of a batcher's failed batches in the log; those between are counted.
+LOG_INTERVAL: Final = 10.0
+
+
+class _CancelledError(Exception):
+    """Stands for callers who went before a handler saw their items."""
+
+
+_KNOWN: Final[Mapping[type[BaseException], str]] = {
+    BatcherFull: "queue_full",
+    BatcherClosed: "closed",
+    HandlerTimeout: "timeout",
+    _CancelledError: "cancelled",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telemetry:
+    """What a batcher tells OpenTelemetry, and whom.
+
+    Args:
+        tracer_provider: Where spans go; the global one by default, whenever it is set.
+        meter_provider: Where metrics go; the global one by default, whenever it is set.
+        trace_items: Make a span ``submit {name}`` for each call, from the call to its result. With
+            an SDK that costs some 40 us each. A ``submit_many`` is one call.
+        item_metrics: Record ``microbatch.item.duration`` for each call: some 20 us each.
+        link_back: Link each submitter's span, if it is still open, to the batch's span.
+        parent: ``"link"``: batch spans are roots, linked to the submitters'. ``"auto"``: a batch
+            all of whose items come from one span becomes its child instead.
+        error_codes: Codes of ``ItemError`` that may stand as ``error.type``; each makes a series.
+        semconv_metrics: In durable mode, the ``messaging.*`` metrics too.
+
+    Raises:
+        TypeError: If a setting has the wrong type.
+        ValueError: If ``parent`` is neither of the two.
+    """
+
+    tracer_provider: TracerProvider | None = None
+    meter_provider: MeterProvider | None = None
+    trace_items: bool = False
+    item_metrics: bool = False
+    link_back: bool = False
+    parent: Literal["link", "auto"] = "link"
+    error_codes: Collection[str] = ()
+    semconv_metrics: bool = False
+
+    def __post_init__(self) -> None:
+        for name, method in (("tracer_provider", "get_tracer"), ("meter_provider", "get_meter")):
+            provider = getattr(self, name)
+            if provider is not None and not callable(getattr(provider, method, None)):
+                raise TypeError(f"{name} must have {method}() or be None, got {provider!r}")
+        for name in ("trace_items", "item_metrics", "link_back", "semconv_metrics"):
+            _checks.flag(name, getattr(self, name))
+        if self.parent not in ("link", "auto"):
+            raise ValueError(f"parent must be 'link' or 'auto', got {self.parent!r}")
+        codes = self.error_codes
+        if isinstance(codes, str) or not isinstance(codes, Collection):
+            raise TypeError(f"error_codes must be a collection of str, got {codes!r}")
+        for code in codes:
+            if not isinstance(code, str):
+                raise TypeError(f"error_codes must hold str, got {code!r}")
+
+
+_DEFAULT: Final = Telemetry()
+
+#: What an error counts as: its class, and the code of an ItemError.
+Kind = tuple[type[BaseException], str | None]
+
+CANCELLED: Final[Kind] = (_CancelledError, None)
+CLOSED: Final[Kind] = (BatcherClosed, None)
+FULL: Final[Kind] = (BatcherFull, None)
+
+
+def kind_of(error: BaseException) -> Kind:
+    """Return what an error counts as; unlike the error it keeps nothing alive."""
+    return type(error), error.code if isinstance(error, ItemError) else None
+
+
+def counted(counts: dict[Kind, int] | None, error: BaseException) -> dict[Kind, int]:
+    """Count one more error, in a dict that is made for the first one."""
+    counts = {} if counts is None else counts
+    kind = kind_of(error)
+    counts[kind] = counts.get(kind, 0) + 1
+    return counts
+
+
+class Observer:
+    """Tells OpenTelemetry and the log what one batcher does.
+
+    Attributes:
+        name: The batcher's name.
+        settings: What to tell.
+        queue: The durable queue whose items the batches are, if they are.
+        per_item: True if a waiter has to tell of its end.
+        recorder: What records, while somebody listens.
+        tracing: True while spans are recorded, so that it matters who submits.
+        look_at: When to look again whether somebody listens, by the loop's clock.
+    """
+
+    __slots__ = (
+        "_kinds",
+        "_logged_at",
+        "_muted",
+        "_muted_items",
+        "look_at",
+        "name",
+        "per_item",
+        "queue",
+        "recorder",
+        "settings",
+        "tracing",
+    )
+
+    def __init__(
+        self, name: str, settings: Telemetry | None = None, queue: str | None = None
+    ) -> None:
+        self.name = name
+        self.settings = _DEFAULT if settings is None else settings
+        self.queue = queue
+        self.per_item = self.settings.trace_items or self.settings.item_metrics
+        self.recorder: Recorder | None = None
+        self.tracing = False
+        self.look_at = -math.inf
+        self._kinds: dict[Kind, str] = {}
+        self._logged_at = -math.inf
+        self._muted = self._muted_items = 0
+
+    def look(self, batcher: Any, now: float) -> bool:
+        """See whether anybody listens; tell whether something has changed.
+
+        An SDK may be set up after the batcher, so this is asked again until spans and metrics have
+        both found somebody.
+        """
+        self.look_at = now + LOOK_INTERVAL
+        settings = self.settings
+        given = settings.tracer_provider is not None or settings.meter_provider is not None
+        if not given and "opentelemetry.trace" not in sys.modules:
+            return False
+        from ._recording import Recorder  # noqa: PLC0415 - it imports OpenTelemetry
+
+        recorder = self.recorder or Recorder(self)
+        changed = recorder.look(batcher)
+        if recorder.tracer is not None or recorder.instruments is not None:
+            self.recorder = recorder
+        if recorder.tracer is not None and recorder.instruments is not None:
+            self.look_at = math.inf
+        self.tracing = recorder.tracer is not None
+        return changed
+
+    def creator(self, runtime: Any, clock: Callable[[], float]) -> Callable[[], Any]:
+        """Return what makes the waiters of usual calls."""
+        recorder = self.recorder
+        if recorder is not None and self.per_item:
+            return lambda: self.watched(runtime, None, clock)
+        if recorder is not None and self.tracing:
+            return recorder.creator(runtime.traced_waiter)
+        return runtime.create_waiter  # type: ignore[no-any-return]
+
+    def watched(self, runtime: Any, on_cancel: Any, clock: Callable[[], float]) -> Any:
+        """Return a waiter that tells of its cancellation; call it in the caller's context."""
+        make = runtime.item_waiter if self.per_item else runtime.watched_waiter
+        waiter = make(on_cancel)
+        self.mark(waiter, clock)
+        return waiter
+
+    def mark(self, waiter: Any, clock: Callable[[], float]) -> None:
+        """Note on a waiter whose it is; call it in the caller's context."""
+        recorder = self.recorder
+        if recorder is None:
+            return
+        try:
+            if self.per_item:
+                recorder.mark_item(waiter, clock)
+            elif self.tracing:
+                recorder.mark(waiter)
+        except Exception as error:  # noqa: BLE001 - an SDK's or a sampler's: the item goes its way
+            self._stop(error)
+
+    def begin(self, run: Run) -> None:
+        """Tell that a handler is about to be called; call it in the batch's own context."""
+        if self.recorder is None:
+            return
+        try:
+            self.recorder.begin(run)
+        except Exception as error:  # noqa: BLE001 - an SDK's or a sampler's: the batch goes its way
+            self._stop(error)
+
+    def end(self, run: Run, now: float) -> None:
+        """Tell that all items of a batch have their outcome, or are sent again."""
+        if run.errors:
+            self._log(run, now)
+        if self.recorder is None or run.record is None:
+            return
+        try:
+            self.recorder.end(run, now)
+        except Exception as error:  # noqa: BLE001 - an SDK's or an exporter's
+            self._stop(error)
+
+    def refused(self, kind: Kind, count: int = 1) -> None:
+        """Count items that ended before any handler saw them; told with the next batch."""
+        recorder = self.recorder
+        if recorder is not None and count:
+            recorder.refused[kind] = recorder.refused.get(kind, 0) + count
+
+    def close(self) -> None:
+        """Tell what no further batch will."""
+        if self.recorder is not None and self.recorder.refused:
+            self.recorder.tell_refused()
+
+    def _stop(self, error: Exception) -> None:
+        """Go on without: whatever telemetry does, batches go their way."""
+        logger.warning(
+            "batcher %r: telemetry failed and is off from now on", self.name, exc_info=error
+        )
+        self.recorder = None
+        self.tracing = False
+        self.look_at = math.inf
+
+    def type_of(self, kind: Kind) -> str:
+        """Return the ``error.type`` of a kind of error."""
+        known = self._kinds.get(kind)
+        if known is None:
+            if len(self._kinds) >= ERROR_TYPES_MAX:
+                return OTHER
+            known = self._kinds[kind] = self._name_of(kind)
+        return known
+
+    def _name_of(self, kind: Kind) -> str:
+        cls, code = kind
+        if cls in _KNOWN:
+            return _KNOWN[cls]
+        if code is not None and code in self.settings.error_codes:
+            return code
+        if cls is ItemError:
+            return OTHER
+        name = cls.__qualname__
+        return name if cls.__module__ == "builtins" else f"{cls.__module__}.{name}"
+
+    def _log(self, run: Run, now: float) -> None:
+        """Log a failed batch once, at most one in LOG_INTERVAL; never what items and errors hold."""
+        counts: dict[str, int] = {}
+        for (cls, code), number in (run.errors or {}).items():
+            if not issubclass(cls, Skipped):
+                name = cls.__qualname__ if code is None else f"{cls.__qualname__}({code})"
+                counts[name] = counts.get(name, 0) + number
+        failed = sum(counts.values())
+        if not failed:
+            return
+        if now < self._logged_at + LOG_INTERVAL:
+            self._muted += 1
+            self._muted_items += failed
+            return
+        self._logged_at = now
+        muted, self._muted = self._muted, 0
+        items, self._muted_items = self._muted_items, 0
+        logger.warning(
+            "batcher %r: %d of %d items of a batch failed: %s%s",
+            self.name,
+            failed,
+            run.size,
+            ", ".join(f"{name} {number}" for name, number in counts.items()),
+            f"; before that, {items} items of {muted} batches not logged" if muted else "",
+        )
