@@ -40,9 +40,9 @@ class Group:
         self.values: list[Any] = [None] * total
         self.errors: dict[int, Exception] = {}
         self.attempts: dict[int, int] = {}
-        self.left = total
-        self.first_id = first_id
-        self.taken = 0
+        self.left: int = total
+        self.first_id: int = first_id
+        self.taken: int = 0
         self.entries: list[Entry] = []
         self.feed: Any = None
         self.waiter: Any = None

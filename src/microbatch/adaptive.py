@@ -41,11 +41,11 @@ class AdaptiveSize:
     __slots__ = ("_cost", "_held", "_size", "_step", "maximum", "minimum", "target")
 
     def __init__(self, minimum: int, maximum: int, *, target: float = 1.0) -> None:
-        self.minimum = _checks.whole_number("minimum", minimum, 1)
-        self.maximum = _checks.whole_number("maximum", maximum, 1)
+        self.minimum: int = _checks.whole_number("minimum", minimum, 1)
+        self.maximum: int = _checks.whole_number("maximum", maximum, 1)
         if maximum < minimum:
             raise ValueError(f"maximum must be at least minimum={minimum}, got {maximum}")
-        self.target = _checks.number("target", target, above=0)
+        self.target: float = _checks.number("target", target, above=0)
         self._step = max(1, (maximum - minimum) // 64)
         self._size = minimum
         self._cost: float | None = None
