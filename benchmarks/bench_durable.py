@@ -92,7 +92,7 @@ def asynchronous(open_queue):
     return put
 
 
-class ours:
+class Ours:
     """DurableQueue.enqueue."""
 
     def __init__(self, folder):
@@ -106,7 +106,7 @@ class ours:
         await self.queue.aclose()
 
 
-class cairnq:
+class CairnQ:
     """The one peer that groups commits too."""
 
     def __init__(self, folder):
@@ -149,9 +149,6 @@ def _litequeue(folder):
     return lambda: queue.put(text), lambda: queue.done(queue.pop().message_id)
 
 
-    raise ImportError(Store)
-
-
 def _localqueue(folder):
     from localqueue import DurabilityMode, SimpleQueue
 
@@ -160,7 +157,12 @@ def _localqueue(folder):
     return lambda: queue.put(text), lambda: queue.ack(queue.get())
 
 
-PEERS = {"persist-queue": _persist_queue, "huey (no ack)": _huey, "litequeue": _litequeue, "localqueue": _localqueue}
+PEERS = {
+    "persist-queue": _persist_queue,
+    "huey (no ack)": _huey,
+    "litequeue": _litequeue,
+    "localqueue": _localqueue,
+}
 
 
 def peer_rates(folder, total):
@@ -187,13 +189,13 @@ def in_folder(function, *arguments):
 
 
 def enqueue_cells(rounds, callers, scale):
-    ways = {"raw": raw_put, "one transaction each": each_put, "enqueue": asynchronous(ours)}
+    ways = {"raw": raw_put, "one transaction each": each_put, "enqueue": asynchronous(Ours)}
     try:
         import cairnq as _  # noqa: F401
     except ImportError:
         pass
     else:
-        ways["cairnq"] = asynchronous(cairnq)
+        ways["cairnq"] = asynchronous(CairnQ)
     cells = []
     for count in callers:
         total = max(count, int(CALLERS[count] * scale))
@@ -229,7 +231,16 @@ def pairs(mine, its):
 
 def show_enqueue(cells):
     measure.table(
-        ["callers", "enqueue/s", "of raw", "goal", "over one tx each", "over cairnq", "p50 ms", "p99 ms"],
+        [
+            "callers",
+            "enqueue/s",
+            "of raw",
+            "goal",
+            "over one tx each",
+            "over cairnq",
+            "p50 ms",
+            "p99 ms",
+        ],
         [
             [
                 cell["callers"],
@@ -265,7 +276,8 @@ def raw_work(folder, total, size):
             break
         connection.execute("BEGIN IMMEDIATE")
         connection.executemany(
-            "UPDATE items SET state = 2, result = ? WHERE id = ?", [(b"x" * 20, row[0]) for row in rows]
+            "UPDATE items SET state = 2, result = ? WHERE id = ?",
+            [(b"x" * 20, row[0]) for row in rows],
         )
         connection.execute("COMMIT")
     took = time.perf_counter() - began
@@ -291,7 +303,7 @@ def our_work(folder, total, size):
         began = time.perf_counter()
         async with DurableBatcher(path, handler, item_type=bytes, max_batch_size=size) as durable:
             await done.wait()
-            while (await durable.stats()).done < total:
+            while (await durable.stats()).done < total:  # noqa: ASYNC110 - another thread's work
                 await asyncio.sleep(0)
             return total / (time.perf_counter() - began)
 
@@ -314,8 +326,13 @@ def claim_times(rounds, backlog):
         for start in range(0, done, 1000):
             await store.enqueue([[NewItem(PAYLOAD)] * 1000], None)
             _, claimed = await store.settle_and_claim(1, [], Claim(1, start, 1000, True))
-            await store.settle_and_claim(1, [Settlement(c.id, start, State.DONE) for c in claimed], None)
-        for count, item in ((late, NewItem(PAYLOAD, priority=9, delay=9e6)), (ready, NewItem(PAYLOAD))):
+            await store.settle_and_claim(
+                1, [Settlement(c.id, start, State.DONE) for c in claimed], None
+            )
+        for count, item in (
+            (late, NewItem(PAYLOAD, priority=9, delay=9e6)),
+            (ready, NewItem(PAYLOAD)),
+        ):
             for _ in range(0, count, 1000):
                 await store.enqueue([[item] * min(count, 1000)], None)
 
@@ -367,7 +384,9 @@ def shimmed(what, **settings):
         return None
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "shim.so"
-        subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, SHIM, "-ldl"], check=True)
+        subprocess.run(
+            [compiler, "-shared", "-fPIC", "-O1", "-o", library, SHIM, "-ldl"], check=True
+        )
         environment = os.environ | {"LD_PRELOAD": str(library), "SHIM_MATCH": ".db"}
         environment |= {"SHIM_COUNT": f"{folder}/count"} | settings
         output = subprocess.run(
@@ -404,14 +423,18 @@ def count_fsyncs():
             await durable.enqueue_many([b"x" * 10] * 100 * groups)
             before = syncs()
             await durable.resume()
-            while (await durable.stats()).depth:
+            while (await durable.stats()).depth:  # noqa: ASYNC110 - another thread's work
                 await asyncio.sleep(0.01)
             handled = (syncs() - before) / groups
             before = syncs()
             for _ in range(groups):
                 await asyncio.gather(*(durable.submit(b"x") for _ in range(100)))
             submitted = (syncs() - before) / groups
-        return {"per group of enqueues": put, "per handled batch": handled, "per group of submits": submitted}
+        return {
+            "per group of enqueues": put,
+            "per handled batch": handled,
+            "per group of submits": submitted,
+        }
 
     return in_folder(lambda folder: asyncio.run(main(folder)))
 
@@ -472,14 +495,17 @@ def main():
     data = {"enqueue": enqueue_cells(rounds, callers, scale)}
     measure.say("Enqueue, items of 1,000 bytes, synchronous=FULL:")
     show_enqueue(data["enqueue"])
-    slow = shimmed(["enqueue_cells", max(1, rounds // 3), callers[1:3], 0.2 * scale], SHIM_DELAY="2000")
+    slow = shimmed(
+        ["enqueue_cells", max(1, rounds // 3), callers[1:3], 0.2 * scale], SHIM_DELAY="2000"
+    )
     if slow is not None:
         data["enqueue with 2 ms more per fsync"] = slow
         measure.say("The same with 2 ms more per fsync:")
         show_enqueue(slow)
     data["work"] = work(rounds, 500 if chosen.tiny else 10_000)
     measure.say(
-        f"Claim, handle and settle with stored results, batches of 100: {data['work']['items_per_second']:,.0f} items/s, "
+        "Claim, handle and settle with stored results, batches of 100: "
+        f"{data['work']['items_per_second']:,.0f} items/s, "
         f"{measure.shown(data['work']['share of raw'])} of raw claim and acknowledge (goal >= 0.35)"
     )
     data["peers"] = in_folder(peer_rates, 20 if chosen.tiny else 500)
@@ -490,15 +516,22 @@ def main():
     backlog = 1_000 if chosen.tiny else 100_000
     data["claim"] = claim_times(20 if chosen.tiny else 200, backlog)
     measure.say(
-        f"A claim of 10 with {backlog:,} ready, done and delayed each, against 200 ready: {measure.shown(data['claim']['ratio'])} (goal <= 1.5)"
+        f"A claim of 10 with {backlog:,} ready, done and delayed each, against 200 ready: "
+        f"{measure.shown(data['claim']['ratio'])} (goal <= 1.5)"
     )
     data["bytes per item over its payload"] = bytes_per_item(1_000 if chosen.tiny else 10_000) - 100
-    measure.say(f"Bytes per item over its payload of 100: {data['bytes per item over its payload']:.0f}")
+    measure.say(
+        f"Bytes per item over its payload of 100: {data['bytes per item over its payload']:.0f}"
+    )
     data["fsyncs"] = shimmed(["count_fsyncs"])
     if data["fsyncs"] is not None:
-        measure.say("fsyncs " + ", ".join(f"{what}: {count:.2f}" for what, count in data["fsyncs"].items()))
+        measure.say(
+            "fsyncs " + ", ".join(f"{what}: {count:.2f}" for what, count in data["fsyncs"].items())
+        )
     data["redelivery"] = redelivery(1 if chosen.tiny else 9)
-    measure.say(f"kill -9 to the next handler call: {measure.shown(data['redelivery'])} s (goal < 1)")
+    measure.say(
+        f"kill -9 to the next handler call: {measure.shown(data['redelivery'])} s (goal < 1)"
+    )
     measure.save(chosen.out, "bench_durable", data)
 
 

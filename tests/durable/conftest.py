@@ -44,5 +44,9 @@ def nothing_went_wrong_unseen(caplog: pytest.LogCaptureFixture) -> Iterator[None
     """A background task only logs its errors: any record of that level fails the test."""
     caplog.set_level(logging.DEBUG, "microbatch.durable")
     yield
-    errors = [r.getMessage() for r in caplog.get_records("call") if r.name == "microbatch.durable" and r.levelno >= logging.ERROR]
+    errors = [
+        r.getMessage()
+        for r in caplog.get_records("call")
+        if r.name == "microbatch.durable" and r.levelno >= logging.ERROR
+    ]
     assert errors == []

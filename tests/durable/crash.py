@@ -19,6 +19,7 @@ import time
 import traceback
 from collections import Counter, defaultdict
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from microbatch import Backoff, Retry, current_batch
@@ -53,7 +54,10 @@ def make_batcher(folder: Path, log: Log, chance: random.Random) -> DurableBatche
         await asyncio.sleep(chance.choice([0, 0, 0.001, 0.005]))
         info = current_batch()
         assert info is not None
-        return [RuntimeError("once more") if chance.random() < 0.02 else number * 2 for number in numbers]
+        return [
+            RuntimeError("once more") if chance.random() < 0.02 else number * 2
+            for number in numbers
+        ]
 
     async def on_settle(connection, numbers, results):
         assert results == [number * 2 for number in numbers]
@@ -149,7 +153,9 @@ def run(folder: Path, rounds: int, seed: int) -> dict[str, int]:
     chance = random.Random(seed)
     application = sqlite3.connect(folder / "queue.db")
     application.execute("PRAGMA journal_mode = WAL")
-    application.executescript("CREATE TABLE effects (number INTEGER, pid INTEGER); CREATE TABLE orders (number INTEGER);")
+    application.executescript(
+        "CREATE TABLE effects (number INTEGER, pid INTEGER); CREATE TABLE orders (number INTEGER);"
+    )
     application.close()
     living: list[int] = []
     killed: set[int] = set()
@@ -197,7 +203,7 @@ def count(folder: Path, killed: set[int]) -> dict[str, int]:
         "handled_more_than_once": sum(len(pids) > 1 for pids in handled.values()),
         # Twice in different processes is right only if all but the last of them were killed.
         "handed_over_by_the_living": sum(
-            any(a != b and a not in killed for a, b in zip(pids, pids[1:])) for pids in handled.values()
+            any(a != b and a not in killed for a, b in pairwise(pids)) for pids in handled.values()
         ),
         "lost": len(stored - set(effects)) + len(orders - set(effects)),
         "effects_more_than_once": sum(times > 1 for times in effects.values()),

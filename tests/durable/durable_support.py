@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import anyio
 import anyio.to_thread
@@ -19,9 +19,6 @@ from support import HAS_UVLOOP
 
 from microbatch import current_batch
 from microbatch.durable import DurableBatcher
-
-
-
 
 LOOPS = ["asyncio", "uvloop"] if HAS_UVLOOP else ["asyncio"]
 
@@ -67,7 +64,9 @@ class Handler:
 
 def batcher(path: Path, handler: Any, **settings: Any) -> DurableBatcher[Any, Any]:
     """A batcher of ints, unless told otherwise."""
-    return DurableBatcher(path, handler, **{"item_type": int, "result_type": int, "poll_interval": 0.02} | settings)
+    return DurableBatcher(
+        path, handler, **{"item_type": int, "result_type": int, "poll_interval": 0.02} | settings
+    )
 
 
 async def until(condition: Any, seconds: float = 5.0) -> None:
@@ -111,7 +110,10 @@ def check_counts(path: Path) -> None:
             "SELECT id, ready, scheduled, claimed, done, cancelled, dead FROM microbatch_queues"
         ).fetchall():
             real = [
-                connection.execute("SELECT count(*) FROM microbatch_items WHERE queue = ? AND state = ?", (queue, state)).fetchone()[0]
+                connection.execute(
+                    "SELECT count(*) FROM microbatch_items WHERE queue = ? AND state = ?",
+                    (queue, state),
+                ).fetchone()[0]
                 for state in range(6)
             ]
             assert kept == real
@@ -125,7 +127,13 @@ class Process:
     def __init__(self, path: Path, kind: str, *arguments: object) -> None:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("process.py")), str(path), kind, *map(str, arguments)],
+            [
+                sys.executable,
+                str(Path(__file__).with_name("process.py")),
+                str(path),
+                kind,
+                *map(str, arguments),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -133,7 +141,7 @@ class Process:
         )
         self.pid = self._process.pid
 
-    async def __aenter__(self) -> Process:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -173,7 +181,17 @@ class Shim:
             assert compiler is not None
             source = Path(__file__).with_name("shim.c")
             subprocess.run(
-                [compiler, "-shared", "-fPIC", "-O1", "-o", str(self._library), str(source), "-ldl"], check=True
+                [
+                    compiler,
+                    "-shared",
+                    "-fPIC",
+                    "-O1",
+                    "-o",
+                    str(self._library),
+                    str(source),
+                    "-ldl",
+                ],
+                check=True,
             )
         self.environment = {"LD_PRELOAD": str(self._library), "SHIM_MATCH": match}
         self.environment |= {f"SHIM_{name.upper()}": str(value) for name, value in settings.items()}
@@ -185,7 +203,14 @@ class Shim:
     def start(self, program: str | Path, *arguments: object) -> subprocess.Popen[str]:
         """Run a Python program of this folder's, or any other, under the shim."""
         path = Path(__file__).parent / program
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)} | self.environment
+        environment = (
+            os.environ
+            | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+            | self.environment
+        )
         return subprocess.Popen(
-            [sys.executable, str(path), *map(str, arguments)], stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, str(path), *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )

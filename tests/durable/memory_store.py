@@ -64,7 +64,10 @@ class MemoryStore:
     async def enqueue(self, requests, take: Take | None):
         now = self.clock.now()
         self._promote(now, only_look=True)
-        overtaken = any(r.state == State.READY or (r.state == State.SCHEDULED and r.due <= now) for r in self.rows.values())
+        overtaken = any(
+            r.state == State.READY or (r.state == State.SCHEDULED and r.due <= now)
+            for r in self.rows.values()
+        )
         if self.paused or overtaken or (take and take.consumer not in self.consumer_rows):
             take = None
         answers, fresh = [], []
@@ -72,7 +75,10 @@ class MemoryStore:
             before = (self.last_id, dict(self.keys), dict(self.rows))
             try:
                 stored = [self._add(item, now) for item in request]
-                if any(not s.repeated for s in stored) and sum(r.state in LIVE for r in self.rows.values()) > self.limits.max_depth:
+                if (
+                    any(not s.repeated for s in stored)
+                    and sum(r.state in LIVE for r in self.rows.values()) > self.limits.max_depth
+                ):
                     raise QueueFull("default", "max_depth", self.limits.max_depth)
             except (QueueFull, IdempotencyConflict) as error:
                 self.last_id, self.keys, self.rows = before
@@ -82,13 +88,17 @@ class MemoryStore:
                 answers.append(stored)
         if take is None:
             return answers
-        first = sorted((r for r in map(self.rows.get, fresh) if r.state == State.READY), key=self._order)
+        first = sorted(
+            (r for r in map(self.rows.get, fresh) if r.state == State.READY), key=self._order
+        )
         taken = set()
         for row in first[: take.room]:
             row.state, row.attempts, row.owner = State.CLAIMED, 1, (take.consumer, take.claim)
             taken.add(row.id)
         return [
-            a if isinstance(a, Exception) else [s._replace(taken=s.id in taken and not s.repeated) for s in a]
+            a
+            if isinstance(a, Exception)
+            else [s._replace(taken=s.id in taken and not s.repeated) for s in a]
             for a in answers
         ]
 
@@ -123,7 +133,12 @@ class MemoryStore:
 
     async def settle_and_claim(self, consumer, settlements, claim: Claim | None):
         settled = {s.id for s in settlements if self._settle(consumer, s)}
-        return settled, [] if claim is None or self.paused or claim.consumer not in self.consumer_rows else self._claim(claim)
+        return (
+            settled,
+            []
+            if claim is None or self.paused or claim.consumer not in self.consumer_rows
+            else self._claim(claim),
+        )
 
     async def settle_around(self, consumer, settlements, inside):
         settled = {s.id for s in settlements if self._settle(consumer, s)}
@@ -154,12 +169,26 @@ class MemoryStore:
     def _claim(self, claim: Claim):
         self._promote(self.clock.now())
         chosen = []
-        for row in sorted((r for r in self.rows.values() if r.state == State.READY), key=self._order)[: claim.limit]:
+        for row in sorted(
+            (r for r in self.rows.values() if r.state == State.READY), key=self._order
+        )[: claim.limit]:
             if row.suspect and (chosen or not claim.idle):
                 break
             row.state, row.owner = State.CLAIMED, (claim.consumer, claim.number)
             row.attempts += 1
-            chosen.append(Claimed(row.id, claim.number, row.item.payload, row.item.priority, row.attempts, row.suspect, row.item.key, None, None))
+            chosen.append(
+                Claimed(
+                    row.id,
+                    claim.number,
+                    row.item.payload,
+                    row.item.priority,
+                    row.attempts,
+                    row.suspect,
+                    row.item.key,
+                    None,
+                    None,
+                )
+            )
             if row.suspect:
                 break
         return chosen
@@ -169,7 +198,9 @@ class MemoryStore:
             self.last_consumer += 1
             lock_file = take(self.last_consumer)
             if lock_file is not None:
-                self.consumer_rows[self.last_consumer] = Consumer(self.last_consumer, lock_file, pid, born)
+                self.consumer_rows[self.last_consumer] = Consumer(
+                    self.last_consumer, lock_file, pid, born
+                )
                 return self.last_consumer
 
     async def move_consumer(self, consumer, lock_file):
@@ -203,7 +234,11 @@ class MemoryStore:
         return True
 
     async def requeue(self, numbers):
-        dead = [row for row in map(self.rows.get, numbers) if row is not None and row.state == State.DEAD]
+        dead = [
+            row
+            for row in map(self.rows.get, numbers)
+            if row is not None and row.state == State.DEAD
+        ]
         for row in dead:
             row.state, row.due, row.attempts, row.suspect = State.READY, self.clock.now(), 0, False
         return len(dead)
@@ -220,7 +255,10 @@ class MemoryStore:
     async def prune(self):
         now, removed = self.clock.now(), 0
         for state in (State.DONE, State.CANCELLED):
-            expired = sorted((r for r in self.rows.values() if r.state == state and r.keep_until <= now), key=lambda r: r.keep_until)
+            expired = sorted(
+                (r for r in self.rows.values() if r.state == state and r.keep_until <= now),
+                key=lambda r: r.keep_until,
+            )
             removed += self._remove(expired[:PRUNE_STEP])
         for state, keep, order in (
             (State.DONE, self.limits.keep_done, lambda r: (r.keep_until, r.id)),
@@ -247,8 +285,14 @@ class MemoryStore:
         ]
 
     async def dead_letters(self, after, limit):
-        dead = sorted((r for r in self.rows.values() if r.state == State.DEAD and r.id > after), key=lambda r: r.id)
-        return [DeadRow(r.id, r.item.payload, r.error, r.attempts, r.enqueued_at, r.ended_at) for r in dead[:limit]]
+        dead = sorted(
+            (r for r in self.rows.values() if r.state == State.DEAD and r.id > after),
+            key=lambda r: r.id,
+        )
+        return [
+            DeadRow(r.id, r.item.payload, r.error, r.attempts, r.enqueued_at, r.ended_at)
+            for r in dead[:limit]
+        ]
 
     async def stats(self):
         now = self.clock.now()
@@ -262,6 +306,8 @@ class MemoryStore:
 
     async def peek(self, seen):
         ready = sum(row.state == State.READY for row in self.rows.values())
-        due = min((row.due for row in self.rows.values() if row.state == State.SCHEDULED), default=None)
+        due = min(
+            (row.due for row in self.rows.values() if row.state == State.SCHEDULED), default=None
+        )
         self.version += 1
         return Peek(self.version, ready, due, self.paused)

@@ -1,3 +1,4 @@
+# ruff: noqa: ASYNC110, ASYNC251 - a process of its own, which may block
 """Another process for the tests: a worker that says on its standard output what it does.
 
 ``python process.py PATH KIND [ARGUMENTS]``. Lines are flushed one by one; a line on standard input ends a worker that

@@ -15,7 +15,7 @@ from pathlib import Path
 import anyio
 import pytest
 import time_machine
-from durable_support import Handler, Shim, batcher, check_counts, execute, rows, until
+from durable_support import Handler, Shim, batcher, check_counts, execute, until
 
 from microbatch.durable import (
     DurableQueue,
@@ -31,7 +31,9 @@ pytestmark = pytest.mark.anyio
 
 async def limit_pages(durable, pages: int) -> None:
     """A disk that is full, as SQLite sees it: this many pages and no more."""
-    await durable._store._database.glance(lambda raw: raw.execute(f"PRAGMA max_page_count = {pages}").fetchall())
+    await durable._store._database.glance(
+        lambda raw: raw.execute(f"PRAGMA max_page_count = {pages}").fetchall()
+    )
 
 
 async def test_a_full_disk_refuses_new_items_and_keeps_the_old_ones(path):
@@ -68,7 +70,7 @@ async def test_a_settle_that_finds_the_disk_full_is_tried_until_there_is_room(pa
         return [b"x" * 100_000 for _ in items]
 
     async with batcher(path, handler, result_type=bytes) as durable:
-        with pytest.raises(QueueUnavailable, match="the result could not be stored: .*full"):
+        with pytest.raises(QueueUnavailable, match=r"the result could not be stored: .*full"):
             await durable.submit(1)
         await anyio.sleep(0.3)
         await limit_pages(durable, 1_000_000)
@@ -169,7 +171,10 @@ async def test_a_file_that_stays_locked_is_an_error_and_then_on_it_goes(path, mo
         await until(lambda: handler.batches)
         with locked(path):
             started = time.monotonic()
-            with pytest.raises(QueueUnavailable, match=r"queue.db' cannot be used: another program has kept it locked for 0.2 s"):
+            with pytest.raises(
+                QueueUnavailable,
+                match=r"queue.db' cannot be used: another program has kept it locked for 0.2 s",
+            ):
                 await durable.enqueue(2)
             assert time.monotonic() - started < 1.5
             handler.free.set()
@@ -220,7 +225,10 @@ async def test_a_read_only_file_and_a_read_only_folder():
         async with DurableQueue(path, item_type=int) as queue:
             await queue.enqueue(1)
         path.chmod(0o444)
-        with pytest.raises(QueueUnavailable, match=r"queue\.db' cannot be used: attempt to write a readonly database"):
+        with pytest.raises(
+            QueueUnavailable,
+            match=r"queue\.db' cannot be used: attempt to write a readonly database",
+        ):
             await DurableQueue(path, item_type=int).enqueue(1)
         path.chmod(0o600)
         async with DurableQueue(path, item_type=int) as queue:
@@ -317,7 +325,9 @@ async def test_pages_overwritten_under_way(path, caplog):
 
     async with batcher(path, handler, max_batch_size=50) as durable:
         await until(lambda: seen)
-        await durable._store._database.glance(lambda raw: raw.execute("PRAGMA cache_size = 1").fetchall())
+        await durable._store._database.glance(
+            lambda raw: raw.execute("PRAGMA cache_size = 1").fetchall()
+        )
         with path.open("r+b") as file:
             for page in range(path.stat().st_size // 4096):
                 file.seek(page * 4096 + 8)
@@ -346,7 +356,9 @@ async def test_a_file_deleted_under_way(path):
     async with batcher(path, handler) as durable:
         await durable.submit(1)
         kept = path.with_name("kept.db")
-        await durable._store._database.glance(lambda raw: raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
+        await durable._store._database.glance(
+            lambda raw: raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        )
         path.rename(kept)
         for name in ("queue.db-wal", "queue.db-shm"):
             path.with_name(name).unlink(missing_ok=True)
@@ -391,7 +403,9 @@ async def test_a_newer_schema_is_left_alone(path):
     """This version cannot know what it would break."""
     await fill(path)
     execute(path, "UPDATE microbatch_schema SET version = 99")
-    with pytest.raises(SchemaTooNew, match=r"its schema is version 99, this microbatch knows up to 1: upgrade it") as caught:
+    with pytest.raises(
+        SchemaTooNew, match=r"its schema is version 99, this microbatch knows up to 1: upgrade it"
+    ) as caught:
         await DurableQueue(path, item_type=int).stats()
     assert (caught.value.found, caught.value.known) == (99, 1)
 
@@ -399,10 +413,14 @@ async def test_a_newer_schema_is_left_alone(path):
 async def test_settings_are_verified(path, monkeypatch):
     """A file system that refuses WAL must not go unnoticed, nor an SQLite that is too old."""
     monkeypatch.setattr("microbatch.durable.file_store.PRAGMAS", ("PRAGMA journal_mode = DELETE",))
-    with pytest.raises(QueueUnavailable, match="asked for WAL and synchronous=full, got delete and 2"):
+    with pytest.raises(
+        QueueUnavailable, match="asked for WAL and synchronous=full, got delete and 2"
+    ):
         await DurableQueue(path, item_type=int).stats()
     monkeypatch.setattr("microbatch.durable.store.SQLITE_MINIMUM", (99, 0, 0))
-    with pytest.raises(QueueUnavailable, match=r"microbatch needs SQLite 99\.0\.0, this Python has"):
+    with pytest.raises(
+        QueueUnavailable, match=r"microbatch needs SQLite 99\.0\.0, this Python has"
+    ):
         await DurableQueue(path, item_type=int).stats()
 
 
@@ -410,8 +428,10 @@ async def test_settings_are_verified(path, monkeypatch):
 async def test_synchronous_is_what_was_asked_for(path, synchronous, level):
     """And full by default."""
     async with DurableQueue(path, item_type=int, synchronous=synchronous) as queue:
-        read = lambda raw: raw.execute("PRAGMA synchronous").fetchone()[0]
-        assert await queue._store._database.glance(read) == level
+        read = await queue._store._database.glance(
+            lambda raw: raw.execute("PRAGMA synchronous").fetchone()
+        )
+        assert read == (level,)
 
 
 async def test_the_wall_clock_set_back_and_forth(path):
@@ -481,7 +501,9 @@ async def test_max_file_bytes_refuses_new_items_while_old_ones_can_be_settled(pa
         stats = await queue.stats()
         assert 50 < stats.ready < 100
         assert stats.file_bytes + stats.wal_bytes < 600_000
-    async with batcher(path, Handler(), item_type=bytes, result_type=bytes, max_file_bytes=400_000, keep_done=0) as durable:
+    async with batcher(
+        path, Handler(), item_type=bytes, result_type=bytes, max_file_bytes=400_000, keep_done=0
+    ) as durable:
         await until(lambda: _ended(durable))
         await until(lambda: _done_is(durable, 0))
         await durable.enqueue(b"y")

@@ -61,7 +61,10 @@ async def test_a_rolled_back_ticket_is_unknown_even_if_its_id_is_given_again(pat
 
 async def test_it_works_on_an_aiosqlite_connection(path):
     """Then the call is awaited."""
-    async with batcher(path, Handler()) as durable, aiosqlite.connect(path, isolation_level=None) as connection:
+    async with (
+        batcher(path, Handler()) as durable,
+        aiosqlite.connect(path, isolation_level=None) as connection,
+    ):
         await connection.execute("PRAGMA synchronous = FULL")
         await connection.execute("BEGIN IMMEDIATE")
         ticket = await durable.enqueue_in(connection, 7, priority=2, delay=0.01)
@@ -73,7 +76,9 @@ async def test_it_does_not_mind_the_applications_row_factory(path):
     """Applications like dictionaries."""
     async with DurableQueue(path, item_type=int) as queue:
         connection = connect(path)
-        connection.row_factory = lambda cursor, row: {c[0]: v for c, v in zip(cursor.description, row, strict=True)}
+        connection.row_factory = lambda cursor, row: {
+            c[0]: v for c, v in zip(cursor.description, row, strict=True)
+        }
         connection.execute("BEGIN IMMEDIATE")
         assert queue.enqueue_in(connection, 7).id == 1
         connection.execute("COMMIT")
@@ -122,7 +127,9 @@ async def test_it_needs_a_transaction_on_the_same_durable_file(path, tmp_path):
     """Anything less would promise what it cannot keep."""
     async with DurableQueue(path, item_type=int) as queue:
         connection = connect(path)
-        with pytest.raises(RuntimeError, match="enqueue_in needs a connection with a write transaction open"):
+        with pytest.raises(
+            RuntimeError, match="enqueue_in needs a connection with a write transaction open"
+        ):
             queue.enqueue_in(connection, 1)
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("BEGIN IMMEDIATE")
@@ -140,13 +147,17 @@ async def test_it_needs_a_transaction_on_the_same_durable_file(path, tmp_path):
         with pytest.raises(QueueUnavailable, match="it has no queue 'default' yet"):
             queue.enqueue_in(memory, 1)
         memory.close()
-        with pytest.raises(TypeError, match="connection must be an sqlite3 or aiosqlite connection, got str"):
+        with pytest.raises(
+            TypeError, match="connection must be an sqlite3 or aiosqlite connection, got str"
+        ):
             queue.enqueue_in("x", 1)  # type: ignore[call-overload]
         async with aiosqlite.connect(path, isolation_level=None) as asynchronous:
             with pytest.raises(RuntimeError, match="write transaction"):
                 await queue.enqueue_in(asynchronous, 1)
             await asynchronous.execute("BEGIN IMMEDIATE")
-            await asynchronous.execute("CREATE TRIGGER no BEFORE INSERT ON microbatch_items BEGIN SELECT RAISE(ABORT, 'no'); END")
+            await asynchronous.execute(
+                "CREATE TRIGGER no BEFORE INSERT ON microbatch_items BEGIN SELECT RAISE(ABORT, 'no'); END"
+            )
             with pytest.raises(QueueUnavailable, match="no"):
                 await queue.enqueue_in(asynchronous, 1)
 

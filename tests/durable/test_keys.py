@@ -47,7 +47,9 @@ async def test_the_same_key_with_another_payload_is_a_conflict(path):
     """Either the client or its key generator is broken: it must know."""
     async with batcher(path, Handler()) as durable:
         await durable.submit(7, key="k")
-        with pytest.raises(IdempotencyConflict, match="key 'k' belongs to item 1, whose payload is another one"):
+        with pytest.raises(
+            IdempotencyConflict, match="key 'k' belongs to item 1, whose payload is another one"
+        ):
             await durable.submit(8, key="k")
         assert await durable.submit(8, key="l") == 16
     check_counts(path)
@@ -57,17 +59,28 @@ async def test_keys_within_one_transaction(path):
     """Callers that come together are grouped, and must still see each other's keys."""
     async with DurableQueue(path, item_type=int) as queue:
         outcomes = await asyncio.gather(
-            *(queue.enqueue(payload, key=key) for payload, key in [(1, "a"), (1, "a"), (2, "a"), (2, "b")]),
+            *(
+                queue.enqueue(payload, key=key)
+                for payload, key in [(1, "a"), (1, "a"), (2, "a"), (2, "b")]
+            ),
             return_exceptions=True,
         )
-        assert [type(outcome).__name__ for outcome in outcomes] == ["Ticket", "Ticket", "IdempotencyConflict", "Ticket"]
+        assert [type(outcome).__name__ for outcome in outcomes] == [
+            "Ticket",
+            "Ticket",
+            "IdempotencyConflict",
+            "Ticket",
+        ]
         assert [outcomes[i].id for i in (0, 1, 3)] == [1, 1, 2]
         assert (await queue.stats()).ready == 2
 
 
 async def test_keys_belong_to_their_queue(path):
     """Queues in one file share nothing but the file."""
-    async with DurableQueue(path, item_type=int, queue="a") as a, DurableQueue(path, item_type=int, queue="b") as b:
+    async with (
+        DurableQueue(path, item_type=int, queue="a") as a,
+        DurableQueue(path, item_type=int, queue="b") as b,
+    ):
         await a.enqueue(1, key="k")
         await b.enqueue(2, key="k")
         with pytest.raises(UnknownTicket):

@@ -1,3 +1,4 @@
+# ruff: noqa: ASYNC222, ASYNC240, PTH112, PTH208 - a forked child is waited for, /proc is looked at
 """Opening, closing, event loops, forks, and cancellation at every await."""
 
 from __future__ import annotations
@@ -185,7 +186,9 @@ async def test_another_loop_that_lives_is_refused(path):
 
         def other():
             async def main():
-                with pytest.raises(RuntimeError, match="serves another event loop that is still alive"):
+                with pytest.raises(
+                    RuntimeError, match="serves another event loop that is still alive"
+                ):
                     await queue.enqueue(1)
 
             asyncio.run(main())
@@ -210,7 +213,9 @@ async def test_a_forked_child_may_not_use_it(path):
                     durable.submit(1), durable.enqueue(1), durable.stats(), durable.result(1), durable.aclose(), durable.pause()
                 ]  # fmt: skip
                 for call in calls:
-                    with pytest.raises(RuntimeError, match="belongs to another process, which forked this one"):
+                    with pytest.raises(
+                        RuntimeError, match="belongs to another process, which forked this one"
+                    ):
                         call.send(None)
                 status = 0
             finally:
@@ -348,7 +353,11 @@ async def test_errors_name_the_file(path):
         ({"keep_dead": -1}, ValueError, "keep_dead must be at least 0, got -1"),
         ({"keep_done": 1.5}, TypeError, "keep_done must be an int, got 1.5"),
         ({"poll_interval": 0}, ValueError, "poll_interval must be greater than 0, got 0"),
-        ({"synchronous": "off"}, ValueError, "synchronous must be 'full', 'extra' or 'normal', got 'off'"),
+        (
+            {"synchronous": "off"},
+            ValueError,
+            "synchronous must be 'full', 'extra' or 'normal', got 'off'",
+        ),
         ({"queue": ""}, TypeError, "queue must be a str that is not empty, got ''"),
         ({"name": 5}, TypeError, "name must be a str that is not empty, got 5"),
         ({"retry": 3}, TypeError, "retry must be a Retry or None, got 3"),
@@ -356,7 +365,11 @@ async def test_errors_name_the_file(path):
         ({"on_settle": 3}, TypeError, "on_settle must be a function or None, got 3"),
         ({"max_batch_size": 0}, ValueError, "max_batch_size must be at least 1, got 0"),
         ({"max_concurrency": 0}, ValueError, "max_concurrency must be at least 1, got 0"),
-        ({"item_type": list[int] | set[int]}, TypeError, "item_type must be a type that msgspec can decode"),
+        (
+            {"item_type": list[int] | set[int]},
+            TypeError,
+            "item_type must be a type that msgspec can decode",
+        ),
     ],
 )
 def test_bad_settings_are_refused_by_name(path, settings, error, message):

@@ -7,6 +7,7 @@ and opened anew, or the death of a consumer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
 from pathlib import Path
 
@@ -83,7 +84,9 @@ class Both:
         await getattr(self, kind.rstrip("_"))(*arguments)
         stats = [await store.stats() for store in (self.file, self.memory)]
         assert stats[0].oldest_age == stats[1].oldest_age
-        assert [getattr(stats[0], s.name.lower()) for s in State] == [getattr(stats[1], s.name.lower()) for s in State]
+        assert [getattr(stats[0], s.name.lower()) for s in State] == [
+            getattr(stats[1], s.name.lower()) for s in State
+        ]
 
     async def enqueue(self, requests, room):
         take = Take(self.names[1], self.number, room) if room else None
@@ -101,7 +104,9 @@ class Both:
 
     async def claim(self, consumer, limit, idle):
         claim = Claim(self.names[consumer], self.number, limit, idle)
-        _, claimed = await self.same(lambda store: store.settle_and_claim(self.names[consumer], [], claim))
+        _, claimed = await self.same(
+            lambda store: store.settle_and_claim(self.names[consumer], [], claim)
+        )
         for item in claimed:
             assert all(item.id not in held for held in self.held.values()), "two have one item"
             self.held[consumer][item.id] = self.number
@@ -109,16 +114,22 @@ class Both:
     async def settle(self, consumer, wanted):
         held = self.held[consumer]
         settlements = [
-            Settlement(number, held[number], state, b"r", b"e", 3.0, uncounted) for number, state, uncounted in wanted if number in held
+            Settlement(number, held[number], state, b"r", b"e", 3.0, uncounted)
+            for number, state, uncounted in wanted
+            if number in held
         ]
-        settled, _ = await self.same(lambda store: store.settle_and_claim(self.names[consumer], settlements, None))
+        settled, _ = await self.same(
+            lambda store: store.settle_and_claim(self.names[consumer], settlements, None)
+        )
         assert settled == {s.id for s in settlements}, "an item was taken from a living consumer"
         for number in settled:
             del held[number]
 
     async def stale(self, consumer, number):
         settlement = Settlement(number, -1, State.DONE)
-        settled, _ = await self.same(lambda store: store.settle_and_claim(self.names[consumer], [settlement], None))
+        settled, _ = await self.same(
+            lambda store: store.settle_and_claim(self.names[consumer], [settlement], None)
+        )
         assert settled == set()
 
     async def cancel(self, number):
@@ -136,7 +147,9 @@ class Both:
     async def die(self, consumer):
         await self.same(lambda store: store.reclaim(self.names[consumer], 3))
         self.held[consumer] = {}
-        self.names[consumer] = await self.same(lambda store: store.register(1, None, lambda number: 1))
+        self.names[consumer] = await self.same(
+            lambda store: store.register(1, None, lambda number: 1)
+        )
 
     async def prune(self):
         await self.same(lambda store: store.prune())
@@ -154,10 +167,8 @@ class Both:
             session.count()
             raise ZeroDivisionError
 
-        try:
+        with contextlib.suppress(ZeroDivisionError):
             await self.file._database.write(doomed)
-        except ZeroDivisionError:
-            pass
         self.file.forget()
         self.file = self.make()
 
@@ -173,7 +184,9 @@ def test_random_programs_agree_with_the_naive_store(program):
     async def main(folder):
         both = Both(folder)
         for consumer in CONSUMERS:
-            both.names[consumer] = await both.same(lambda store: store.register(1, None, lambda number: 1))
+            both.names[consumer] = await both.same(
+                lambda store: store.register(1, None, lambda number: 1)
+            )
         for step in program:
             await both.step(*step)
         await both.same(lambda store: store.find(range(1, 60)))

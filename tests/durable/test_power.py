@@ -11,13 +11,15 @@ from __future__ import annotations
 import random
 import shutil
 import sqlite3
-import time
 
 import anyio
 import pytest
 from durable_support import Handler, Shim, batcher, check_counts, execute, rows, until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.skipif(not Shim.available(), reason="needs a C compiler and Linux")]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(not Shim.available(), reason="needs a C compiler and Linux"),
+]
 
 SECTOR = 512
 
@@ -36,22 +38,27 @@ def cut_power(folder, shadow, after, how: str, chance: random.Random) -> None:
             size = chance.choice([len(old), len(new)])
             old, new = old.ljust(size, b"\0")[:size], new.ljust(size, b"\0")[:size]
             mixed = b"".join(
-                (old if chance.random() < 0.5 else new)[at : at + SECTOR] for at in range(0, size, SECTOR)
+                (old if chance.random() < 0.5 else new)[at : at + SECTOR]
+                for at in range(0, size, SECTOR)
             )
         (after / name).write_bytes(mixed)
 
 
 async def one_cut(tmp_path, seed: int, how: str) -> int:
     chance = random.Random(seed)
-    folder, shadow, after = (tmp_path / f"{name}-{seed}-{how}" for name in ("before", "shadow", "after"))
+    folder, shadow, after = (
+        tmp_path / f"{name}-{seed}-{how}" for name in ("before", "shadow", "after")
+    )
     folder.mkdir()
     shadow.mkdir()
     execute(folder / "queue.db", "PRAGMA journal_mode = WAL", "CREATE TABLE effects (item INTEGER)")
     shutil.copy(folder / "queue.db", shadow / "queue.db")
-    process = Shim(tmp_path, match="queue.db", shadow=shadow).start("power.py", folder / "queue.db", seed)
+    process = Shim(tmp_path, match="queue.db", shadow=shadow).start(
+        "power.py", folder / "queue.db", seed
+    )
     assert process.stdout is not None
     first = await anyio.to_thread.run_sync(process.stdout.readline)
-    time.sleep(chance.uniform(0.0, 0.15))
+    await anyio.sleep(chance.uniform(0.0, 0.15))
     process.kill()
     lines = [first, *process.stdout.readlines()]
     process.stdout.close()
@@ -59,16 +66,25 @@ async def one_cut(tmp_path, seed: int, how: str) -> int:
     cut_power(folder, shadow, after, how, chance)
 
     stored = {int(line.split()[1]) for line in lines if line.endswith("\n")}
-    done = {int(line.split()[1]) for line in lines if line.startswith("done") and line.endswith("\n")}
+    done = {
+        int(line.split()[1]) for line in lines if line.startswith("done") and line.endswith("\n")
+    }
     path = after / "queue.db"
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
     import msgspec
 
-    there = {msgspec.msgpack.decode(item): state for item, state in rows(path, "SELECT payload, state FROM microbatch_items")}
+    there = {
+        msgspec.msgpack.decode(item): state
+        for item, state in rows(path, "SELECT payload, state FROM microbatch_items")
+    }
     effects = [item for (item,) in rows(path, "SELECT item FROM effects")]
     assert stored <= set(there), "acknowledged and lost"
-    assert done <= {item for item, state in there.items() if state == 3}, "a result was given out and is gone"
-    assert sorted(effects) == sorted(item for item, state in there.items() if state == 3), "an effect without its settle"
+    assert done <= {item for item, state in there.items() if state == 3}, (
+        "a result was given out and is gone"
+    )
+    assert sorted(effects) == sorted(item for item, state in there.items() if state == 3), (
+        "an effect without its settle"
+    )
     check_counts(path)
     handler = Handler()
     async with batcher(path, handler, max_batch_size=1000) as durable:
@@ -113,7 +129,9 @@ async def test_the_simulation_can_lose_things(tmp_path):
         "import os; os._exit(0)\n"
     )
     (tmp_path / "unsafe.py").write_text(program)
-    process = Shim(tmp_path, match="queue.db", shadow=shadow).start(tmp_path / "unsafe.py", folder / "queue.db")
+    process = Shim(tmp_path, match="queue.db", shadow=shadow).start(
+        tmp_path / "unsafe.py", folder / "queue.db"
+    )
     process.wait()
     process.stdout.close()
     cut_power(folder, shadow, tmp_path / "after", "lost", random.Random(0))

@@ -87,7 +87,9 @@ async def test_a_living_process_keeps_its_items_though_its_lock_file_was_deleted
         async with batcher(path, handler) as durable:
             await anyio.sleep(0.6)
             assert handler.batches == []
-            await until(lambda: _locks(path) == {alive.stat().st_ino})  # the other one has moved too
+            await until(
+                lambda: _locks(path) == {alive.stat().st_ino}
+            )  # the other one has moved too
             assert alive.stat().st_ino != before
             await anyio.sleep(0.3)
             assert handler.batches == []
@@ -136,10 +138,17 @@ async def test_closing_one_of_two_consumers_leaves_the_others_lock(path):
             async with batcher(path, Handler(), queue="own"):
                 pass
             thief = Handler()
-            async with Process(path, "drain", 0) as rival:  # of the queue "default": looks at its own only
+            async with Process(
+                path, "drain", 0
+            ) as rival:  # of the queue "default": looks at its own only
                 await rival.hear()
-            assert rows(path, "SELECT count(*) FROM microbatch_consumers WHERE pid = ?", os.getpid()) == [(1,)]
-            locked = await _is_locked(path, rows(path, "SELECT id FROM microbatch_consumers WHERE pid = ?", os.getpid())[0][0])
+            assert rows(
+                path, "SELECT count(*) FROM microbatch_consumers WHERE pid = ?", os.getpid()
+            ) == [(1,)]
+            locked = await _is_locked(
+                path,
+                rows(path, "SELECT id FROM microbatch_consumers WHERE pid = ?", os.getpid())[0][0],
+            )
             assert locked
             assert thief.batches == []
             handler.free.set()
@@ -153,7 +162,9 @@ async def _is_locked(path, byte: int) -> bool:
     )
     import sys
 
-    result = await anyio.run_process([sys.executable, "-c", program, f"{path}-alive", str(byte)], check=False)
+    result = await anyio.run_process(
+        [sys.executable, "-c", program, f"{path}-alive", str(byte)], check=False
+    )
     assert result.returncode in (0, 3)
     return result.returncode == 3
 
@@ -189,7 +200,12 @@ async def test_an_item_that_kills_every_process_ends_as_a_dead_letter(path):
                 if words[0] == "handling":
                     handled.update(words[1:])
     async with DurableQueue(path, item_type=int) as queue:
-        assert [await queue.result(ticket, 1) for ticket in tickets if ticket.id != 3] == [11, 12, 14, 15]
+        assert [await queue.result(ticket, 1) for ticket in tickets if ticket.id != 3] == [
+            11,
+            12,
+            14,
+            15,
+        ]
         with pytest.raises(ItemFailed, match="ProcessDied"):
             await queue.result(tickets[2], 1)
     assert handled == {"11": 2, "12": 2, "13": 3, "14": 2, "15": 2}
@@ -204,20 +220,21 @@ async def test_an_item_enqueued_by_another_process_starts_soon(path):
         started.append(time.time())
         return items
 
-    async with batcher(path, handler, poll_interval=0.05):
-        async with Process(path, "enqueue_late", 5) as other:
-            await other.hear()
-            other.tell()
-            (when,) = await other.hear()
-            await until(lambda: started)
+    async with (
+        batcher(path, handler, poll_interval=0.05),
+        Process(path, "enqueue_late", 5) as other,
+    ):
+        await other.hear()
+        other.tell()
+        (when,) = await other.hear()
+        await until(lambda: started)
     assert started[0] - float(when) < 0.1
 
 
 async def test_a_process_without_a_handler_gets_results_from_one_that_has(path):
     """A web process submits, a worker process handles."""
-    async with batcher(path, Handler()):
-        async with Process(path, "submit", 21) as other:
-            assert await other.hear() == ["42"]
+    async with batcher(path, Handler()), Process(path, "submit", 21) as other:
+        assert await other.hear() == ["42"]
 
 
 async def test_a_program_that_forgets_to_close_still_exits(path):
@@ -275,10 +292,18 @@ async def test_queues_in_one_file_are_apart(path):
 
 async def test_an_application_keeps_its_own_numbers(path):
     """`user_version` and `application_id` belong to it, and its tables are its own."""
-    execute(path, "PRAGMA application_id = 42", "PRAGMA user_version = 7", "CREATE TABLE orders (number)")
+    execute(
+        path,
+        "PRAGMA application_id = 42",
+        "PRAGMA user_version = 7",
+        "CREATE TABLE orders (number)",
+    )
     async with batcher(path, Handler()) as durable:
         await durable.submit(1)
     assert rows(path, "PRAGMA application_id") == [(42,)]
     assert rows(path, "PRAGMA user_version") == [(7,)]
-    names = {name for (name,) in rows(path, "SELECT name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'")}
+    names = {
+        name
+        for (name,) in rows(path, "SELECT name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'")
+    }
     assert {name for name in names if not name.startswith("microbatch_")} == {"orders"}

@@ -14,7 +14,9 @@ pytestmark = pytest.mark.anyio
 
 
 def soon(attempts: int = 3, delay: float = 0.01) -> Retry:
-    return Retry(on=OSError, attempts=attempts, backoff=Backoff(initial=delay, maximum=delay, jitter=0))
+    return Retry(
+        on=OSError, attempts=attempts, backoff=Backoff(initial=delay, maximum=delay, jitter=0)
+    )
 
 
 class Flaky:
@@ -162,7 +164,10 @@ async def test_an_item_that_killed_three_processes_is_a_dead_letter(path):
     die_with(path, 3, 1)
     handler = Handler()
     async with batcher(path, handler) as durable:
-        with pytest.raises(ItemFailed, match="after 3 attempts: ProcessDied: its process died while it had the item, 3 times"):
+        with pytest.raises(
+            ItemFailed,
+            match="after 3 attempts: ProcessDied: its process died while it had the item, 3 times",
+        ):
             await durable.result(1, 5)
         assert await durable.result(2, 5) == 2
     assert handler.items == [1]

@@ -21,13 +21,17 @@ def effects(path):
 
 
 async def write(connection, items, results):
-    await connection.executemany("INSERT INTO effects VALUES (?, ?)", list(zip(items, results, strict=True)))
+    await connection.executemany(
+        "INSERT INTO effects VALUES (?, ?)", list(zip(items, results, strict=True))
+    )
 
 
 async def test_its_writes_commit_with_the_settle(path, effects):
     """Exactly once, with the succeeded items only."""
     async with batcher(path, Handler(fails={3: ValueError()}), on_settle=write) as durable:
-        results = await asyncio.gather(*(durable.submit(n) for n in range(6)), return_exceptions=True)
+        results = await asyncio.gather(
+            *(durable.submit(n) for n in range(6)), return_exceptions=True
+        )
     assert isinstance(results[3], ItemFailed)
     assert sorted(rows(path, "SELECT * FROM effects")) == [(n, n * 2) for n in (0, 1, 2, 4, 5)]
     check_counts(path)
@@ -104,7 +108,9 @@ async def test_it_may_not_end_the_transaction(path, effects, end):
         await end(connection)
 
     async with batcher(path, Handler(), on_settle=ends) as durable:
-        with pytest.raises(ItemFailed, match="ProgrammingError: on_settle runs inside the settle transaction"):
+        with pytest.raises(
+            ItemFailed, match="ProgrammingError: on_settle runs inside the settle transaction"
+        ):
             await durable.submit(1)
     assert rows(path, "SELECT * FROM effects") == []
 

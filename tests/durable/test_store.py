@@ -58,7 +58,9 @@ async def ids(store, *requests, take=None):
 
 
 async def claim(store, limit=10, number=1, consumer=1, *, idle=True, settlements=()):
-    settled, claimed = await store.settle_and_claim(consumer, settlements, Claim(consumer, number, limit, idle))
+    _, claimed = await store.settle_and_claim(
+        consumer, settlements, Claim(consumer, number, limit, idle)
+    )
     return [(item.payload, item.attempts) for item in claimed]
 
 
@@ -110,7 +112,12 @@ async def test_the_short_way_takes_new_items_only_if_nobody_is_overtaken(make, t
     (rows,) = await store.enqueue([new(b"d")], take)
     assert not rows[0].taken  # c was there before it
     await claim(store)
-    (rows,) = await store.enqueue([new(b"e", delay=5), ], take)
+    (rows,) = await store.enqueue(
+        [
+            new(b"e", delay=5),
+        ],
+        take,
+    )
     assert not rows[0].taken
     (rows,) = await store.enqueue([new(b"f")], take)
     assert rows[0].taken
@@ -157,7 +164,9 @@ async def test_a_settle_needs_the_consumer_and_the_claim(make):
     await claim(store, number=4)
     settled, _ = await store.settle_and_claim(2, [done(1, 4)], None)
     assert settled == set()
-    settled, _ = await store.settle_and_claim(1, [done(1, 3), done(2, 4, result=b"r"), done(99, 4)], None)
+    settled, _ = await store.settle_and_claim(
+        1, [done(1, 3), done(2, 4, result=b"r"), done(99, 4)], None
+    )
     assert settled == {2}
     settled, _ = await store.settle_and_claim(1, [done(2, 4)], None)
     assert settled == set()
@@ -194,7 +203,9 @@ async def test_dead_letters_pages_requeue_and_purge(make):
     store = await make()
     await ids(store, new(b"a", b"b", b"c"))
     await claim(store)
-    await store.settle_and_claim(1, [Settlement(n, 1, State.DEAD, error=b"e") for n in (1, 2, 3)], None)
+    await store.settle_and_claim(
+        1, [Settlement(n, 1, State.DEAD, error=b"e") for n in (1, 2, 3)], None
+    )
     assert [row.id for row in await store.dead_letters(0, 2)] == [1, 2]
     assert [row.id for row in await store.dead_letters(2, 2)] == [3]
     assert (await store.dead_letters(2, 2))[0].error == b"e"
@@ -266,7 +277,9 @@ async def test_what_a_dead_consumer_held_goes_on_alone(make):
     assert await claim(store, 9, idle=False) == []
     assert await claim(store, 9) == [(b"a", 2)]
     assert await claim(store, 9) == [(b"b", 2)]
-    assert await store.settle_and_claim(1, [Settlement(1, 1, State.READY, uncounted=True)], None) == ({1}, [])
+    assert await store.settle_and_claim(
+        1, [Settlement(1, 1, State.READY, uncounted=True)], None
+    ) == ({1}, [])
     assert await claim(store, 9) == [(b"a", 2)]  # nobody has seen it since: suspect still
     assert await claim(store, 9) == [(b"c", 2)]
     assert await claim(store, 9) == [(b"d", 1)]
@@ -302,7 +315,10 @@ async def test_retention_by_age(make, time):
     assert await counts(store) == {"done": 2, "dead": 1, "cancelled": 1}
     time.seconds += 11
     await prune(store)
-    assert await counts(store) == {"done": 1, "dead": 1}  # the key's result stays as long as the key
+    assert await counts(store) == {
+        "done": 1,
+        "dead": 1,
+    }  # the key's result stays as long as the key
     time.seconds += 11
     await prune(store)
     assert await counts(store) == {"dead": 1}

@@ -20,7 +20,13 @@ from microbatch import (
     WouldDeadlock,
     current_batch,
 )
-from microbatch.durable import DurableBatcher, DurableQueue, ItemCancelled, ItemFailed, UnknownTicket
+from microbatch.durable import (
+    DurableBatcher,
+    DurableQueue,
+    ItemCancelled,
+    ItemFailed,
+    UnknownTicket,
+)
 
 pytestmark = pytest.mark.anyio
 on_both_loops = pytest.mark.parametrize("backend_name", LOOPS, indirect=True)
@@ -63,7 +69,9 @@ async def test_a_failed_item_fails_alone_and_becomes_a_dead_letter(path):
     """The neighbours in its batch must not notice."""
     error = ValueError("no such thing")
     async with batcher(path, Handler(fails={2: error})) as durable:
-        good, bad = await asyncio.gather(durable.submit(1), durable.submit(2), return_exceptions=True)
+        good, bad = await asyncio.gather(
+            durable.submit(1), durable.submit(2), return_exceptions=True
+        )
         assert good == 2
         assert isinstance(bad, ItemFailed)
         assert (bad.kind, bad.message, bad.attempts) == ("ValueError", "no such thing", 1)
@@ -169,7 +177,10 @@ async def test_the_handler_gets_what_the_disk_has(path):
 async def test_a_wrong_field_is_refused_before_anything_is_stored(path):
     """msgspec's constructors check nothing: a poison item would be acknowledged."""
     async with DurableBatcher(path, Handler(), item_type=Order) as durable:
-        with pytest.raises(ValueError, match=r"Order does not read back as Order: Expected `int`, got `str` - at `\$.number`"):
+        with pytest.raises(
+            ValueError,
+            match=r"Order does not read back as Order: Expected `int`, got `str` - at `\$.number`",
+        ):
             await durable.submit(Order("one"))  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="cannot encode complex for the disk"):
             await durable.submit(1j)  # type: ignore[arg-type]
@@ -188,7 +199,10 @@ async def test_a_row_that_no_longer_decodes_is_a_dead_letter_and_the_worker_goes
         with pytest.raises(ItemFailed, match="Undecodable: stored bytes no longer decode as int"):
             await durable.result(bad)
         letters = await durable.dead_letters()
-    assert [(letter.item, letter.attempts) for letter in letters] == [("not a number", 0), (b"\xc1", 0)]
+    assert [(letter.item, letter.attempts) for letter in letters] == [
+        ("not a number", 0),
+        (b"\xc1", 0),
+    ]
     check_counts(path)
 
 
@@ -215,7 +229,9 @@ async def test_a_result_that_cannot_be_stored_fails_its_item_alone(path):
         return [1j if item == 1 else item for item in items]
 
     async with batcher(path, handler) as durable:
-        bad, good = await asyncio.gather(durable.submit(1), durable.submit(2), return_exceptions=True)
+        bad, good = await asyncio.gather(
+            durable.submit(1), durable.submit(2), return_exceptions=True
+        )
     assert good == 2
     assert isinstance(bad, ItemFailed)
     assert bad.kind == "TypeError"
@@ -260,11 +276,10 @@ async def test_a_delayed_item_waits_for_its_time(path):
 async def test_max_wait_lets_items_wait_for_company(path):
     """As in memory: a claimed item waits for the next ones, but not longer than that."""
     handler = Handler()
-    async with batcher(path, handler, max_wait=0.1) as durable:
-        async with anyio.create_task_group() as tasks:
-            for number in range(3):
-                tasks.start_soon(durable.submit, number)
-                await anyio.sleep(0.02)
+    async with batcher(path, handler, max_wait=0.1) as durable, anyio.create_task_group() as tasks:
+        for number in range(3):
+            tasks.start_soon(durable.submit, number)
+            await anyio.sleep(0.02)
     assert handler.batches == [[0, 1, 2]]
 
 
@@ -279,7 +294,9 @@ async def test_partitions_do_not_share_a_batch(path):
 async def test_a_partition_function_that_raises_fails_its_item_alone(path):
     """It runs after the commit, so the item must end somewhere."""
     async with batcher(path, Handler(), partition=lambda number: 1 // number) as durable:
-        bad, good = await asyncio.gather(durable.submit(0), durable.submit(1), return_exceptions=True)
+        bad, good = await asyncio.gather(
+            durable.submit(0), durable.submit(1), return_exceptions=True
+        )
     assert good == 2
     assert bad.kind == "ZeroDivisionError"
 

@@ -172,7 +172,9 @@ class Presence:
         lock_file = _open_files.get(self._stat())
         if lock_file is None:
             mode = self._database.stat().st_mode & 0o777
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), mode)
+            descriptor = os.open(
+                self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), mode
+            )
             identity = os.fstat(descriptor).st_ino
             # If the file came to be between the two looks, and we have it open, then this descriptor
             # must stay open, unused: closing it would drop our locks.
@@ -180,7 +182,9 @@ class Presence:
         return lock_file
 
 
-def _drop(lock_file: _LockFile | None, byte: int | None, *, unless: _LockFile | None = None) -> None:
+def _drop(
+    lock_file: _LockFile | None, byte: int | None, *, unless: _LockFile | None = None
+) -> None:
     if lock_file is None or byte is None or lock_file is unless:
         return
     lock_file.held.pop(byte, None)

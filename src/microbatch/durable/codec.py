@@ -38,7 +38,9 @@ class Codec(Generic[T]):
         try:
             self._decode = msgspec.msgpack.Decoder(value_type).decode
         except TypeError as error:
-            message = f"{setting} must be a type that msgspec can decode, got {value_type!r}: {error}"
+            message = (
+                f"{setting} must be a type that msgspec can decode, got {value_type!r}: {error}"
+            )
             raise TypeError(message) from error
         self._name = getattr(value_type, "__name__", None) or repr(value_type)
 

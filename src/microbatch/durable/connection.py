@@ -17,7 +17,6 @@ import os
 import sqlite3
 import stat
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import aiosqlite
@@ -27,6 +26,7 @@ from .errors import QueueCorrupt, QueueUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
+    from pathlib import Path
 
 T = TypeVar("T")
 
@@ -102,7 +102,7 @@ class _Connection(sqlite3.Connection):
         self._refuse_if(self.guarded)
         super().rollback()
 
-    def _refuse_if(self, ends: bool) -> None:  # noqa: FBT001
+    def _refuse_if(self, ends: bool) -> None:
         if ends:
             message = "on_settle runs inside the settle transaction: it may not begin, commit or roll back"
             raise sqlite3.ProgrammingError(message)
@@ -271,7 +271,9 @@ class Database:
         def ending(raw: sqlite3.Connection) -> None:
             cast("_Connection", raw).guarded = False
             if not raw.in_transaction:
-                message = "on_settle ended the settle transaction, or SQLite did after an error in it"
+                message = (
+                    "on_settle ended the settle transaction, or SQLite did after an error in it"
+                )
                 raise sqlite3.ProgrammingError(message)
             self._check_in_place()
             raw.execute("COMMIT")
@@ -397,7 +399,9 @@ def _create(path: Path, *, allowed: bool) -> None:
         mode = path.stat().st_mode
     except FileNotFoundError:
         if not allowed:
-            raise QueueUnavailable(text, "it was deleted under way: restore it, or open it anew") from None
+            raise QueueUnavailable(
+                text, "it was deleted under way: restore it, or open it anew"
+            ) from None
     except OSError as error:
         raise QueueUnavailable(text, error.strerror or str(error)) from error
     else:

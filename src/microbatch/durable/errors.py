@@ -18,7 +18,7 @@ Each class keeps its fields in ``args``, so that every one of them can be copied
 
 from __future__ import annotations
 
-from ..errors import Full, MicrobatchError
+from microbatch.errors import Full, MicrobatchError
 
 __all__ = [
     "IdempotencyConflict",
@@ -121,7 +121,14 @@ class ItemFailed(MicrobatchError):
         traceback: Where it was raised, of bounded length; empty if nothing was raised.
     """
 
-    def __init__(self, id: int, kind: str, message: str, attempts: int, traceback: str = "") -> None:  # noqa: A002
+    def __init__(
+        self,
+        id: int,  # noqa: A002 - the public name
+        kind: str,
+        message: str,
+        attempts: int,
+        traceback: str = "",
+    ) -> None:
         super().__init__(id, kind, message, attempts, traceback)
         self.id = id
         self.kind = kind

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import sqlite3
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from .connection import Database
@@ -16,6 +15,7 @@ from .store import DATA_VERSION, PRAGMAS, Limits, empty_log, prepare, queue_id
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from pathlib import Path
 
     import aiosqlite
 
@@ -41,6 +41,9 @@ T = TypeVar("T")
 ON_SETTLE_TIMEOUT = 10.0
 
 
+# ruff: noqa: D102 - the protocol's methods are described where they are implemented
+
+
 class Store(Protocol):
     """One named queue in one file. Every call that writes returns once it is on the disk."""
 
@@ -62,14 +65,16 @@ class Store(Protocol):
     ) -> set[int]: ...
     @property
     def generation(self) -> int: ...
-    async def register(self, pid: int, born: str | None, take: Callable[[int], int | None]) -> int: ...
+    async def register(
+        self, pid: int, born: str | None, take: Callable[[int], int | None]
+    ) -> int: ...
     async def move_consumer(self, consumer: int, lock_file: int) -> None: ...
     async def consumers(self) -> list[Consumer]: ...
     async def reclaim(self, consumer: int, attempts_max: int) -> list[int]: ...
     async def cancel(self, number: int) -> bool | None: ...
     async def requeue(self, numbers: Iterable[int]) -> int: ...
     async def purge(self, numbers: Iterable[int]) -> int: ...
-    async def pause(self, paused: bool) -> None: ...  # noqa: FBT001
+    async def pause(self, paused: bool) -> None: ...
     async def prune(self) -> bool: ...
     async def find(self, numbers: Iterable[int]) -> list[Found]: ...
     async def dead_letters(self, after: int, limit: int) -> list[DeadRow]: ...
@@ -80,7 +85,9 @@ class Store(Protocol):
 class FileStore:
     """A `Store` in an SQLite file."""
 
-    def __init__(self, path: Path, queue: str, synchronous: str, limits: Limits, clock: Clock) -> None:
+    def __init__(
+        self, path: Path, queue: str, synchronous: str, limits: Limits, clock: Clock
+    ) -> None:
         self._path = path
         self._name = queue
         self._limits = limits
@@ -141,7 +148,9 @@ class FileStore:
         self, raw: sqlite3.Connection, requests: Sequence[Sequence[NewItem]]
     ) -> list[list[Stored] | Exception]:
         answers: dict[int, list[Stored] | Exception] = {}
-        ruinous: set[int] = set()  # these end the whole transaction, so it must begin anew without them
+        ruinous: set[int] = (
+            set()
+        )  # these end the whole transaction, so it must begin anew without them
         while len(answers) < len(requests):
             for index in range(len(requests)):
                 if index in answers:
@@ -150,8 +159,9 @@ class FileStore:
                 try:
                     (answers[index],) = self._session(raw).enqueue([requests[index]], None)
                 except sqlite3.Error as error:
-                    answers[index] = QueueUnavailable(str(self._path), str(error))
-                    answers[index].__cause__ = error
+                    refusal = QueueUnavailable(str(self._path), str(error))
+                    refusal.__cause__ = error
+                    answers[index] = refusal
                     if not raw.in_transaction:
                         ruinous.add(index)
                         answers = {bad: answers[bad] for bad in ruinous}
@@ -221,7 +231,7 @@ class FileStore:
         """Remove items that have ended."""
         return await self._write(lambda session: session.purge(numbers))
 
-    async def pause(self, paused: bool) -> None:  # noqa: FBT001
+    async def pause(self, paused: bool) -> None:
         """Stop or resume claims, for every process."""
         await self._write(lambda session: session.pause(paused))
 

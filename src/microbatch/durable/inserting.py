@@ -25,7 +25,7 @@ _NOBODY = (0, None, None)
 Step = tuple[str, Any, bool]
 
 
-def enqueueing(
+def enqueueing(  # noqa: PLR0917 - passed on by position in two places
     queue: int,
     name: str,
     path: Path,
@@ -67,11 +67,15 @@ def enqueueing(
         yield sql.COUNT, (*counts, queue), False
     if insertion.keys:
         expires = now + limits.key_ttl
-        yield sql.SET_KEY, [(queue, key, *owner, expires) for key, owner in insertion.keys.items()], True
+        yield (
+            sql.SET_KEY,
+            [(queue, key, *owner, expires) for key, owner in insertion.keys.items()],
+            True,
+        )
     return insertion.stored(taken)
 
 
-def appending(
+def appending(  # noqa: PLR0917
     queue: int, path: Path, now: float, limits: Limits, payloads: Sequence[bytes], take: Take | None
 ) -> Generator[Step, Any, Appended]:
     """Store items that have nothing but a payload (`Session.append`): the usual way, and the cheapest."""
@@ -205,11 +209,26 @@ class _Insertion:
         rows = []
         for number, item in self.rows:
             payload, key, _, priority, delay, nonce, trace = item
-            state, owner = (1, _NOBODY) if delay > 0 else (0, _NOBODY)
+            state = State.SCHEDULED if delay > 0 else State.READY
+            owner: tuple[Any, ...] = _NOBODY
             if take is not None and number in taken:
-                state, owner = 2, (1, take.consumer, take.claim)
+                state, owner = State.CLAIMED, (1, take.consumer, take.claim)
             counts[state] += 1
-            rows.append((number, queue, state, priority, now + delay, *owner, now, payload, key, nonce, trace))
+            rows.append(
+                (
+                    number,
+                    queue,
+                    int(state),
+                    priority,
+                    now + delay,
+                    *owner,
+                    now,
+                    payload,
+                    key,
+                    nonce,
+                    trace,
+                )
+            )
         return rows, counts
 
     def stored(self, taken: frozenset[int]) -> list[list[Stored] | Exception]:
@@ -220,7 +239,9 @@ class _Insertion:
             answer
             if isinstance(answer, Exception)
             else [
-                stored._replace(taken=True) if stored.id in taken and not stored.repeated else stored
+                stored._replace(taken=True)
+                if stored.id in taken and not stored.repeated
+                else stored
                 for stored in answer
             ]
             for answer in self._answers

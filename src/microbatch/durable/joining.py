@@ -20,8 +20,14 @@ if TYPE_CHECKING:
     from .store import Limits
 
 
-def enqueue_on(
-    connection: sqlite3.Connection, item: NewItem, path: Path, queue: str, synchronous: str, limits: Limits, now: float
+def enqueue_on(  # noqa: PLR0917 - passed on as one tuple
+    connection: sqlite3.Connection,
+    item: NewItem,
+    path: Path,
+    queue: str,
+    synchronous: str,
+    limits: Limits,
+    now: float,
 ) -> Stored:
     """Store an item on an ``sqlite3`` connection of the application's."""
     _check_transaction(connection.in_transaction)
@@ -44,8 +50,14 @@ def enqueue_on(
         cursor.close()
 
 
-async def enqueue_on_aiosqlite(
-    connection: aiosqlite.Connection, item: NewItem, path: Path, queue: str, synchronous: str, limits: Limits, now: float
+async def enqueue_on_aiosqlite(  # noqa: PLR0917
+    connection: aiosqlite.Connection,
+    item: NewItem,
+    path: Path,
+    queue: str,
+    synchronous: str,
+    limits: Limits,
+    now: float,
 ) -> Stored:
     """Store an item on an ``aiosqlite`` connection of the application's."""
     _check_transaction(connection.in_transaction)
@@ -69,13 +81,16 @@ async def enqueue_on_aiosqlite(
         await cursor.close()
 
 
-def _check_transaction(in_transaction: bool) -> None:  # noqa: FBT001
+def _check_transaction(in_transaction: bool) -> None:
     if not in_transaction:
-        message = "enqueue_in needs a connection with a write transaction open: begin one, for example BEGIN IMMEDIATE"
+        message = (
+            "enqueue_in needs a connection with a write transaction open: "
+            "begin one, for example with BEGIN IMMEDIATE"
+        )
         raise RuntimeError(message)
 
 
-def _joining(
+def _joining(  # noqa: PLR0917
     item: NewItem, path: Path, queue: str, synchronous: str, limits: Limits, now: float
 ) -> Generator[Step, Any, Stored]:
     number, file, level = yield from joining_queue(queue)
@@ -90,7 +105,8 @@ def _joining(
         raise ValueError(message)
     if level < SYNCHRONOUS[synchronous]:
         message = (
-            f"enqueue_in needs a connection with PRAGMA synchronous of at least {synchronous!r}, got level {level}: "
+            f"enqueue_in needs a connection with PRAGMA synchronous of at least {synchronous!r}, "
+            f"got level {level}: "
             "else the item could be lost with a power cut after it was acknowledged"
         )
         raise ValueError(message)

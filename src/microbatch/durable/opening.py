@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
-from .. import _checks
-from .._runtime import current_runtime
-from ..errors import BatcherClosed
+from microbatch import _checks
+from microbatch._runtime import current_runtime
+from microbatch.errors import BatcherClosed
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine
     from types import TracebackType
 
-    from .._runtime import Runtime
+    from microbatch._runtime import Runtime
 
 logger = logging.getLogger("microbatch.durable")
 
@@ -79,9 +79,13 @@ class Opened:
     async def _open(self) -> Runtime:
         """Make sure that the queue is open, in this process and this event loop."""
         runtime = self._runtime
-        if self._state == "open" and runtime is not None and runtime.is_current():
-            if self._process == os.getpid():
-                return runtime
+        if (
+            self._state == "open"
+            and runtime is not None
+            and runtime.is_current()
+            and self._process == os.getpid()
+        ):
+            return runtime
         self._check_place()
         if self._state in ("closing", "closed"):
             raise BatcherClosed(self._name)
@@ -155,7 +159,7 @@ class Opened:
                     await self._drain()
             finally:
                 await self._finish()
-        while self._state == "closing":  # somebody else is at it
+        while self._state == "closing":  # noqa: ASYNC110  # somebody else is at it
             await anyio.sleep(self._poll_interval)
 
     async def _finish(self) -> None:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
 import aiosqlite
 import anyio
 
-from .. import _checks
-from ..batcher import Batcher
-from ..errors import BatcherFull
+from microbatch import _checks
+from microbatch.batcher import Batcher
+from microbatch.errors import BatcherFull
+
 from .clock import Clock
 from .codec import Codec, decode_error, decode_roughly, fingerprint
 from .errors import ItemCancelled, QueueFull, QueueUnavailable, UnknownTicket
@@ -48,7 +49,6 @@ TROUBLE_PAUSE = 0.25
 
 _INTEGER_MAX = 2**63 - 1
 _KEY_CHARACTERS_MAX = 1_000
-_UNSET: Any = object()
 
 
 class Request:
@@ -152,9 +152,7 @@ class DurableQueue(Opened, Generic[T, R]):
         self._poll_interval = _checks.number("poll_interval", poll_interval, above=0)
         self._synchronous = synchronous
         self._clock = Clock()
-        self._store: Store = FileStore(
-            self._path, queue, synchronous, self._limits, self._clock
-        )
+        self._store: Store = FileStore(self._path, queue, synchronous, self._limits, self._clock)
         super().__init__()
 
     def _forget(self) -> None:
@@ -207,7 +205,9 @@ class DurableQueue(Opened, Generic[T, R]):
 
     # Enqueueing
 
-    async def submit(self, item: T, *, key: str | None = None, priority: int = 0, delay: float = 0) -> R:
+    async def submit(
+        self, item: T, *, key: str | None = None, priority: int = 0, delay: float = 0
+    ) -> R:
         """Store an item, and wait until a handler has dealt with it and its result is stored too.
 
         Args:
@@ -272,9 +272,7 @@ class DurableQueue(Opened, Generic[T, R]):
         except BatcherFull:
             return self._enqueues.submit(request)  # waits for room
 
-    def _request(
-        self, item: Any, key: str | None, priority: int, delay: float
-    ) -> Plain | Request:
+    def _request(self, item: Any, key: str | None, priority: int, delay: float) -> Plain | Request:
         if key is None and priority == 0 and delay == 0:
             return Plain(*self._items.encode(item))
         new, value = self._new(item, key, priority, delay)
@@ -298,11 +296,23 @@ class DurableQueue(Opened, Generic[T, R]):
 
     @overload
     def enqueue_in(
-        self, connection: sqlite3.Connection, item: T, *, key: str | None = ..., priority: int = ..., delay: float = ...
+        self,
+        connection: sqlite3.Connection,
+        item: T,
+        *,
+        key: str | None = ...,
+        priority: int = ...,
+        delay: float = ...,
     ) -> Ticket: ...
     @overload
     def enqueue_in(
-        self, connection: aiosqlite.Connection, item: T, *, key: str | None = ..., priority: int = ..., delay: float = ...
+        self,
+        connection: aiosqlite.Connection,
+        item: T,
+        *,
+        key: str | None = ...,
+        priority: int = ...,
+        delay: float = ...,
     ) -> Awaitable[Ticket]: ...
     def enqueue_in(
         self,
@@ -346,7 +356,9 @@ class DurableQueue(Opened, Generic[T, R]):
         message = f"connection must be an sqlite3 or aiosqlite connection, got {type(connection).__name__}"
         raise TypeError(message)
 
-    async def _enqueue_in(self, connection: aiosqlite.Connection, new: NewItem, joining: Any) -> Ticket:
+    async def _enqueue_in(
+        self, connection: aiosqlite.Connection, new: NewItem, joining: Any
+    ) -> Ticket:
         return self._provisional(await enqueue_on_aiosqlite(connection, new, *joining), new)
 
     def _provisional(self, stored: Stored, new: NewItem) -> Ticket:
@@ -370,7 +382,9 @@ class DurableQueue(Opened, Generic[T, R]):
                 message = f"key must be a str or None, got {key!r}"
                 raise TypeError(message)
             if not 1 <= len(key) <= _KEY_CHARACTERS_MAX or not key.isprintable():
-                message = f"key must be 1 to {_KEY_CHARACTERS_MAX} printable characters, got {key!r}"
+                message = (
+                    f"key must be 1 to {_KEY_CHARACTERS_MAX} printable characters, got {key!r}"
+                )
                 raise ValueError(message)
             mark = fingerprint(payload)
         return NewItem(payload, key, mark, priority, float(delay)), value
@@ -410,9 +424,7 @@ class DurableQueue(Opened, Generic[T, R]):
             ]
         return answers
 
-    async def _store_group(
-        self, requests: list[Plain | Request], take: Take | None
-    ) -> list[Any]:
+    async def _store_group(self, requests: list[Plain | Request], take: Take | None) -> list[Any]:
         wholes = [
             Request([NewItem(request.payload)], [request.value], request.waiter)
             if isinstance(request, Plain)
@@ -530,7 +542,9 @@ class DurableQueue(Opened, Generic[T, R]):
             self._waiters.fail(number, lambda: ItemCancelled(number))
         return cancelled
 
-    async def dead_letters(self, cursor: int | None = None, limit: int = 100) -> list[DeadLetter[T | Any]]:
+    async def dead_letters(
+        self, cursor: int | None = None, limit: int = 100
+    ) -> list[DeadLetter[T | Any]]:
         """Return a page of dead letters, oldest id first.
 
         Args:
@@ -555,7 +569,9 @@ class DurableQueue(Opened, Generic[T, R]):
             except ValueError:
                 item = decode_roughly(row.payload)
             error = decode_error(row.error, row.id, row.attempts)
-            letters.append(DeadLetter(row.id, item, error, row.attempts, row.enqueued_at, row.died_at))
+            letters.append(
+                DeadLetter(row.id, item, error, row.attempts, row.enqueued_at, row.died_at)
+            )
         return letters
 
     async def requeue(self, ids: Iterable[AnyTicket]) -> int:
@@ -578,13 +594,13 @@ class DurableQueue(Opened, Generic[T, R]):
         Items may still be enqueued, and batches in flight go on.
         """
         await self._open()
-        await self._store.pause(True)  # noqa: FBT003
+        await self._store.pause(True)
         self._seen = -1
 
     async def resume(self) -> None:
         """End a pause."""
         await self._open()
-        await self._store.pause(False)  # noqa: FBT003
+        await self._store.pause(False)
         self._seen = -1
         self._more_to_do()
 

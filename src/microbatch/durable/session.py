@@ -51,7 +51,7 @@ class Session:
         limits: How much the queue may hold.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - made in one place
         self, raw: sqlite3.Connection, queue: int, name: str, path: Path, now: float, limits: Limits
     ) -> None:
         self._raw = raw
@@ -88,9 +88,7 @@ class Session:
             For each group its items' ids, or why it was refused: `QueueFull`, `IdempotencyConflict`.
         """
         return self._run(
-            enqueueing(
-                self._queue, self._name, self._path, self._now, self._limits, requests, take
-            )
+            enqueueing(self._queue, self._name, self._path, self._now, self._limits, requests, take)
         )
 
     def append(self, payloads: Sequence[bytes], take: Take | None) -> Appended:
@@ -124,20 +122,34 @@ class Session:
         if paused or known is None:
             return []
         if scheduled:
-            due = self._raw.execute(sql.PROMOTE, (self._queue, self._now, sql.PROMOTE_STEP)).rowcount
+            due = self._raw.execute(
+                sql.PROMOTE, (self._queue, self._now, sql.PROMOTE_STEP)
+            ).rowcount
             self._move(State.SCHEDULED, State.READY, due)
-        chosen = []
+        chosen: list[Claimed] = []
         for row in self._raw.execute(sql.NEXT, (self._queue, claim.limit)).fetchall():
             number, payload, priority, attempts, suspect, key, job, trace = row
             if suspect and (chosen or not claim.idle):
                 break
             chosen.append(
-                Claimed(number, claim.number, payload, priority, attempts + 1, bool(suspect), key, job, trace)
+                Claimed(
+                    number,
+                    claim.number,
+                    payload,
+                    priority,
+                    attempts + 1,
+                    bool(suspect),
+                    key,
+                    job,
+                    trace,
+                )
             )
             if suspect:
                 break
         if chosen:
-            self._raw.executemany(sql.CLAIM, [(claim.consumer, claim.number, item.id) for item in chosen])
+            self._raw.executemany(
+                sql.CLAIM, [(claim.consumer, claim.number, item.id) for item in chosen]
+            )
             self._move(State.READY, State.CLAIMED, len(chosen))
         return chosen
 
@@ -158,16 +170,20 @@ class Session:
             if found is None or found[1] != claim:
                 continue
             ended = state >= State.DONE
-            rows.append((
-                int(state),
-                result,
-                error,
-                self._now + delay if state == State.SCHEDULED else None,
-                self._now if ended else None,
-                self._keep_until(number, found[2]) if ended else None,
-                int(uncounted),  # if it is 0 the handler came back: the item is no longer suspect either
-                number,
-            ))
+            rows.append(
+                (
+                    int(state),
+                    result,
+                    error,
+                    self._now + delay if state == State.SCHEDULED else None,
+                    self._now if ended else None,
+                    self._keep_until(number, found[2]) if ended else None,
+                    int(
+                        uncounted
+                    ),  # if it is 0 the handler came back: the item is no longer suspect either
+                    number,
+                )
+            )
             settled.add(number)
             self._move(State.CLAIMED, state)
         if rows:
@@ -210,7 +226,9 @@ class Session:
 
     def consumers(self) -> list[Consumer]:
         """Return all consumers of this queue, living or dead."""
-        return [Consumer(*row) for row in self._raw.execute(sql.CONSUMERS, (self._queue,)).fetchall()]
+        return [
+            Consumer(*row) for row in self._raw.execute(sql.CONSUMERS, (self._queue,)).fetchall()
+        ]
 
     def reclaim(self, consumer: int, attempts_max: int) -> list[int]:
         """Take back what a dead consumer held, and forget the consumer.
@@ -225,7 +243,9 @@ class Session:
         for number, attempts in self._raw.execute(sql.HELD, (self._queue, consumer)).fetchall():
             if attempts >= attempts_max:
                 reason = f"its process died while it had the item, {attempts} times in all"
-                self._raw.execute(sql.BURY, (encode_reason("ProcessDied", reason), self._now, number))
+                self._raw.execute(
+                    sql.BURY, (encode_reason("ProcessDied", reason), self._now, number)
+                )
                 self._move(State.CLAIMED, State.DEAD)
                 dead.append(number)
             else:
@@ -264,7 +284,7 @@ class Session:
     def _states(self, numbers: Iterable[int]) -> list[tuple[int, int]]:
         return self._raw.execute(sql.STATES, (self._queue, json.dumps(list(numbers)))).fetchall()
 
-    def pause(self, paused: bool) -> None:  # noqa: FBT001
+    def pause(self, paused: bool) -> None:
         """Stop or resume claims, for every process."""
         self._raw.execute(sql.PAUSE, (int(paused), self._queue))
 
@@ -272,7 +292,10 @@ class Session:
         """Remove some of what is kept too long or beyond its count; return whether there may be more."""
         removed = 0
         for state, expired in sql.EXPIRED.items():
-            removed += self._remove(state, self._raw.execute(expired, (self._queue, self._now, sql.PRUNE_STEP)).fetchall())
+            removed += self._remove(
+                state,
+                self._raw.execute(expired, (self._queue, self._now, sql.PRUNE_STEP)).fetchall(),
+            )
         _, _, _, done, dead, _, _ = self._raw.execute(sql.STATS, (self._queue,)).fetchone()
         for state, kept, keep in (
             (State.DONE, done, self._limits.keep_done),
@@ -280,9 +303,13 @@ class Session:
         ):
             beyond = 0 if keep is None else kept + self._moved[state] - keep
             if beyond > 0:
-                oldest = self._raw.execute(sql.OLDEST[state], (self._queue, min(beyond, sql.PRUNE_STEP))).fetchall()
+                oldest = self._raw.execute(
+                    sql.OLDEST[state], (self._queue, min(beyond, sql.PRUNE_STEP))
+                ).fetchall()
                 removed += self._remove(state, oldest)
-        removed += self._raw.execute(sql.EXPIRE_KEYS, (self._queue, self._queue, self._now, sql.PRUNE_STEP)).rowcount
+        removed += self._raw.execute(
+            sql.EXPIRE_KEYS, (self._queue, self._queue, self._now, sql.PRUNE_STEP)
+        ).rowcount
         return removed >= sql.PRUNE_STEP
 
     def _remove(self, state: State, rows: list[tuple[int]]) -> int:
@@ -306,6 +333,7 @@ class Session:
     def stats(self, lock_waits: int) -> QueueStats:
         """Return the counts, from the queue's own row."""
         row = self._raw.execute(sql.STATS, (self._queue,)).fetchone()
+        ready, scheduled, claimed, done, dead, cancelled, paused = row
         dues = [
             self._raw.execute(sql.OLDEST_READY, {"queue": self._queue}).fetchone()[0],
             self._raw.execute(sql.OLDEST_CLAIMED, (self._queue,)).fetchone()[0],
@@ -313,7 +341,17 @@ class Session:
         oldest = min((due for due in dues if due is not None), default=self._now)
         (file_bytes,) = self._raw.execute(sql.PAGES_IN_USE).fetchone()
         return QueueStats(
-            *row[:6], max(0.0, self._now - oldest), file_bytes, sql.wal_size(self._path), lock_waits, bool(row[6])
+            ready=ready,
+            scheduled=scheduled,
+            claimed=claimed,
+            done=done,
+            dead=dead,
+            cancelled=cancelled,
+            oldest_age=max(0.0, self._now - oldest),
+            file_bytes=file_bytes,
+            wal_bytes=sql.wal_size(self._path),
+            lock_waits=lock_waits,
+            paused=bool(paused),
         )
 
     def peek(self, version: int) -> Peek:

@@ -130,7 +130,7 @@ SET_LAST_ID = "UPDATE microbatch_schema SET last_id = ?"
 ROWS = (64, 16, 4, 1)
 COLUMNS = "(id, queue, state, priority, due, attempts, consumer, claim, enqueued_at, payload{})"
 INSERT = {
-    rows: "INSERT INTO microbatch_items "
+    rows: "INSERT INTO microbatch_items "  # noqa: S608 - made of constants
     + COLUMNS.format(", key, nonce, trace")
     + " VALUES "
     + ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"] * rows)
@@ -138,7 +138,7 @@ INSERT = {
 }
 #: The same for items that differ in nothing but their payloads: those alone are bound for each row.
 APPEND = {
-    rows: "INSERT INTO microbatch_items "
+    rows: "INSERT INTO microbatch_items "  # noqa: S608 - made of constants
     + COLUMNS.format("")
     + " VALUES "
     + ", ".join(f"(?1 + {row}, ?2, ?3, 0, ?4, ?5, ?6, ?7, ?4, ?{8 + row})" for row in range(rows))
@@ -175,7 +175,9 @@ TAKE_BACK = """UPDATE microbatch_items SET state = 0, suspect = 1, consumer = NU
 BURY = """UPDATE microbatch_items SET state = 5, error = ?, ended_at = ?, consumer = NULL, claim = NULL
     WHERE id = ?"""
 PAUSE = "UPDATE microbatch_queues SET paused = ? WHERE id = ?"
-HELD = """SELECT id, attempts FROM microbatch_items WHERE state = 2 AND queue = ? AND consumer = ?"""
+HELD = (
+    """SELECT id, attempts FROM microbatch_items WHERE state = 2 AND queue = ? AND consumer = ?"""
+)
 STATES = """SELECT id, state FROM microbatch_items
     WHERE queue = ? AND id IN (SELECT value FROM json_each(?))"""
 ENDED = """SELECT id, state, result, error, attempts, nonce FROM microbatch_items
@@ -265,7 +267,9 @@ def queue_id(raw: sqlite3.Connection, name: str) -> int:
     """Return the number of a named queue, which is made if there is none yet."""
     found = raw.execute(QUEUE_ID, (name,)).fetchone()
     if found is None:
-        raw.execute("INSERT INTO microbatch_queues (name) VALUES (?) ON CONFLICT DO NOTHING", (name,))
+        raw.execute(
+            "INSERT INTO microbatch_queues (name) VALUES (?) ON CONFLICT DO NOTHING", (name,)
+        )
         found = raw.execute(QUEUE_ID, (name,)).fetchone()
     return int(found[0])
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..errors import BatcherClosed
+from microbatch.errors import BatcherClosed
+
 from .codec import decode_error
 from .errors import ItemCancelled, ItemFailed, UnknownTicket
 from .records import State

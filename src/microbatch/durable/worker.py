@@ -17,13 +17,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
+import anyio.lowlevel
 
-from .. import _checks, batch
-from ..adaptive import AdaptiveSize
-from ..batcher import Batcher
-from ..errors import BatcherClosed, HandlerCrashed, HandlerStuck, Skipped, WouldDeadlock
-from ..handler import name_of
-from ..retry import Retry
+from microbatch import _checks, batch
+from microbatch.adaptive import AdaptiveSize
+from microbatch.batcher import Batcher
+from microbatch.errors import BatcherClosed, HandlerCrashed, HandlerStuck, Skipped, WouldDeadlock
+from microbatch.handler import name_of
+from microbatch.retry import Retry
+
 from .alive import Presence, birth_of
 from .codec import decode_error, encode_error, encode_reason
 from .errors import QueueUnavailable
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
 
     import aiosqlite
 
-    from ..batch import Run
+    from microbatch.batch import Run
+
     from .errors import ItemFailed
     from .records import Consumer, NewItem
 
@@ -63,6 +66,9 @@ STUCK_PAUSE = 1.0
 SETTLE_GRACE = 5.0
 
 
+_UNSET: Any = object()
+
+
 class _Entry:
     """An item in this consumer's hands."""
 
@@ -86,7 +92,11 @@ class _Outcome:
     __slots__ = ("entry", "error", "settlement", "value")
 
     def __init__(
-        self, entry: _Entry, settlement: Settlement, value: Any = None, error: Exception | None = None
+        self,
+        entry: _Entry,
+        settlement: Settlement,
+        value: Any = None,
+        error: Exception | None = None,
     ) -> None:
         self.entry = entry
         self.settlement = settlement
@@ -157,7 +167,8 @@ class DurableBatcher(DurableQueue[T, R]):
         retry: Retry | None = None,
         handler_timeout: float | None = None,
         drain_timeout: float | None = 30.0,
-        on_settle: Callable[[aiosqlite.Connection, list[T], list[R]], Awaitable[None]] | None = None,
+        on_settle: Callable[[aiosqlite.Connection, list[T], list[R]], Awaitable[None]]
+        | None = None,
         max_depth: int = 1_000_000,
         max_file_bytes: int | None = None,
         key_ttl: float = 86_400.0,
@@ -266,7 +277,7 @@ class DurableBatcher(DurableQueue[T, R]):
             self._letting_go()
         super()._lose_loop()
 
-    async def aclose(self, drain_timeout: float | None = ...) -> None:  # type: ignore[assignment]
+    async def aclose(self, drain_timeout: float | None = _UNSET) -> None:
         """Stop taking and claiming items, let running batches finish, and close the file.
 
         Claimed items that no handler has yet go back at once, for other processes and the next start.
@@ -282,7 +293,7 @@ class DurableBatcher(DurableQueue[T, R]):
             WouldDeadlock: Inside a running batch of this batcher.
         """
         self._guard("aclose")
-        await super().aclose(self._drain_timeout if drain_timeout is ... else drain_timeout)
+        await super().aclose(self._drain_timeout if drain_timeout is _UNSET else drain_timeout)
 
     async def _drain(self) -> None:
         await self._enqueues.aclose(None)
@@ -295,14 +306,16 @@ class DurableBatcher(DurableQueue[T, R]):
         await self._stop_watching()
         self._give_back_unstarted()
         await self._handling.aclose(0)
-        await anyio.sleep(0)  # the outcomes' callbacks run
+        await anyio.lowlevel.checkpoint()  # the outcomes' callbacks run
         self._settling_ends = self._runtime.now() + SETTLE_GRACE
         await self._settles.aclose(SETTLE_GRACE + 1.0)
         try:
             # What could not be settled is taken back like a dead process's.
             await self._store.reclaim(self._consumer, self._attempts_max)
         except (QueueUnavailable, sqlite3.Error) as error:
-            logger.warning("queue %r: %s; its items go back when this process ends", self._name, error)
+            logger.warning(
+                "queue %r: %s; its items go back when this process ends", self._name, error
+            )
         finally:
             if self._letting_go is not None:
                 self._letting_go()
@@ -312,7 +325,9 @@ class DurableBatcher(DurableQueue[T, R]):
         for entry in list(self._held.values()):
             if not entry.started and entry.pending is not None and entry.pending.cancel():
                 self._unstarted -= 1
-                self._settle(_Outcome(entry, Settlement(entry.id, entry.claim, State.READY, uncounted=True)))
+                self._settle(
+                    _Outcome(entry, Settlement(entry.id, entry.claim, State.READY, uncounted=True))
+                )
 
     @property
     def _attempts_max(self) -> int:
@@ -399,7 +414,9 @@ class DurableBatcher(DurableQueue[T, R]):
         try:
             pending: Any = self._handling.submit_nowait(entry, priority=claimed.priority)
         except BatcherClosed:
-            self._settle(_Outcome(entry, Settlement(entry.id, entry.claim, State.READY, uncounted=True)))
+            self._settle(
+                _Outcome(entry, Settlement(entry.id, entry.claim, State.READY, uncounted=True))
+            )
         except Exception as error:  # noqa: BLE001 - the user's partition function: it fails this item alone
             self._fail(entry, error)
         else:
@@ -453,7 +470,12 @@ class DurableBatcher(DurableQueue[T, R]):
             settlement = Settlement(number, claim, State.READY, uncounted=not error.started)
         elif isinstance(error, HandlerStuck):
             settlement = Settlement(
-                number, claim, State.SCHEDULED, error=encode_error(error), delay=STUCK_PAUSE, uncounted=True
+                number,
+                claim,
+                State.SCHEDULED,
+                error=encode_error(error),
+                delay=STUCK_PAUSE,
+                uncounted=True,
             )
         elif isinstance(error, Skipped):
             settlement = Settlement(number, claim, State.DONE, error=encode_error(error))
@@ -462,7 +484,9 @@ class DurableBatcher(DurableQueue[T, R]):
             settlement = (
                 self._dead(entry, error)
                 if delay is None
-                else Settlement(number, claim, State.SCHEDULED, error=encode_error(error), delay=delay)
+                else Settlement(
+                    number, claim, State.SCHEDULED, error=encode_error(error), delay=delay
+                )
             )
         return _Outcome(entry, settlement, error=error)
 
@@ -478,7 +502,9 @@ class DurableBatcher(DurableQueue[T, R]):
         try:
             return self._retry.delay(error, entry.attempts)
         except Exception:
-            logger.exception("queue %r: retry's predicate failed: the item is not retried", self._name)
+            logger.exception(
+                "queue %r: retry's predicate failed: the item is not retried", self._name
+            )
             return None
 
     def _settle(self, outcome: _Outcome) -> None:
@@ -500,7 +526,7 @@ class DurableBatcher(DurableQueue[T, R]):
                 self._claiming = False
         self._claim_if_any()
 
-    async def _settle_until_done(self, outcomes: list[_Outcome], wants: bool) -> None:  # noqa: FBT001
+    async def _settle_until_done(self, outcomes: list[_Outcome], wants: bool) -> None:
         while True:
             try:
                 outcomes = await self._settle_with_effects(outcomes)
@@ -523,7 +549,9 @@ class DurableBatcher(DurableQueue[T, R]):
         for outcome in outcomes:
             self._waiters.fail(
                 outcome.entry.id,
-                lambda: QueueUnavailable(str(self._path), f"the result could not be stored: {error}"),
+                lambda: QueueUnavailable(
+                    str(self._path), f"the result could not be stored: {error}"
+                ),
             )
         runtime = self._runtime
         ends = self._settling_ends
@@ -556,7 +584,7 @@ class DurableBatcher(DurableQueue[T, R]):
         outcomes[:] = rest
         return rest
 
-    async def _settle_and_claim(self, outcomes: list[_Outcome], wants: bool) -> None:  # noqa: FBT001
+    async def _settle_and_claim(self, outcomes: list[_Outcome], wants: bool) -> None:
         claim = None
         room = self._room() if wants else 0
         if room:
@@ -584,7 +612,9 @@ class DurableBatcher(DurableQueue[T, R]):
         self._unsettled -= len(outcomes)
         if len(settled) < len(outcomes):
             dropped = len(outcomes) - len(settled)
-            logger.warning("queue %r: %d outcomes dropped: others have the items now", self._name, dropped)
+            logger.warning(
+                "queue %r: %d outcomes dropped: others have the items now", self._name, dropped
+            )
         for outcome in outcomes:
             number, state = outcome.entry.id, outcome.settlement.state
             self._held.pop(number, None)
@@ -644,7 +674,9 @@ class DurableBatcher(DurableQueue[T, R]):
             known = any(consumer.id == self._consumer for consumer in consumers)
             if not known or self._generation != self._store.generation:
                 # Another file stands here, a backup say: whatever it says of this consumer is old.
-                logger.warning("queue %r: its file was replaced: starting over as a new consumer", self._name)
+                logger.warning(
+                    "queue %r: its file was replaced: starting over as a new consumer", self._name
+                )
                 await self._register()
                 presence = self._presence
             self._others = [consumer for consumer in consumers if consumer.id != self._consumer]
@@ -653,7 +685,9 @@ class DurableBatcher(DurableQueue[T, R]):
             if presence is None or presence.sees(consumer):
                 continue
             dead = await self._store.reclaim(consumer.id, self._attempts_max)
-            logger.warning("queue %r: consumer %d is gone, its items go on here", self._name, consumer.id)
+            logger.warning(
+                "queue %r: consumer %d is gone, its items go on here", self._name, consumer.id
+            )
             self._others.remove(consumer)
             await self._tell_ended(dead)
             self._more = True
