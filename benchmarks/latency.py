@@ -162,6 +162,29 @@ def ages(make, *, seconds, rate=500.0):
     }
 
 
+def ages_in_turns(names, wait, *, rounds, seconds):
+    """Return {name: spread of the 99th percentile beyond the wait, in ms}, taken in turns.
+
+    "bare timer" is what `asyncio.sleep(wait)` alone is late by, meanwhile: the machine's share.
+    """
+    late = {name: [] for name in [*names, "bare timer"]}
+    for _ in range(rounds):
+        for name in names:
+            late[name].append(ages(windowed(name, wait), seconds=seconds)["p99"] - wait * 1e3)
+        late["bare timer"].append(asyncio.run(_lateness(wait, seconds)))
+    return {name: measure.spread(values) for name, values in late.items()}
+
+
+async def _lateness(wait, seconds):
+    late = []
+    end = time.perf_counter() + seconds
+    while (began := time.perf_counter()) < end:
+        await asyncio.sleep(wait)
+        late.append((time.perf_counter() - began - wait) * 1e3)
+    late.sort()
+    return late[min(len(late) - 1, int(len(late) * 0.99))]
+
+
 @contextlib.asynccontextmanager
 async def windowed_submit(handler, *, wait):
     async with Batcher(handler, max_wait=wait, **contenders.SETTINGS) as batcher:
