@@ -81,9 +81,7 @@ def current_runtime() -> Runtime:
     """
     loop = running_loop()
     trio = sys.modules.get("trio")
-    if trio is not None and (
-        trio.lowlevel.in_trio_task() or (loop is None and trio.lowlevel.in_trio_run())
-    ):
+    if trio is not None and _in_trio(trio, loop):
         return _TrioRuntime(loop)
     if loop is None:
         raise RuntimeError(
@@ -128,6 +126,22 @@ def in_context(
     finally:
         # From 3.12 on a finished frame keeps the one before it: what came through here would close a ring.
         sent = yielded = None
+
+
+def _in_trio(trio: Any, loop: object) -> bool:
+    """Tell whether trio runs here; where it is the guest of an asyncio loop, only its tasks count."""
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        if loop is not None:
+            return False
+    else:
+        return True
+    try:
+        trio.lowlevel.current_trio_token()
+    except RuntimeError:
+        return False
+    return True
 
 
 # asyncio, uvloop
@@ -469,8 +483,10 @@ class _TrioRuntime:
         return task.is_cancelled() or self._trio.current_effective_deadline() == -math.inf
 
     def is_current(self) -> bool:
-        lowlevel = self._trio.lowlevel
-        return lowlevel.in_trio_run() and lowlevel.current_trio_token() is self._token
+        try:
+            return self._trio.lowlevel.current_trio_token() is self._token
+        except RuntimeError:
+            return False
 
     def has_ended(self) -> bool:
         try:

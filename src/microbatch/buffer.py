@@ -378,7 +378,7 @@ class Ranking(Generic[Q]):
             return self.oldest()
         while heap:
             rank, seq, element = heap[0]
-            if element.queued and element.seq == seq and element.priority == -rank:
+            if self._arrivals.get(seq) is element and element.priority == -rank:
                 return element
             heapq.heappop(heap)  # taken, or promoted since
         return None
