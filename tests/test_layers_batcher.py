@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sqlite3
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import circuitbreaker
@@ -32,6 +32,9 @@ from microbatch.layers import (
     routed,
     validated,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.anyio
 
@@ -166,7 +169,11 @@ async def test_nobodys_outcome_is_out_before_an_atomic_batch_is_decided() -> Non
     async with Batcher(atomic(per_item(write))) as batcher:
         times = await timed(batcher, [1, 2, 3])
         assert [at for at, _ in times] == [3, 3, 3]
-        assert kinds([result for _, result in times]) == ["BatchAborted", "BatchAborted", "ValueError"]
+        assert kinds([result for _, result in times]) == [
+            "BatchAborted",
+            "BatchAborted",
+            "ValueError",
+        ]
         assert await timed(batcher, [1, 2]) == [(2, 1), (2, 2)]
 
 
@@ -339,9 +346,15 @@ class Shop:
         return dict(self.db.execute("SELECT sku, left FROM stock"))
 
 
-async def test_a_failed_atomic_batch_leaves_the_table_unchanged() -> None:
-    """All or nothing: the second ink fails the order of tea too."""
+@pytest.fixture
+def shop() -> Iterator[Shop]:
     shop = Shop()
+    yield shop
+    shop.db.close()
+
+
+async def test_a_failed_atomic_batch_leaves_the_table_unchanged(shop: Shop) -> None:
+    """All or nothing: the second ink fails the order of tea too."""
     async with Batcher(atomic(shop.order, transaction=shop.transaction)) as batcher:
         report = await batcher.submit_many_report(["tea", "ink", "ink"])
         assert report.errors == {"batch_aborted": 2, "sold_out": 1}
@@ -352,9 +365,10 @@ async def test_a_failed_atomic_batch_leaves_the_table_unchanged() -> None:
     assert shop.stock() == {"tea": 4, "ink": 0}
 
 
-async def test_with_a_savepoint_for_each_item_one_transaction_gives_single_results() -> None:
+async def test_with_a_savepoint_for_each_item_one_transaction_gives_single_results(
+    shop: Shop,
+) -> None:
     """The second ink fails; tea before and after it is committed. The stock is never negative."""
-    shop = Shop()
 
     async def order(skus: list[str]) -> list[Any]:
         async with shop.transaction():
