@@ -555,7 +555,7 @@ async def test_a_disk_that_is_full_is_told_and_nothing_is_left(
 ) -> None:
     """The error of the write, not that of closing after it."""
 
-    class Full(io.BytesIO):
+    class Full:
         def write(self, _: Any) -> int:
             raise OSError(28, "No space left on device")
 
