@@ -18,6 +18,7 @@ from .state import TURN, Slot, logger
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
+    from ._runtime import Runtime
     from .batch import Run
 
 #: Handler calls that may still run after their timeout before new batches are refused. A thread cannot
@@ -54,15 +55,19 @@ class Dispatch(Outcomes):
                 when = None
         ready = min(ready, self._pace)
         while self._starting < ready and self._busy < self._max_concurrency:
-            self._busy += 1
-            self._starting += 1
-            slot = Slot()
-            self._slots.add(slot)
-            slot.task = runtime.spawn(self._work, slot, self._name)
+            self._start(runtime)
         if self._backoffs and (when is None or self._backoffs[0][0] < when):
             when = self._backoffs[0][0]
         if when is not None and (self._timer is None or when < self._timer_at):
             self._set_timer(when)
+
+    def _start(self, runtime: Runtime) -> None:
+        """Take a slot, and start a task that will cut a batch when it has its turn."""
+        self._busy += 1
+        self._starting += 1
+        slot = Slot()
+        self._slots.add(slot)
+        slot.task = runtime.spawn(self._work, slot, self._name)
 
     def _set_timer(self, when: float) -> None:
         if self._timer is not None:
@@ -282,7 +287,8 @@ class Dispatch(Outcomes):
             self._set_timer(self._now() + PAUSE)
         if self._fifo is None or self._fifo.items:
             self._pump()
-        self._check_idle()
+        if self._state != "open":
+            self._check_idle()
 
     def _check_idle(self) -> None:
         """While closing: tell when nothing is left to do."""

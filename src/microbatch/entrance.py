@@ -116,8 +116,12 @@ class Entrance(Dispatch):
             self._fast = fifo
             if len(fifo.items) >= fifo.limit:
                 self._fill()
-            elif self._max_wait or self._busy < self._max_concurrency:
+            elif self._max_wait:
                 self._pump()
+            elif self._busy < self._max_concurrency and not self._starting:
+                self._start(
+                    runtime
+                )  # what _pump comes to here, at half its cost: a lone caller waits for it
             return waiter
         self._generalise()
         entry = self._weighed(item, priority)
