@@ -72,6 +72,7 @@ DEFAULTS = [
     (REFERENCE / "retry.md", "Backoff", microbatch.Backoff),
     (REFERENCE / "adaptive-size.md", "AdaptiveSize", microbatch.AdaptiveSize),
     (REFERENCE / "outcomes.md", "Outcome", microbatch.Outcome),
+    (REFERENCE / "telemetry.md", "Telemetry", microbatch.Telemetry),
 ]
 
 
