@@ -980,6 +980,21 @@ async def test_the_last_cancelled_sharer_withdraws_the_item() -> None:
     assert handler.seen == {7: 1, 8: 1}
 
 
+async def test_a_handler_is_abandoned_when_the_last_sharer_is_gone() -> None:
+    """cancel_abandoned counts callers: one sharer left is a caller left."""
+    handler = Recorder(seconds=50)
+    async with Batcher(handler, coalesce=str, cancel_abandoned=True) as batcher:
+        first, second = batcher.submit_nowait(7), batcher.submit_nowait(7)
+        await anyio.sleep(1)
+        first.cancel()
+        await turns()
+        assert handler.running == 1
+        second.cancel()
+        await turns()
+        assert handler.running == 0
+        assert counted(batcher).pending == 0
+
+
 async def test_sharers_of_a_failure_get_a_copy_each() -> None:
     """One of them may add a note or raise it further."""
     handler = Recorder(fails={7})

@@ -1,4 +1,3 @@
-# ruff: noqa: N818 - these exceptions are named for what is wrong with them
 """Exceptions on their way to many callers: each gets its own, whole, of the same type."""
 
 from __future__ import annotations
