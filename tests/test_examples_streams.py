@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import json
 import os
 import re
 import sqlite3
@@ -147,3 +148,21 @@ def test_a_bulk_api_is_called_at_its_rate_and_only_failed_items_go_again(tmp_pat
     assert rate is not None
     assert int(rate[1]) <= int(rate[2]) + 1  # a window of a second has room for both its ends
     assert "made: 996, failed: 4\n" in output
+
+
+def test_the_benchmark_of_streams_and_files_runs(tmp_path: Path) -> None:
+    """Tiny, so that it does not rot; every job and every format is in its table."""
+    script = EXAMPLES.parent / "benchmarks" / "bench_streams.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--tiny", "--out", str(tmp_path)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "bench_streams.json").read_text())
+    assert len(found["streams"]) == 3
+    assert {name.partition(",")[0] for name in found["files"]} == {"csv", "json", "ndjson"}
+    assert all(cell["ratio"]["median"] > 0 for cell in found["streams"].values())
