@@ -251,7 +251,7 @@ async def test_cancellation_at_every_await_leaves_no_transaction_open(path, name
         await queue.enqueue(1)
     cancelled = True
     steps = 0
-    while cancelled and steps < 40:
+    while cancelled and steps < 30:
         async with batcher(path, Handler()) as durable:
             if name != "open":
                 await durable.stats()
@@ -281,7 +281,7 @@ async def test_cancellation_at_every_await_leaves_no_transaction_open(path, name
             connection.close()
             await durable.resume()
             assert await durable.submit(7) == 14
-        steps += 1 if steps < 8 else 7
+        steps += 1 if steps < 3 else 4
     check_counts(path)
 
 

@@ -277,6 +277,24 @@ async def test_four_processes_share_20_000_items(path):
     await share(path, 4, 2_500)
 
 
+@pytest.mark.parametrize(("version", "warnings"), [((3, 51, 2), 1), ((3, 51, 3), 0)])
+async def test_an_sqlite_with_the_wal_bug_is_warned_of_once(
+    path, monkeypatch, caplog, version, warnings
+):
+    """Where several processes share a file; one alone cannot meet it."""
+    monkeypatch.setattr("microbatch.durable.store._warned_of_wal_bug", False)
+    monkeypatch.setattr("sqlite3.sqlite_version_info", version)
+    async with batcher(path, Handler()) as durable:
+        await durable.submit(1)
+        await anyio.sleep(0.3)
+        assert caplog.messages == []
+        for _ in range(2):
+            async with Process(path, "hold") as other:
+                await other.hear()
+                await anyio.sleep(0.4)
+    assert sum("rare bug" in message for message in caplog.messages) == warnings
+
+
 async def test_queues_in_one_file_are_apart(path):
     """Security contexts may share a file by name."""
     first, second = Handler(), Handler()

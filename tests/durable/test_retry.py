@@ -93,7 +93,7 @@ async def test_a_predicate_that_raises_means_no_retry(path, caplog):
 
 async def test_stuck_handlers_do_not_use_up_an_items_attempts(path, monkeypatch):
     """No handler has seen it."""
-    monkeypatch.setattr("microbatch.durable.worker.STUCK_PAUSE", 0.05)
+    monkeypatch.setattr("microbatch.durable.outcomes.STUCK_PAUSE", 0.05)
     handler = Flaky(2, HandlerStuck("x", 9, 8))
     async with batcher(path, handler) as durable:
         assert await durable.submit(1) == 1

@@ -15,22 +15,26 @@ import anyio
 from microbatch import _checks
 from microbatch.batcher import Batcher
 from microbatch.errors import BatcherFull
+from microbatch.telemetry import observer_of
 
+from .administration import Administered
 from .clock import Clock
-from .codec import Codec, decode_error, decode_roughly, fingerprint
-from .errors import ItemCancelled, QueueFull, QueueUnavailable, UnknownTicket
+from .codec import Codec, fingerprint
+from .errors import QueueFull, QueueUnavailable
 from .file_store import FileStore
 from .joining import enqueue_on, enqueue_on_aiosqlite
-from .opening import Opened, OwnTask
-from .records import DeadLetter, NewItem, Ticket, ticket_id
+from .records import NewItem, Ticket, ticket_id
 from .store import SYNCHRONOUS, Limits
 from .waiters import Waiters
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Sequence
 
+    from microbatch.telemetry import Observer
+
     from .file_store import Store
-    from .records import AnyTicket, Found, QueueStats, Stored, Take
+    from .opening import OwnTask
+    from .records import AnyTicket, Found, Stored, Take
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -70,7 +74,7 @@ class Plain(NamedTuple):
     waiter: Any = None
 
 
-class DurableQueue(Opened, Generic[T, R]):
+class DurableQueue(Administered[T], Generic[T, R]):
     """A queue of items on disk, without a handler.
 
     A process holds it that only enqueues, waits for the results of workers elsewhere, or administers.
@@ -139,6 +143,7 @@ class DurableQueue(Opened, Generic[T, R]):
         self._name = name or queue
         self._queue_name = queue
         self._telemetry = telemetry
+        self._observer = observer_of(self._name, telemetry, queue)
         self._items: Codec[T] = Codec(item_type, "item_type")
         self._results: Codec[R] = Codec(Any if result_type is None else result_type, "result_type")
         self._limits = Limits(
@@ -167,9 +172,14 @@ class DurableQueue(Opened, Generic[T, R]):
             max_batch_size=GROUP_MAX,
             max_pending=PENDING_MAX,
             name=f"{self._name} enqueue",
+            telemetry=False,
         )
         self._lookups: Batcher[int, Found | None] = Batcher(
-            self._look_up, max_batch_size=GROUP_MAX, max_pending=None, name=f"{self._name} look up"
+            self._look_up,
+            max_batch_size=GROUP_MAX,
+            max_pending=None,
+            name=f"{self._name} look up",
+            telemetry=False,
         )
 
     @property
@@ -267,6 +277,22 @@ class DurableQueue(Opened, Generic[T, R]):
 
     def _hand_in(self, request: Plain | Request) -> Awaitable[Any]:
         """Put a request into the next transaction; await what comes of it."""
+        observer = self._observer
+        if observer is not None and (observer.tracing or self._clock.now() >= observer.look_at):
+            return self._send(observer, request)
+        return self._hand_on(request)
+
+    async def _send(self, observer: Observer, request: Plain | Request) -> Any:
+        """Hand in a request within a span of its own, whose context goes to the disk."""
+        plain = isinstance(request, Plain)
+        if isinstance(request, Plain):
+            request = Request([NewItem(request.payload)], [request.value], request.waiter)
+        with observer.sending(len(request.items), self._clock.now()) as trace:
+            request.items = [new._replace(trace=trace) for new in request.items]
+            stored = await self._hand_on(request)
+        return stored[0].id if plain else stored
+
+    def _hand_on(self, request: Plain | Request) -> Awaitable[Any]:
         try:
             return self._enqueues.submit_nowait(request)
         except BatcherFull:
@@ -347,6 +373,9 @@ class DurableQueue(Opened, Generic[T, R]):
         new, _ = self._new(item, key, priority, delay)
         # The id of an item that is rolled back is given again: the nonce tells the two apart.
         new = new._replace(nonce=secrets.randbits(62))
+        if self._observer is not None:
+            with self._observer.sending(1, self._clock.now()) as trace:
+                new = new._replace(trace=trace)
         joining = (self._path, self._queue_name, self._synchronous, self._limits, self._clock.now())
         if isinstance(connection, sqlite3.Connection):
             stored = enqueue_on(connection, new, *joining)
@@ -511,107 +540,10 @@ class DurableQueue(Opened, Generic[T, R]):
         finally:
             self._waiters.leave(number, waiter)
 
-    def _check_nonce(self, ticket: Ticket, found: Found | None) -> None:
-        if found is None or found.nonce != ticket.nonce:
-            raise UnknownTicket(ticket.id, self._queue_name)
-
     async def _look_up(self, numbers: list[int]) -> list[Found | None]:
         """Read many items at once: the handler of a Batcher."""
         rows = {found.ended.id: found for found in await self._store.find(numbers)}
         return [rows.get(number) for number in numbers]
-
-    # Administration
-
-    async def cancel(self, ticket: AnyTicket) -> bool:
-        """Cancel an item that no handler has yet; return whether that was in time.
-
-        Who waits for it gets ``ItemCancelled``.
-
-        Raises:
-            UnknownTicket: If there is no such item.
-            QueueUnavailable: If the file cannot be used.
-        """
-        number = ticket_id(ticket)
-        await self._open()
-        if isinstance(ticket, Ticket) and ticket.nonce is not None:
-            self._check_nonce(ticket, await self._lookups.submit(number))
-        cancelled = await self._store.cancel(number)
-        if cancelled is None:
-            raise UnknownTicket(number, self._queue_name)
-        if cancelled:
-            self._waiters.fail(number, lambda: ItemCancelled(number))
-        return cancelled
-
-    async def dead_letters(
-        self, cursor: int | None = None, limit: int = 100
-    ) -> list[DeadLetter[T | Any]]:
-        """Return a page of dead letters, oldest id first.
-
-        Args:
-            cursor: The id of the last one of the page before; None for the first page.
-            limit: How many at most, 1 to 10,000.
-
-        Raises:
-            QueueUnavailable: If the file cannot be used.
-        """
-        if cursor is not None:
-            _checks.whole_number("cursor", cursor, 0)
-        _checks.whole_number("limit", limit, 1)
-        if limit > 10_000:
-            message = f"limit must be at most 10000, got {limit}"
-            raise ValueError(message)
-        await self._open()
-        rows = await self._store.dead_letters(cursor or 0, limit)
-        letters: list[DeadLetter[T | Any]] = []
-        for row in rows:
-            try:
-                item: Any = self._items.decode(row.payload)
-            except ValueError:
-                item = decode_roughly(row.payload)
-            error = decode_error(row.error, row.id, row.attempts)
-            letters.append(
-                DeadLetter(row.id, item, error, row.attempts, row.enqueued_at, row.died_at)
-            )
-        return letters
-
-    async def requeue(self, ids: Iterable[AnyTicket]) -> int:
-        """Make dead letters ready again, with all their attempts; return how many there were."""
-        numbers = [ticket_id(ticket) for ticket in ids]
-        await self._open()
-        count = await self._store.requeue(numbers)
-        self._more_to_do()
-        return count
-
-    async def purge(self, ids: Iterable[AnyTicket]) -> int:
-        """Remove items that have ended, dead letters above all; return how many were removed."""
-        numbers = [ticket_id(ticket) for ticket in ids]
-        await self._open()
-        return await self._store.purge(numbers)
-
-    async def pause(self) -> None:
-        """Start no more items, in any process, until ``resume()``; it holds across restarts.
-
-        Items may still be enqueued, and batches in flight go on.
-        """
-        await self._open()
-        await self._store.pause(True)
-        self._seen = -1
-
-    async def resume(self) -> None:
-        """End a pause."""
-        await self._open()
-        await self._store.pause(False)
-        self._seen = -1
-        self._more_to_do()
-
-    async def stats(self) -> QueueStats:
-        """Return the queue's counts, read from the disk in one transaction.
-
-        Raises:
-            QueueUnavailable: If the file cannot be used.
-        """
-        await self._open()
-        return await self._store.stats()
 
     # Watching
 

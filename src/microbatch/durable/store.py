@@ -18,6 +18,7 @@ Tables, all named ``microbatch_*`` because the file may be the application's own
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,8 @@ from .records import State
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+logger = logging.getLogger("microbatch.durable")
 
 #: Raised with every change of the tables, together with a step in `MIGRATIONS`.
 SCHEMA_VERSION = 1
@@ -256,6 +259,25 @@ def _version(raw: sqlite3.Connection) -> int:
         return 0
     (version,) = raw.execute("SELECT version FROM microbatch_schema").fetchone()
     return int(version)
+
+
+_warned_of_wal_bug = False
+
+
+def warn_of_wal_bug(path: Path) -> None:
+    """Say once in a process that this SQLite has a bug which several processes on a file may meet.
+
+    A warning and no refusal: distributions mend old versions too, and nobody ever met it outside a test.
+    """
+    global _warned_of_wal_bug  # noqa: PLW0603 - once for each process
+    if sqlite3.sqlite_version_info < SQLITE_WITHOUT_WAL_BUG and not _warned_of_wal_bug:
+        _warned_of_wal_bug = True
+        logger.warning(
+            "several processes use %s with SQLite %s, which has a rare bug that may damage the file when two "
+            "of them write and checkpoint at the same moment: SQLite 3.51.3 or newer has not",
+            path,
+            sqlite3.sqlite_version,
+        )
 
 
 def empty_log(raw: sqlite3.Connection) -> None:

@@ -22,16 +22,17 @@ import anyio.lowlevel
 from microbatch import _checks, batch
 from microbatch.adaptive import AdaptiveSize
 from microbatch.batcher import Batcher
-from microbatch.errors import BatcherClosed, HandlerCrashed, HandlerStuck, Skipped, WouldDeadlock
+from microbatch.errors import BatcherClosed, WouldDeadlock
 from microbatch.handler import name_of
 from microbatch.retry import Retry
 
 from .alive import Presence, birth_of
-from .codec import decode_error, encode_error, encode_reason
+from .codec import encode_reason
 from .errors import QueueUnavailable
+from .outcomes import Entry, Outcome, attempts_max, death, failure, given_back, success
 from .queue import TROUBLE_PAUSE, DurableQueue
-from .records import Claim, Claimed, Settlement, State, Take
-from .waiters import caused
+from .records import Claim, Claimed, State, Take
+from .store import warn_of_wal_bug
 
 if TYPE_CHECKING:
     import asyncio
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
     from microbatch.batch import Run
 
-    from .errors import ItemFailed
     from .records import Consumer, NewItem
 
 T = TypeVar("T")
@@ -49,65 +49,17 @@ R = TypeVar("R")
 
 logger = logging.getLogger("microbatch.durable")
 
-#: How often an item may be in a process's hands when that process dies, if no `retry` says otherwise. The
-#: first time may be anybody's fault, from the second on the item is handled alone.
-CRASHES_MAX = 3
-
 #: Seconds between two looks at who lives: an item of a dead process is handled again within twice this.
 ALIVE_INTERVAL = 0.25
 
 #: Seconds between two looks at what retention has to remove, and at the lock file.
 UPKEEP_INTERVAL = 1.0
 
-#: Seconds before an item is tried again that was refused because too many handlers are stuck.
-STUCK_PAUSE = 1.0
-
 #: Seconds for the last outcomes to reach the disk, once closing has no more time for handlers.
 SETTLE_GRACE = 5.0
 
 
 _UNSET: Any = object()
-
-
-class _Entry:
-    """An item in this consumer's hands."""
-
-    __slots__ = ("attempts", "claim", "id", "item", "job", "key", "pending", "started", "suspect")
-
-    def __init__(self, claimed: Claimed, item: Any) -> None:
-        self.id = claimed.id
-        self.claim = claimed.claim
-        self.item = item
-        self.attempts = claimed.attempts
-        self.suspect = claimed.suspect
-        self.key = claimed.key
-        self.job = claimed.job
-        self.started = False
-        self.pending: asyncio.Future[Any] | None = None
-
-
-class _Outcome:
-    """What is to be settled about an item, and what those who wait for it will get."""
-
-    __slots__ = ("entry", "error", "settlement", "value")
-
-    def __init__(
-        self,
-        entry: _Entry,
-        settlement: Settlement,
-        value: Any = None,
-        error: Exception | None = None,
-    ) -> None:
-        self.entry = entry
-        self.settlement = settlement
-        self.value = value
-        self.error = error
-
-    def failure(self) -> ItemFailed:
-        """Return what is raised in a caller: the same as after a restart, with the cause that is here."""
-        entry = self.entry
-        failed = decode_error(self.settlement.error, entry.id, entry.attempts)
-        return caused(failed, self.error)
 
 
 class DurableBatcher(DurableQueue[T, R]):
@@ -229,7 +181,7 @@ class DurableBatcher(DurableQueue[T, R]):
         self._presence: Presence | None = None
         self._generation = 0
         self._letting_go: Any = None
-        self._held: dict[int, _Entry] = {}
+        self._held: dict[int, Entry] = {}
         self._runs: list[Run] = []
         self._unstarted = 0  # claimed, and in no handler call yet
         self._reserved = 0  # slots' room that a transaction under way may use up
@@ -311,7 +263,7 @@ class DurableBatcher(DurableQueue[T, R]):
         await self._settles.aclose(SETTLE_GRACE + 1.0)
         try:
             # What could not be settled is taken back like a dead process's.
-            await self._store.reclaim(self._consumer, self._attempts_max)
+            await self._store.reclaim(self._consumer, attempts_max(self._retry))
         except (QueueUnavailable, sqlite3.Error) as error:
             logger.warning(
                 "queue %r: %s; its items go back when this process ends", self._name, error
@@ -325,13 +277,7 @@ class DurableBatcher(DurableQueue[T, R]):
         for entry in list(self._held.values()):
             if not entry.started and entry.pending is not None and entry.pending.cancel():
                 self._unstarted -= 1
-                self._settle(
-                    _Outcome(entry, Settlement(entry.id, entry.claim, State.READY, uncounted=True))
-                )
-
-    @property
-    def _attempts_max(self) -> int:
-        return CRASHES_MAX if self._retry is None else self._retry.attempts
+                self._settle(given_back(entry))
 
     def _guard(self, call: str) -> None:
         run = batch.running()
@@ -399,24 +345,22 @@ class DurableBatcher(DurableQueue[T, R]):
         try:
             item = self._items.decode(claimed.payload)
         except ValueError as error:
-            entry = _Entry(claimed, None)
+            entry = Entry(claimed, None)
             self._held[entry.id] = entry
-            broken = encode_reason("Undecodable", str(error))
-            settlement = Settlement(entry.id, entry.claim, State.DEAD, error=broken, uncounted=True)
-            self._settle(_Outcome(entry, settlement, error=error))
+            record = encode_reason("Undecodable", str(error))
+            outcome = death(entry, error, record)
+            self._settle(Outcome(entry, outcome.settlement._replace(uncounted=True), error=error))
         else:
             self._hand_over(claimed, item)
 
     def _hand_over(self, claimed: Claimed, item: Any) -> None:
         """Give an item to the in-memory batcher."""
-        entry = self._held[claimed.id] = _Entry(claimed, item)
+        entry = self._held[claimed.id] = Entry(claimed, item)
         self._exclusive = self._exclusive or entry.suspect
         try:
             pending: Any = self._handling.submit_nowait(entry, priority=claimed.priority)
         except BatcherClosed:
-            self._settle(
-                _Outcome(entry, Settlement(entry.id, entry.claim, State.READY, uncounted=True))
-            )
+            self._settle(given_back(entry))
         except Exception as error:  # noqa: BLE001 - the user's partition function: it fails this item alone
             self._fail(entry, error)
         else:
@@ -426,7 +370,7 @@ class DurableBatcher(DurableQueue[T, R]):
 
     def _batch_started(self, run: Run) -> None:
         """Turn a batch of entries into what the handler gets."""
-        entries: list[_Entry] = run.items
+        entries: list[Entry] = run.items
         for entry in entries:
             entry.started = True
         self._unstarted -= len(entries)
@@ -439,7 +383,7 @@ class DurableBatcher(DurableQueue[T, R]):
 
     # Settling
 
-    def _ended(self, entry: _Entry, pending: asyncio.Future[Any]) -> None:
+    def _ended(self, entry: Entry, pending: asyncio.Future[Any]) -> None:
         """Decide what an item's outcome means for the disk."""
         if pending.cancelled():
             return  # given back
@@ -451,68 +395,24 @@ class DurableBatcher(DurableQueue[T, R]):
         elif isinstance(error, Exception):
             self._fail(entry, error)
 
-    def _succeed(self, entry: _Entry, result: Any) -> None:
+    def _succeed(self, entry: Entry, result: Any) -> None:
         try:
             payload, value = (None, None) if result is None else self._results.encode(result)
         except (TypeError, ValueError) as error:
             error.add_note("the handler's result cannot be stored, so the item counts as failed")
-            self._settle(_Outcome(entry, self._dead(entry, error), error=error))
+            self._settle(death(entry, error))
         else:
-            settlement = Settlement(entry.id, entry.claim, State.DONE, result=payload)
-            self._settle(_Outcome(entry, settlement, value))
+            self._settle(success(entry, payload, value))
 
-    def _fail(self, entry: _Entry, error: Exception) -> None:
-        self._settle(self._failure(entry, error))
+    def _fail(self, entry: Entry, error: Exception) -> None:
+        self._settle(failure(entry, error, self._retry))
 
-    def _failure(self, entry: _Entry, error: Exception) -> _Outcome:
-        number, claim = entry.id, entry.claim
-        if isinstance(error, BatcherClosed):
-            settlement = Settlement(number, claim, State.READY, uncounted=not error.started)
-        elif isinstance(error, HandlerStuck):
-            settlement = Settlement(
-                number,
-                claim,
-                State.SCHEDULED,
-                error=encode_error(error),
-                delay=STUCK_PAUSE,
-                uncounted=True,
-            )
-        elif isinstance(error, Skipped):
-            settlement = Settlement(number, claim, State.DONE, error=encode_error(error))
-        else:
-            delay = self._delay(entry, error)
-            settlement = (
-                self._dead(entry, error)
-                if delay is None
-                else Settlement(
-                    number, claim, State.SCHEDULED, error=encode_error(error), delay=delay
-                )
-            )
-        return _Outcome(entry, settlement, error=error)
-
-    def _dead(self, entry: _Entry, error: Exception) -> Settlement:
-        return Settlement(entry.id, entry.claim, State.DEAD, error=encode_error(error))
-
-    def _delay(self, entry: _Entry, error: Exception) -> float | None:
-        """Return the seconds until the next attempt; None if there is none."""
-        if isinstance(error, HandlerCrashed) and entry.attempts < self._attempts_max:
-            return 0.0  # a cancellation at the end of asyncio.run, say: as if the process had died
-        if self._retry is None:
-            return None
-        try:
-            return self._retry.delay(error, entry.attempts)
-        except Exception:
-            logger.exception(
-                "queue %r: retry's predicate failed: the item is not retried", self._name
-            )
-            return None
-
-    def _settle(self, outcome: _Outcome) -> None:
+    def _settle(self, outcome: Outcome) -> None:
         self._unsettled += 1
         self._settles.submit_nowait(outcome)
         self._claim_if_any()  # in the same transaction
 
-    async def _settle_group(self, acts: list[_Outcome | None]) -> None:
+    async def _settle_group(self, acts: list[Outcome | None]) -> None:
         """Settle outcomes and claim, in one transaction if there is no ``on_settle``: a Batcher's handler.
 
         Goes on until it is done: an outcome that is not on the disk means that the item is handled again.
@@ -526,7 +426,7 @@ class DurableBatcher(DurableQueue[T, R]):
                 self._claiming = False
         self._claim_if_any()
 
-    async def _settle_until_done(self, outcomes: list[_Outcome], wants: bool) -> None:
+    async def _settle_until_done(self, outcomes: list[Outcome], wants: bool) -> None:
         while True:
             try:
                 outcomes = await self._settle_with_effects(outcomes)
@@ -539,7 +439,7 @@ class DurableBatcher(DurableQueue[T, R]):
             wants = False
             await anyio.sleep(TROUBLE_PAUSE)
 
-    def _trouble_in_settle(self, outcomes: list[_Outcome], error: Exception) -> bool:
+    def _trouble_in_settle(self, outcomes: list[Outcome], error: Exception) -> bool:
         """Tell those who wait that the file cannot be used; return whether to try again."""
         if not self._settling_trouble:
             self._settling_trouble = True
@@ -560,7 +460,7 @@ class DurableBatcher(DurableQueue[T, R]):
             return False
         return bool(outcomes)
 
-    async def _settle_with_effects(self, outcomes: list[_Outcome]) -> list[_Outcome]:
+    async def _settle_with_effects(self, outcomes: list[Outcome]) -> list[Outcome]:
         """Run ``on_settle`` for the items that succeeded; return what is left to settle."""
         on_settle = self._on_settle
         done = [o for o in outcomes if o.settlement.state == State.DONE and o.error is None]
@@ -579,12 +479,12 @@ class DurableBatcher(DurableQueue[T, R]):
         except QueueUnavailable:
             raise
         except Exception as error:  # noqa: BLE001 - the user's function: its items fail, nothing is stored
-            return rest + [self._failure(outcome.entry, error) for outcome in done]
+            return rest + [failure(outcome.entry, error, self._retry) for outcome in done]
         self._settled(done, settled)
         outcomes[:] = rest
         return rest
 
-    async def _settle_and_claim(self, outcomes: list[_Outcome], wants: bool) -> None:
+    async def _settle_and_claim(self, outcomes: list[Outcome], wants: bool) -> None:
         claim = None
         room = self._room() if wants else 0
         if room:
@@ -607,7 +507,7 @@ class DurableBatcher(DurableQueue[T, R]):
             for item in claimed:
                 self._take_in(item)
 
-    def _settled(self, outcomes: Sequence[_Outcome], settled: set[int]) -> None:
+    def _settled(self, outcomes: Sequence[Outcome], settled: set[int]) -> None:
         """Tell those who wait that outcomes are on the disk."""
         self._unsettled -= len(outcomes)
         if len(settled) < len(outcomes):
@@ -681,10 +581,12 @@ class DurableBatcher(DurableQueue[T, R]):
                 presence = self._presence
             self._others = [consumer for consumer in consumers if consumer.id != self._consumer]
             self._others_known = True
+            if any(consumer.pid != os.getpid() for consumer in self._others):
+                warn_of_wal_bug(self._path)
         for consumer in list(self._others):
             if presence is None or presence.sees(consumer):
                 continue
-            dead = await self._store.reclaim(consumer.id, self._attempts_max)
+            dead = await self._store.reclaim(consumer.id, attempts_max(self._retry))
             logger.warning(
                 "queue %r: consumer %d is gone, its items go on here", self._name, consumer.id
             )
