@@ -244,7 +244,7 @@ class OutcomeStream(Generic[R]):
         progress_every: int,
         stop_on_error: bool,
     ) -> None:
-        self.progress = Progress(total=total)
+        self.progress: Progress = Progress(total=total)
         self._source = source
         self._handle = _handling(handler)
         self._size = size
