@@ -10,8 +10,9 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.trace import sampling
-from opentelemetry.trace import SpanKind, StatusCode, get_current_span
+from opentelemetry.trace import NoOpTracerProvider, SpanKind, StatusCode, get_current_span
 from support import Gate, Recorder, outcome, outcomes, turns
 from telemetry_support import Sdk, plain
 
@@ -792,3 +793,81 @@ async def test_why_a_batch_was_small_stands_in_its_span_and_in_the_stats() -> No
         await batcher.submit(3)
         assert batcher.stats().reasons == {"size": 1, "wait": 1}
     assert [s.attributes["microbatch.flush.reason"] for s in sdk.all_spans()] == reasons
+
+
+# What the durable mode uses
+
+
+async def test_sending_is_a_span_whose_context_is_given_to_be_stored() -> None:
+    """A worker in another process links to it."""
+    sdk = Sdk()
+    observer = telemetry.observer_of("q", sdk.telemetry(semconv_metrics=True), "jobs")
+    assert observer is not None
+    with sdk.tracer.start_as_current_span("request") as request:
+        with observer.sending(1, 0.0) as one:
+            pass
+        with pytest.raises(OSError, match="full"), observer.sending(2, 0.0):
+            raise OSError("full")
+    good, bad = sdk.spans("send jobs")
+    assert (
+        one
+        == f"00-{good.context.trace_id:032x}-{good.context.span_id:016x}-{good.context.trace_flags:02x}".encode()
+    )
+    assert good.kind is SpanKind.PRODUCER
+    assert good.parent.span_id == request.get_span_context().span_id
+    conventional = {
+        "messaging.system": "microbatch",
+        "messaging.operation.name": "send",
+        "messaging.operation.type": "send",
+        "messaging.destination.name": "jobs",
+    }
+    assert plain(good.attributes) == conventional
+    assert plain(bad.attributes) == {
+        **conventional,
+        "messaging.batch.message_count": 2,
+        "error.type": "OSError",
+    }
+    assert sdk.counts("messaging.client.sent.messages") == {None: 1}
+
+
+async def test_sending_is_nothing_where_nobody_listens() -> None:
+    """No span, nothing to store."""
+    quiet = Telemetry(tracer_provider=NoOpTracerProvider(), meter_provider=NoOpMeterProvider())
+    observer = telemetry.observer_of("q", quiet, "jobs")
+    assert observer is not None
+    with observer.sending(1, 0.0) as trace:
+        assert trace is None
+    assert telemetry.observer_of("q", False) is None
+
+
+async def test_a_durable_batch_is_a_consumer_linked_by_what_was_stored() -> None:
+    """By message, without a link for what cannot be read; nobody's in-memory caller is linked."""
+    sdk = Sdk()
+    observer = telemetry.observer_of("b", sdk.telemetry(semconv_metrics=True), "jobs")
+    assert observer is not None
+    traces: list[bytes | None] = []
+    for _ in range(130):
+        with observer.sending(1, 0.0) as trace:
+            traces.append(trace)
+    traces += [None, b"nonsense", traces[0]]
+    batcher = Batcher(echo, max_batch_size=200, name="b")
+    batcher._observer = telemetry.observer_of("b", sdk.telemetry(semconv_metrics=True), "jobs")
+    batcher._on_start = lambda run: setattr(
+        run, "origins", list(zip(traces, range(133), strict=True))
+    )
+    async with batcher:
+        with sdk.tracer.start_as_current_span("in memory"):
+            await batcher.submit_many(range(133))
+    (span,) = sdk.spans("process jobs")
+    assert span.kind is SpanKind.CONSUMER
+    assert len(span.links) == 128
+    assert span.attributes["microbatch.links.dropped"] == 2
+    assert span.links[7].attributes["messaging.message.id"] == "7"
+    assert span.links[7].context.is_remote
+    assert span.attributes["messaging.operation.type"] == "process"
+    assert span.attributes["messaging.batch.message_count"] == 133
+    assert span.attributes["messaging.destination.name"] == "jobs"
+    assert sdk.counts("messaging.client.consumed.messages") == {None: 133}
+    (point,) = sdk.points("messaging.process.duration")
+    assert point.count == 1
+    assert tuple(point.explicit_bounds) == telemetry.HISTOGRAMS["messaging.process.duration"][2]

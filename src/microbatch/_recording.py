@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from opentelemetry.trace import (
 
 from . import __version__, telemetry
 from ._instruments import Instruments
-from ._traceparent import decode
+from ._traceparent import decode, encode
 from ._waiters import Shared
 from .errors import Skipped
 from .telemetry import CANCELLED, kind_of
@@ -107,7 +108,8 @@ class Recorder:
             figures = settings.meter_provider or get_meter_provider()
             if listens(figures):
                 self.instruments = Instruments.of(figures)
-                self.instruments.batchers.add(batcher)
+                if batcher is not None:
+                    self.instruments.batchers.add(batcher)
                 changed = True
         return changed
 
@@ -158,6 +160,32 @@ class Recorder:
             span.end()
         if self.instruments is not None and self._settings.item_metrics:
             self.instruments.item_duration.record(max(0.0, clock() - since), attributes, context)
+
+    @contextlib.contextmanager
+    def sending(self, count: int) -> Iterator[bytes | None]:
+        """Record that items are stored for a handler elsewhere; give their trace context."""
+        assert self.tracer is not None  # noqa: S101
+        destination = self._messaging[telemetry.MESSAGING_DESTINATION]
+        facts = {**self._messaging, telemetry.MESSAGING_OPERATION: telemetry.SPAN_SEND}
+        attributes: dict[str, str | int] = {
+            **facts,
+            telemetry.MESSAGING_OPERATION_TYPE: telemetry.SPAN_SEND,
+        }
+        if count > 1:  # not for a single one: so the conventions
+            attributes[telemetry.MESSAGING_COUNT] = count
+        title = f"{telemetry.SPAN_SEND} {destination}"
+        span = self.tracer.start_span(title, kind=SpanKind.PRODUCER, attributes=attributes)
+        try:
+            yield encode(span.get_span_context())
+        except Exception as error:
+            span.set_attribute(telemetry.ERROR_TYPE, self.observer.type_of(kind_of(error)))
+            span.set_status(_ERROR)
+            raise
+        else:
+            if self._settings.semconv_metrics and self.instruments is not None:
+                self.instruments.sent.add(count, facts)
+        finally:
+            span.end()
 
     # Batches
 

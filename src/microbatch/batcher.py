@@ -41,7 +41,7 @@ from .errors import BatcherClosed
 from .handler import kind_of, name_of
 from .retry import Retry
 from .state import logger
-from .telemetry import CLOSED, Observer, Telemetry
+from .telemetry import CLOSED, Telemetry, observer_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -284,9 +284,7 @@ class Batcher(Entrance, Generic[T, R]):
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a str or None, got {name!r}")
         self._name = name_of(handler) if name is None else name
-        if not (telemetry is None or telemetry is False or isinstance(telemetry, Telemetry)):
-            raise TypeError(f"telemetry must be a Telemetry, None or False, got {telemetry!r}")
-        self._observer = None if telemetry is False else Observer(self._name, telemetry)
+        self._observer = observer_of(self._name, telemetry)
         self._scoped = handler_timeout is not None or cancel_abandoned
         self._is_plain = not (
             self._adaptive

@@ -12,6 +12,7 @@ durable queue adds.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import sys
@@ -23,7 +24,7 @@ from . import _checks
 from .errors import BatcherClosed, BatcherFull, HandlerTimeout, ItemError, Skipped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
@@ -51,7 +52,6 @@ FAILED_ITEMS: Final = "microbatch.batch.failed_items"
 WAIT: Final = "microbatch.batch.wait"
 LINKS_DROPPED: Final = "microbatch.links.dropped"
 SKIPPED: Final = "microbatch.skipped"
-STATE: Final = "microbatch.item.state"
 ERROR_TYPE: Final = "error.type"
 OTHER: Final = "_OTHER"
 MESSAGING_SYSTEM: Final = "messaging.system"
@@ -99,15 +99,6 @@ GAUGES: Final[Mapping[str, tuple[str, str]]] = {
     "microbatch.queue.capacity": ("{item}", "The most that may be: max_pending."),
     "microbatch.item.inflight": ("{item}", "Items in handler calls."),
     "microbatch.queue.weight": ("By", "What the items not yet resolved weigh."),
-}
-
-#: The same for a durable queue.
-QUEUE_GAUGES: Final[Mapping[str, tuple[str, str]]] = {
-    "microbatch.queue.depth": ("{item}", "Items in the file that have not ended, by state."),
-    "microbatch.queue.oldest_age": ("s", "Seconds since the oldest waiting item was due."),
-    "microbatch.queue.dead": ("{item}", "Dead letters."),
-    "microbatch.queue.file_size": ("By", "Pages in use of the queue's file, and its log."),
-    "microbatch.queue.lock_waits": ("{wait}", "How often the file was locked by another process."),
 }
 
 # Bounds
@@ -261,7 +252,7 @@ class Observer:
             return False
         from ._recording import Recorder  # noqa: PLC0415 - it imports OpenTelemetry
 
-        recorder = self.recorder or Recorder(self)
+        recorder = self.recorder or Recorder(self)  # of a queue without batches: batcher is None
         changed = recorder.look(batcher)
         if recorder.tracer is not None or recorder.instruments is not None:
             self.recorder = recorder
@@ -318,6 +309,17 @@ class Observer:
             self.recorder.end(run, now)
         except Exception as error:  # noqa: BLE001 - an SDK's or an exporter's
             self._stop(error)
+
+    @contextlib.contextmanager
+    def sending(self, count: int, now: float) -> Iterator[bytes | None]:
+        """Tell that items are being stored; give what to store with them: whose they are."""
+        if now >= self.look_at:
+            self.look(None, now)
+        if self.recorder is None or not self.tracing:
+            yield None
+            return
+        with self.recorder.sending(count) as trace:
+            yield trace
 
     def refused(self, kind: Kind, count: int = 1) -> None:
         """Count items that ended before any handler saw them; told with the next batch."""
@@ -384,3 +386,18 @@ class Observer:
             ", ".join(f"{name} {number}" for name, number in counts.items()),
             f"; before that, {items} items of {muted} batches not logged" if muted else "",
         )
+
+
+def observer_of(
+    name: str, telemetry: Telemetry | Literal[False] | None, queue: str | None = None
+) -> Observer | None:
+    """Return what tells of a batcher, or of a durable queue, what its setting asks for.
+
+    Raises:
+        TypeError: If the setting is none of the three.
+    """
+    if telemetry is False:
+        return None
+    if telemetry is not None and not isinstance(telemetry, Telemetry):
+        raise TypeError(f"telemetry must be a Telemetry, None or False, got {telemetry!r}")
+    return Observer(name, telemetry, queue)
