@@ -38,7 +38,8 @@ def mypy(scratch: Path) -> Errors:
 
 def basedpyright(scratch: Path) -> Errors:
     """The same with pyright's strict rules."""
-    settings = {"include": [str(HERE)], "extraPaths": [str(SOURCE)], "typeCheckingMode": "strict"}
+    files = [str(CASES), str(REFUSED)]
+    settings = {"include": files, "extraPaths": [str(SOURCE)], "typeCheckingMode": "strict"}
     (scratch / "pyrightconfig.json").write_text(json.dumps(settings), encoding="utf-8")
     command = [
         sys.executable,
