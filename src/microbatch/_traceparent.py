@@ -8,6 +8,7 @@ after 00 may add fields, so those are left to the propagator.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from opentelemetry.trace import (
     SpanContext,
@@ -36,8 +37,10 @@ def encode(context: SpanContext) -> bytes | None:
     return f"{head}\n{state}".encode()
 
 
-def decode(stored: bytes) -> SpanContext | None:
-    """Return the identity that was stored; None for what is none: never an error."""
+def decode(stored: Any) -> SpanContext | None:
+    """Return the identity that was stored; None for what is none, of whatever type: never an error."""
+    if not isinstance(stored, bytes):
+        return None
     head, _, state = stored.partition(b"\n")
     match = _VERSION_0.fullmatch(head)
     if match is None:

@@ -32,7 +32,18 @@ STUCK_PAUSE = 1.0
 class Entry:
     """An item in this consumer's hands."""
 
-    __slots__ = ("attempts", "claim", "id", "item", "job", "key", "pending", "started", "suspect")
+    __slots__ = (
+        "attempts",
+        "claim",
+        "id",
+        "item",
+        "job",
+        "key",
+        "pending",
+        "started",
+        "suspect",
+        "trace",
+    )
 
     def __init__(self, claimed: Claimed, item: Any) -> None:
         self.id = claimed.id
@@ -42,6 +53,7 @@ class Entry:
         self.suspect = claimed.suspect
         self.key = claimed.key
         self.job = claimed.job
+        self.trace = claimed.trace
         self.started = False
         self.pending: asyncio.Future[Any] | None = None
 

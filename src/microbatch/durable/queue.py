@@ -7,7 +7,7 @@ import os
 import secrets
 import sqlite3
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, overload
 
 import aiosqlite
 import anyio
@@ -30,7 +30,7 @@ from .waiters import Waiters
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Sequence
 
-    from microbatch.telemetry import Observer
+    from microbatch.telemetry import Observer, Telemetry
 
     from .file_store import Store
     from .opening import OwnTask
@@ -99,7 +99,8 @@ class DurableQueue(Administered[T], Generic[T, R]):
         synchronous: ``"full"``: what is acknowledged survives a power cut. ``"extra"`` also syncs the
             directory; ``"normal"`` survives only the death of the process.
         name: For logs and telemetry; the queue's name by default.
-        telemetry: For telemetry.
+        telemetry: As for ``Batcher``. What is stored carries the context of its ``send`` span, to which
+            the batch that handles it is linked, in whatever process.
 
     Raises:
         TypeError: If a setting has the wrong type, or msgspec cannot decode ``item_type``.
@@ -122,7 +123,7 @@ class DurableQueue(Administered[T], Generic[T, R]):
         poll_interval: float = 0.05,
         synchronous: str = "full",
         name: str | None = None,
-        telemetry: Any = None,
+        telemetry: Telemetry | Literal[False] | None = None,
     ) -> None:
         for setting, value in (("queue", queue), ("name", name or queue)):
             if not isinstance(value, str) or not value:

@@ -14,7 +14,7 @@ import os
 import sqlite3
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -25,6 +25,7 @@ from microbatch.batcher import Batcher
 from microbatch.errors import BatcherClosed, WouldDeadlock
 from microbatch.handler import name_of
 from microbatch.retry import Retry
+from microbatch.telemetry import observer_of
 
 from .alive import Presence, birth_of
 from .codec import encode_reason
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     import aiosqlite
 
     from microbatch.batch import Run
+    from microbatch.telemetry import Telemetry
 
     from .records import Consumer, NewItem
 
@@ -97,7 +99,7 @@ class DurableBatcher(DurableQueue[T, R]):
         poll_interval: ...
         synchronous: ...
         name: For logs and telemetry; the handler's qualified name by default.
-        telemetry: For telemetry.
+        telemetry: As for ``Batcher``.
 
     Raises:
         TypeError: If a setting has the wrong type.
@@ -130,7 +132,7 @@ class DurableBatcher(DurableQueue[T, R]):
         poll_interval: float = 0.05,
         synchronous: str = "full",
         name: str | None = None,
-        telemetry: Any = None,
+        telemetry: Telemetry | Literal[False] | None = None,
     ) -> None:
         if retry is not None and not isinstance(retry, Retry):
             message = f"retry must be a Retry or None, got {retry!r}"
@@ -173,8 +175,14 @@ class DurableBatcher(DurableQueue[T, R]):
         super()._forget()
         self._handling: Batcher[Any, Any] = Batcher(self._handler, **self._batching)
         self._handling._on_start = self._batch_started  # noqa: SLF001 - our own machinery
+        observer = observer_of(self._name, self._telemetry, self._queue_name)
+        self._handling._observer = observer  # noqa: SLF001 - one that knows of the queue
         self._settles: Batcher[Any, None] = Batcher(
-            self._settle_group, max_batch_size=10_000, max_pending=None, name=f"{self._name} settle"
+            self._settle_group,
+            max_batch_size=10_000,
+            max_pending=None,
+            name=f"{self._name} settle",
+            telemetry=False,
         )
         self._claims = itertools.count(1)
         self._consumer = 0
@@ -379,6 +387,7 @@ class DurableBatcher(DurableQueue[T, R]):
         run.attempts = [entry.attempts for entry in entries]
         run.keys = [entry.key for entry in entries]
         run.job = jobs.pop() if len(jobs) == 1 else None
+        run.origins = [(entry.trace, entry.id) for entry in entries]
         run.items = [entry.item for entry in entries]
 
     # Settling
