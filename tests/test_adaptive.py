@@ -120,6 +120,20 @@ def test_a_size_that_costs_the_same_is_held_and_tried_again_later() -> None:
     assert sizes == [65] * 20 + [66] * 2
 
 
+def test_a_size_that_made_items_dearer_is_taken_back_and_then_held() -> None:
+    """Patience begins anew: 21 calls at the same cost before one step more."""
+    adaptive = AdaptiveSize(64, 128)
+    adaptive.record(64, 0.064, failed=False)
+    assert adaptive.size == 65
+    adaptive.record(65, 0.065 * 1.1, failed=False)
+    assert adaptive.size == 64
+    sizes = []
+    for _ in range(21):
+        adaptive.record(adaptive.size, adaptive.size * 0.0011, failed=False)
+        sizes.append(adaptive.size)
+    assert sizes == [64] * 20 + [65]
+
+
 @given(
     st.integers(1, 50),
     st.integers(0, 5000),

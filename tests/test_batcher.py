@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
-from support import Gate, Recorder, counted, outcome, turns
+from support import Gate, Recorder, counted, outcome, run, turns
 
-from microbatch import Batcher, BatcherClosed
+from microbatch import Batcher, BatcherClosed, HandlerTimeout, current_batch, state
 from microbatch import batcher as batcher_module
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
@@ -135,3 +136,182 @@ async def test_a_loop_that_ends_between_a_look_and_a_call_is_a_closed_batcher(
             thread.join()
         assert type(results[0]) is BatcherClosed
         assert results[0].started is False
+
+
+# room, slots and groups
+
+
+async def test_a_bulk_that_fills_the_room_does_not_wait_for_company() -> None:
+    """None can come."""
+    handler = Recorder()
+    start = anyio.current_time()
+    async with Batcher(handler, max_wait=100.0, max_pending=5) as batcher:
+        assert await batcher.submit_many(range(5)) == [0, 10, 20, 30, 40]
+    assert anyio.current_time() - start < 1
+    assert handler.sizes == [5]
+
+
+async def test_callers_who_wait_for_room_with_the_same_key_share_a_slot_once_inside() -> None:
+    """Neither was buffered when the other came."""
+    gate = Gate()
+    async with Batcher(
+        gate, max_batch_size=1, max_pending=2, coalesce=lambda item: item
+    ) as batcher:
+        results: list[Any] = []
+
+        async def submit(item: int) -> None:
+            results.append(await batcher.submit(item))
+
+        async with anyio.create_task_group() as tasks:
+            for item in (1, 2, 3, 3):
+                tasks.start_soon(submit, item)
+                await turns()
+            assert counted(batcher).waiting == 2
+            gate.opened.set()
+    assert sorted(results) == [10, 20, 30, 30]
+    assert gate.batches == [[1], [2], [3]]
+
+
+async def test_two_bulks_that_wait_for_room_take_turns() -> None:
+    """A small one must not wait for the whole of a large one."""
+    handler = Recorder(seconds=1)
+    ended: list[str] = []
+    async with Batcher(handler, max_batch_size=2, max_pending=2) as batcher:
+
+        async def submit(name: str, count: int) -> None:
+            await batcher.submit_many([name] * count)
+            ended.append(name)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(submit, "large", 20)
+            await turns()
+            tasks.start_soon(submit, "small", 4)
+    assert ended == ["small", "large"]
+
+
+async def test_a_cancelled_bulk_leaves_shared_slots_to_their_other_sharers() -> None:
+    """Its own items go, duplicates included; who shares one with it keeps it."""
+    gate = Gate()
+    async with Batcher(gate, max_batch_size=1, coalesce=lambda item: item) as batcher:
+        first = batcher.submit_nowait(0)
+        await turns()
+        with anyio.move_on_after(1):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(batcher.submit_many, [1, 2, 2, 2])
+                await turns()
+                other = batcher.submit_nowait(1)
+                assert counted(batcher).buffered == 2
+        assert counted(batcher).buffered == 1
+        gate.opened.set()
+        assert await first == 0
+        assert await other == 10
+    assert gate.batches == [[0], [1]]
+
+
+async def test_closing_at_once_leaves_those_alone_who_were_cancelled_a_moment_ago() -> None:
+    """Their notice is still on the way when their waiter is done."""
+    gate = Gate()
+    batcher = Batcher(gate, max_batch_size=1)
+    flying, gone, there = (batcher.submit_nowait(item) for item in range(3))
+    await turns()
+    urgent = batcher.submit_nowait(3, priority=1)  # now there is an entry for each
+    assert gone.cancel()
+    await batcher.aclose(0)
+    for pending in (flying, there, urgent):
+        assert type(await outcome(pending)) is BatcherClosed
+    assert counted(batcher).pending == 0
+
+
+async def test_in_a_mixed_batch_who_has_gone_is_passed_over() -> None:
+    """Single callers and a bulk's items together, one of them cancelled in flight."""
+    gate = Gate()
+    async with Batcher(gate, max_wait=1.0) as batcher:
+        gone, there = batcher.submit_nowait(0), batcher.submit_nowait(1)
+        async with anyio.create_task_group() as tasks:
+            results: list[Any] = []
+
+            async def submit() -> None:
+                results.extend(await batcher.submit_many([2, 3]))
+
+            tasks.start_soon(submit)
+            await anyio.sleep(2)
+            assert gone.cancel()
+            gate.opened.set()
+        assert await there == 10
+    assert gate.batches == [[0, 1, 2, 3]]
+    assert results == [20, 30]
+
+
+# ends that come from elsewhere
+
+
+async def test_a_generator_that_ignores_its_end_gives_nobody_anything() -> None:
+    """What it yields after its timeout is nobody's."""
+
+    async def handler(items: list[int]) -> Any:
+        yield 0, "in time"
+        try:
+            await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class():
+            yield 1, "late"
+
+    async with Batcher(handler, handler_timeout=1.0) as batcher:
+        first, second = batcher.submit_nowait(0), batcher.submit_nowait(1)
+        assert await first == "in time"
+        assert type(await outcome(second)) is HandlerTimeout
+
+
+@pytest.mark.real_time
+async def test_a_thread_that_resolves_twice_before_the_loop_had_a_turn_resolves_once() -> None:
+    """The first outcome stands."""
+    started, resolved = threading.Event(), threading.Event()
+
+    def handler(items: list[int]) -> list[str]:
+        info = current_batch()
+        assert info is not None
+        started.wait()
+        info.resolve(0, "first")
+        info.resolve(0, "second")
+        resolved.set()
+        return ["third"]
+
+    async with Batcher(handler) as batcher:
+        pending = batcher.submit_nowait(1)
+        await turns()
+        started.set()
+        assert resolved.wait(10)  # the loop stands still meanwhile
+        assert await pending == "first"
+
+
+def others() -> list[asyncio.Task[Any]]:
+    return [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+
+
+def test_a_task_that_somebody_cancels_before_it_began_loses_nothing() -> None:
+    """Frameworks cancel all tasks when they stop; if the loop goes on after all, so do we."""
+
+    async def main() -> None:
+        handler = Recorder()
+        async with Batcher(handler) as batcher:
+            before = set(others())
+            pending = batcher.submit_nowait(1)
+            (task,) = set(others()) - before
+            task.cancel()
+            assert await pending == 10
+
+    run("asyncio", main)
+
+
+async def test_a_forked_childs_batcher_starts_empty() -> None:
+    """test_fork forks; this is what runs in the child."""
+    gate = Gate()
+    batcher = Batcher(gate)
+    pending = batcher.submit_nowait(1)
+    await turns()
+    state._forget_everything()
+    assert counted(batcher).pending == 0
+    gate.opened.set()
+    second = batcher.submit_nowait(2)
+    assert await second == 20
+    pending.cancel()
+    await batcher.aclose()

@@ -241,6 +241,44 @@ def test_a_fifo_gives_back_the_places_of_what_was_taken() -> None:
     feeder.check()
 
 
+def test_a_fifo_that_counts_the_time_gives_back_places_too() -> None:
+    """Since when each waits moves along with them."""
+    feeder = Feeder(10, 1.0, 100_000)
+    for number in range(3_005):
+        feeder.now = number / 100
+        feeder.add(0)
+    for _ in range(300):
+        feeder.cut(0)
+        feeder.check()
+    assert len(feeder.inside) == 5
+    assert len(feeder.fifo.items) <= 3_005 - 1_000
+    assert feeder.fifo.deadline() == 31.0
+
+
+def test_a_batch_of_several_kinds_of_waiters_is_looked_at_one_by_one() -> None:
+    """Futures, blocked threads and a bulk's items may stand in one batch."""
+
+    class Other:
+        def __init__(self) -> None:
+            self.went = False
+
+        def done(self) -> bool:
+            return self.went
+
+    group = Group(2, 0)
+    group.waiter = Caller()
+    for waiters in ([Caller(), Other(), Caller()], [Caller(), group, group, Other()]):
+        fifo = Fifo(10, 0.0)
+        fifo.open(100, 0.0)
+        fifo.items += range(len(waiters))
+        fifo.waiters += waiters
+        waiters[0].gone = True  # type: ignore[union-attr]
+        run = fifo.cut(0.0)
+        assert run is not None
+        assert run.items == list(range(1, len(waiters)))
+        assert not run.uniform
+
+
 def test_a_fifo_finds_who_has_gone_while_nothing_is_cut() -> None:
     """A stalled handler and callers that time out: what they left must not pile up."""
     feeder = Feeder(10, 0.0, 10_000_000)

@@ -200,6 +200,7 @@ def test_a_failed_batch_is_a_group_with_its_report() -> None:
     """Who wants all outcomes has them; who wants one kind takes it by except*."""
     error = failed_batch()
     assert error.message == "2 of 3 items failed"
+    assert error.args == (error.message, list(error.exceptions))
     assert [type(one) for one in error.exceptions] == [KeyError, ValueError]
     assert error.report.total == 3
     seen: list[tuple[int, int]] = []
