@@ -70,13 +70,19 @@ def main():
         child(sys.argv[2], *map(int, sys.argv[3:]))
         return
     chosen = measure.options(
-        __doc__.splitlines()[0], only={"nargs": "*", "help": "these contenders"}
+        __doc__.splitlines()[0],
+        only={"nargs": "*", "help": "these contenders"},
+        sizes={"nargs": "*", "type": int, "help": "these batch sizes"},
     )
     if shutil.which("valgrind") is None:
         print("valgrind is not installed: nothing counted")
         measure.save(chosen.out, "instructions", {"rows": []})
         return
-    plan = [(name, size) for name, size in DEFAULT if not chosen.only or name in chosen.only]
+    plan = [
+        (name, size)
+        for name, size in DEFAULT
+        if (not chosen.only or name in chosen.only) and (not chosen.sizes or size in chosen.sizes)
+    ]
     if chosen.tiny:
         plan = [("floor (a)", 10), ("submit", 10)]
     rows, floors = [], {}
