@@ -15,7 +15,7 @@ from support import Recorder, outcome, outcomes
 from telemetry_support import Sdk
 
 import microbatch
-from microbatch import Batcher, Skipped, _recording, telemetry
+from microbatch import Batcher, Skipped, _instruments, _recording, telemetry
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(microbatch.__file__).parents[1])}
 
@@ -153,6 +153,85 @@ async def test_metrics_alone_and_traces_alone() -> None:
     assert {p.attributes["microbatch.batcher.name"] for p in sdk.points("microbatch.items")} == {
         "f"
     }
+
+
+@pytest.mark.anyio
+async def test_items_that_wait_while_an_sdk_is_set_up_are_handled_without_links_or_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody noted who submitted them, nor when; the next ones have both."""
+    sdk = Sdk()
+    providers: list[Any] = [trace.NoOpTracerProvider(), metrics.NoOpMeterProvider()]
+    monkeypatch.setattr(_recording, "get_tracer_provider", lambda: providers[0])
+    monkeypatch.setattr(_recording, "get_meter_provider", lambda: providers[1])
+    async with Batcher(Recorder(seconds=5.0), name="b", partition=lambda _: 0) as batcher:
+        with sdk.tracer.start_as_current_span("request"):
+            first = batcher.submit_nowait(1)
+            await anyio.sleep(1.0)
+            second = batcher.submit_nowait(2)
+            providers[0] = sdk.tracer_provider
+            await first
+            await second
+            await batcher.submit(3)
+    spans = sdk.spans("process b")
+    assert [len(span.links) for span in spans] == [0, 1]
+    providers[0] = trace.NoOpTracerProvider()
+    async with Batcher(Recorder(), name="plain") as batcher:
+        await batcher.submit(1)
+        providers[0] = sdk.tracer_provider
+        await anyio.sleep(2.0)
+        await batcher.submit(2)
+        await batcher.submit(3)
+    waits = ["microbatch.batch.wait" in span.attributes for span in sdk.spans("process plain")]
+    assert waits == [False, True]
+
+
+@pytest.mark.anyio
+async def test_nothing_is_looked_for_where_opentelemetry_was_never_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody can have set up an SDK then."""
+    monkeypatch.delitem(sys.modules, "opentelemetry.trace")
+    async with Batcher(Recorder(), max_pending=1) as batcher:
+        pending = batcher.submit_nowait(1)
+        with pytest.raises(microbatch.BatcherFull):
+            batcher.submit_nowait(2)
+        assert await pending == 10
+        assert batcher._observer is not None
+        assert batcher._observer.recorder is None
+
+
+@pytest.mark.anyio
+async def test_what_was_refused_is_forgotten_where_only_traces_are_wanted() -> None:
+    """And metrics alone need nothing of who submits."""
+    sdk = Sdk()
+    for tracer, meter in (
+        (sdk.tracer_provider, metrics.NoOpMeterProvider()),
+        (trace.NoOpTracerProvider(), sdk.meter_provider),
+    ):
+        settings = microbatch.Telemetry(tracer_provider=tracer, meter_provider=meter)
+        async with Batcher(Recorder(), max_pending=1, telemetry=settings) as batcher:
+            first = batcher.submit_nowait(1)
+            with pytest.raises(microbatch.BatcherFull):
+                batcher.submit_nowait(2)
+            assert await first == 10
+            await batcher.submit_many([1, 2])
+    assert sdk.counts("microbatch.items") == {None: 3, "queue_full": 1}
+
+
+def test_a_reader_is_not_disturbed_by_batchers_that_come_at_the_same_time() -> None:
+    """A weak set refuses to be walked while another thread adds to it."""
+
+    class Busy(list[int]):
+        failures = 2
+
+        def __iter__(self) -> Any:
+            if self.failures:
+                self.failures -= 1
+                raise RuntimeError("Set changed size during iteration")
+            return super().__iter__()
+
+    assert _instruments._members(Busy([1, 2])) == [1, 2]
 
 
 # The log

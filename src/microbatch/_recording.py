@@ -96,22 +96,19 @@ class Recorder:
                 telemetry.MESSAGING_DESTINATION: queue,
             }
 
-    def look(self, batcher: Any) -> bool:
-        """Take up what providers there are by now; tell whether something has changed."""
-        settings, changed = self._settings, False
+    def look(self, batcher: Any) -> None:
+        """Take up what providers there are by now."""
+        settings = self._settings
         if self.tracer is None:
             spans = settings.tracer_provider or get_tracer_provider()
             if listens(spans):
                 self.tracer = tracer_of(spans)
-                changed = True
         if self.instruments is None:
             figures = settings.meter_provider or get_meter_provider()
             if listens(figures):
                 self.instruments = Instruments.of(figures)
                 if batcher is not None:
                     self.instruments.batchers.add(batcher)
-                changed = True
-        return changed
 
     # Items
 

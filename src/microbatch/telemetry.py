@@ -239,8 +239,8 @@ class Observer:
         self._logged_at = -math.inf
         self._muted = self._muted_items = 0
 
-    def look(self, batcher: Any, now: float) -> bool:
-        """See whether anybody listens; tell whether something has changed.
+    def look(self, batcher: Any, now: float) -> None:
+        """See whether anybody listens.
 
         An SDK may be set up after the batcher, so this is asked again until spans and metrics have
         both found somebody.
@@ -249,17 +249,16 @@ class Observer:
         settings = self.settings
         given = settings.tracer_provider is not None or settings.meter_provider is not None
         if not given and "opentelemetry.trace" not in sys.modules:
-            return False
+            return
         from ._recording import Recorder  # noqa: PLC0415 - it imports OpenTelemetry
 
         recorder = self.recorder or Recorder(self)  # of a queue without batches: batcher is None
-        changed = recorder.look(batcher)
+        recorder.look(batcher)
         if recorder.tracer is not None or recorder.instruments is not None:
             self.recorder = recorder
         if recorder.tracer is not None and recorder.instruments is not None:
             self.look_at = math.inf
         self.tracing = recorder.tracer is not None
-        return changed
 
     def creator(self, runtime: Any, clock: Callable[[], float]) -> Callable[[], Any]:
         """Return what makes the waiters of usual calls."""
@@ -292,10 +291,10 @@ class Observer:
 
     def begin(self, run: Run) -> None:
         """Tell that a handler is about to be called; call it in the batch's own context."""
-        if self.recorder is None:
-            return
+        recorder = self.recorder
+        assert recorder is not None  # noqa: S101 - else there is nobody to tell
         try:
-            self.recorder.begin(run)
+            recorder.begin(run)
         except Exception as error:  # noqa: BLE001 - an SDK's or a sampler's: the batch goes its way
             self._stop(error)
 
@@ -324,7 +323,7 @@ class Observer:
     def refused(self, kind: Kind, count: int = 1) -> None:
         """Count items that ended before any handler saw them; told with the next batch."""
         recorder = self.recorder
-        if recorder is not None and count:
+        if recorder is not None:
             recorder.refused[kind] = recorder.refused.get(kind, 0) + count
 
     def close(self) -> None:
