@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from test_examples import output_of
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import microbatch
+
+EXAMPLE = Path(__file__).parent.parent / "examples/observe.py"
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(microbatch.__file__).parents[1])}
 
 
-def test_observe_shows_batches_with_their_links(tmp_path) -> None:
+def test_observe_shows_batches_with_their_links(tmp_path: Path) -> None:
     """What arrives over HTTP as protobuf is what the library promised."""
-    *batches, metrics, good, missing = output_of("observe.py", folder=tmp_path).splitlines()
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLE)],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    *batches, metrics, good, missing = done.stdout.splitlines()
     assert [line.partition(", linked to ")[0] for line in batches] == [
         "process cities: 5 items, reason size, 1 failed",
         "process cities: 5 items, reason size, 2 failed",
