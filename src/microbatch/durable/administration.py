@@ -36,7 +36,6 @@ class Administered(Opened, Generic[T]):
 
     def _more_to_do(self) -> None:
         """Note that there are items to claim, or results to look for."""
-        raise NotImplementedError
 
     def _check_nonce(self, ticket: Ticket, found: Found | None) -> None:
         if found is None or found.nonce != ticket.nonce:

@@ -106,12 +106,9 @@ def encode_error(error: BaseException) -> bytes:
         text = str(error)
     except Exception as broken:  # noqa: BLE001 - a user's __str__ may raise anything
         text = f"(its text cannot be shown: {type(broken).__name__})"
-    try:
-        lines = "".join(traceback.format_exception(error, chain=True))
-    except Exception:  # noqa: BLE001 - the same
-        lines = ""
-    if error.__traceback__ is None:
-        lines = ""  # never raised: the class name and the text say it all
+    lines = ""
+    if error.__traceback__ is not None:  # else never raised: the class name and the text say it all
+        lines = "".join(traceback.format_exception(error))
     return _encode(
         _Error(
             type(error).__name__,

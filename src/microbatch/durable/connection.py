@@ -135,11 +135,6 @@ class Database:
         self._opened_before = False
         self._lock = anyio.Lock(fast_acquire=True)
 
-    @property
-    def is_open(self) -> bool:
-        """Return whether there is a connection."""
-        return self._connection is not None
-
     async def open(self) -> None:
         """Open the file; create it, readable by its owner only, if there is none.
 

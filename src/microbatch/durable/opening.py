@@ -176,7 +176,6 @@ class Opened:
 
     async def _start(self) -> None:
         """Open the file and start the queue's own tasks."""
-        raise NotImplementedError
 
     def _lose_loop(self) -> None:
         """Forget what belonged to an event loop that ended without ``aclose()``."""
@@ -186,8 +185,6 @@ class Opened:
 
     async def _drain(self) -> None:
         """Finish what is under way, with all the time that the caller gives."""
-        raise NotImplementedError
 
     async def _shut(self) -> None:
         """Close at once: in a bounded time."""
-        raise NotImplementedError

@@ -495,7 +495,6 @@ class DurableQueue(Administered[T], Generic[T, R]):
 
     def _begin_taken(self, take: Take, number: int, item: NewItem, value: Any) -> None:
         """Handle an item that was claimed as it was stored."""
-        raise NotImplementedError
 
     def _due_in(self, delay: float) -> None:
         """Note that an item will be ready in so many seconds."""
@@ -567,7 +566,9 @@ class DurableQueue(Administered[T], Generic[T, R]):
                     logger.warning("%s; trying again", error)
                 await anyio.sleep(TROUBLE_PAUSE)
             except sqlite3.Error:
-                logger.exception("queue %r: a statement failed; trying again", self._name)
+                logger.warning(
+                    "queue %r: a statement failed; trying again", self._name, exc_info=True
+                )
                 await anyio.sleep(TROUBLE_PAUSE)
             else:
                 if self._trouble:

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import anyio
 import anyio.lowlevel
 
-from microbatch import _checks, batch
+from microbatch import _checks
 from microbatch.adaptive import AdaptiveSize
 from microbatch.batcher import Batcher
-from microbatch.errors import BatcherClosed, WouldDeadlock
+from microbatch.errors import BatcherClosed
 from microbatch.handler import name_of
 from microbatch.retry import Retry
 from microbatch.telemetry import observer_of
@@ -288,11 +288,7 @@ class DurableBatcher(DurableQueue[T, R]):
                 self._settle(given_back(entry))
 
     def _guard(self, call: str) -> None:
-        run = batch.running()
-        while run is not None:
-            if run.owner is self._handling and not run.ended:
-                raise WouldDeadlock(self._name, call)
-            run = run.outer
+        self._handling._guard(call)  # noqa: SLF001 - it knows its running batches
 
     # Claiming
 
