@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from typing import Any
 
 from hypothesis import given
@@ -305,6 +306,54 @@ def test_looking_for_who_has_gone_costs_little_when_nobody_has() -> None:
         fifo.items.append(number)
         fifo.waiters.append(Looked())
     assert 0 < looks < 200_000
+
+
+def test_what_is_taken_out_of_a_fifo_keeps_its_time() -> None:
+    """An item that moves to the other buffer must not begin to wait anew; the Fifo is as good as new."""
+    feeder = Feeder(2, 1.0, 100)
+    for number in range(5):
+        feeder.now = float(number)
+        feeder.add(0)
+    feeder.cut(0)
+    fifo = feeder.fifo
+    assert [(item, since) for item, _, since in fifo.clear()] == [(3, 2.0), (4, 2.0), (5, 4.0)]
+    assert (fifo.count, fifo.head, fifo.items, fifo.waiters) == (0, 0, [], [])
+    assert list(fifo.clear()) == []
+    assert fifo.deadline() is None
+
+
+# Entry
+
+
+def test_an_entry_keeps_what_it_was_given() -> None:
+    """And begins at its first attempt, in no buffer."""
+    context = contextvars.copy_context()
+    waiter = Caller()
+    entry = Entry(
+        "item", waiter, priority=2, weight=1.5, partition="p", key=("k",), context=context
+    )
+    assert (entry.item, entry.waiter, entry.priority, entry.weight) == ("item", waiter, 2, 1.5)
+    assert (entry.partition, entry.key, entry.context) == ("p", ("k",), context)
+    bare = Entry("item", waiter)
+    assert (bare.priority, bare.weight, bare.partition) == (0, 0, None)
+    assert (bare.key, bare.context) == (None, None)
+    assert (bare.attempts, bare.seq, bare.since, bare.queued, bare.state) == (1, 0, 0.0, False, "")
+    assert (bare.lane, bare.run, bare.marks) == (None, None, None)
+
+
+def test_an_entry_that_is_released_keeps_nobody_alive() -> None:
+    """And tells every flush that counted it, once."""
+    told: list[str] = []
+    entry = Entry("item", Caller(), context=contextvars.copy_context())
+    entry.state = "flying"
+    entry.marks = [Mark(lambda: told.append("first")), Mark(lambda: told.append("second"))]
+    for mark in entry.marks:
+        mark.left = 1
+    entry.release()
+    entry.release()
+    assert told == ["first", "second"]
+    assert (entry.waiter, entry.run, entry.lane, entry.context) == (None, None, None, None)
+    assert (entry.state, entry.marks) == ("", None)
 
 
 # Ranking
