@@ -197,10 +197,11 @@ async def test_a_worker_follows_its_deleted_lock_file(path):
     """It writes down where its lock is now."""
     async with batcher(path, Handler()) as durable:
         await durable.submit(1)
-        held = os.open(f"{path}-alive", os.O_RDONLY)
-        os.unlink(f"{path}-alive")
-        await until(lambda: os.path.exists(f"{path}-alive"))
-        now = os.stat(f"{path}-alive").st_ino
+        lock_file = path.with_name("queue.db-alive")
+        held = os.open(lock_file, os.O_RDONLY)
+        lock_file.unlink()
+        await until(lock_file.exists)
+        now = lock_file.stat().st_ino
         await until(lambda: rows(path, "SELECT lock_file FROM microbatch_consumers") == [(now,)])
         os.close(held)
 
