@@ -91,6 +91,16 @@ async def test_the_span_that_triggers_a_flush_does_not_become_the_parent() -> No
     assert one.context.trace_id != trigger.context.trace_id
 
 
+async def test_the_span_in_which_it_was_opened_does_not_become_the_parent() -> None:
+    """Batches run in copies of that context; a start-up span would hold all traces of the program."""
+    sdk = Sdk()
+    with sdk.tracer.start_as_current_span("start-up"):
+        async with Batcher(echo, telemetry=sdk.telemetry()) as batcher:
+            await batcher.submit(1)
+    (span,) = sdk.spans("process echo")
+    assert span.parent is None
+
+
 async def test_no_more_than_128_submitters_are_linked_and_the_rest_are_counted() -> None:
     """The SDK would keep the last 128 and say nothing of the others."""
     sdk = Sdk()
