@@ -482,12 +482,13 @@ async def test_stats_show_the_age_of_what_is_stuck(path):
 
 
 async def test_an_idle_worker_costs_little(path):
-    """Polling is 20 looks a second: well under a hundredth of a core."""
+    """Polling is 20 looks a second: under a hundredth of a core, and never above two on a busy machine."""
     async with DurableBatcher(path, Handler(), item_type=int) as durable:
         await durable.submit(1)
+        await anyio.sleep(0.3)
         started = time.process_time()
         await anyio.sleep(1.0)
-        assert time.process_time() - started < 0.03
+        assert time.process_time() - started < 0.02
 
 
 async def test_closing_gives_back_what_no_handler_has_seen(path):

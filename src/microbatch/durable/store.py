@@ -326,9 +326,16 @@ class Limits:
         self.keep_done = keep_done
 
 
+def log_mark(path: Path) -> tuple[int, ...] | None:
+    """Return what changes when the write-ahead log does; None if there is none."""
+    try:
+        log = path.with_name(f"{path.name}-wal").stat()
+    except FileNotFoundError:
+        return None
+    return log.st_mtime_ns, log.st_size, log.st_ino
+
+
 def wal_size(path: Path) -> int:
     """Return the bytes of the write-ahead log."""
-    try:
-        return path.with_name(f"{path.name}-wal").stat().st_size
-    except FileNotFoundError:
-        return 0
+    mark = log_mark(path)
+    return 0 if mark is None else mark[1]
