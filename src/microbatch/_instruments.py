@@ -11,7 +11,7 @@ from opentelemetry.metrics import Observation
 from . import __version__, telemetry
 
 if TYPE_CHECKING:
-    from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider
+    from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Meter, MeterProvider
 
 
 class Instruments:
@@ -51,15 +51,15 @@ class Instruments:
             name: meter.create_counter(name, unit, description)
             for name, (unit, description) in telemetry.COUNTERS.items()
         }
-        self.batch_size = histograms[telemetry.BATCH_SIZE]
-        self.batch_duration = histograms["microbatch.batch.duration"]
-        self.wait_duration = histograms["microbatch.batch.wait.duration"]
-        self.item_duration = histograms["microbatch.item.duration"]
-        self.process_duration = histograms["messaging.process.duration"]
-        self.items = counters["microbatch.items"]
-        self.retries = counters["microbatch.retries"]
-        self.sent = counters["messaging.client.sent.messages"]
-        self.consumed = counters["messaging.client.consumed.messages"]
+        self.batch_size: Histogram = histograms[telemetry.BATCH_SIZE]
+        self.batch_duration: Histogram = histograms["microbatch.batch.duration"]
+        self.wait_duration: Histogram = histograms["microbatch.batch.wait.duration"]
+        self.item_duration: Histogram = histograms["microbatch.item.duration"]
+        self.process_duration: Histogram = histograms["messaging.process.duration"]
+        self.items: Counter = counters["microbatch.items"]
+        self.retries: Counter = counters["microbatch.retries"]
+        self.sent: Counter = counters["messaging.client.sent.messages"]
+        self.consumed: Counter = counters["messaging.client.consumed.messages"]
         for name, (unit, description) in telemetry.GAUGES.items():
             observe = partial(self._observe, name)
             meter.create_observable_up_down_counter(name, [observe], unit, description)

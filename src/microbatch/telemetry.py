@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ._recording import Recorder
     from .batch import Run
 
-logger = logging.getLogger("microbatch")
+logger: logging.Logger = logging.getLogger("microbatch")
 logger.addHandler(logging.NullHandler())  # a library prints nothing of its own accord
 
 # Names. The conventions for messaging may still change: all of them stand here, under one version.
@@ -228,13 +228,13 @@ class Observer:
     def __init__(
         self, name: str, settings: Telemetry | None = None, queue: str | None = None
     ) -> None:
-        self.name = name
-        self.settings = _DEFAULT if settings is None else settings
-        self.queue = queue
-        self.per_item = self.settings.trace_items or self.settings.item_metrics
+        self.name: str = name
+        self.settings: Telemetry = _DEFAULT if settings is None else settings
+        self.queue: str | None = queue
+        self.per_item: bool = self.settings.trace_items or self.settings.item_metrics
         self.recorder: Recorder | None = None
-        self.tracing = False
-        self.look_at = -math.inf
+        self.tracing: bool = False
+        self.look_at: float = -math.inf
         self._kinds: dict[Kind, str] = {}
         self._logged_at = -math.inf
         self._muted = self._muted_items = 0

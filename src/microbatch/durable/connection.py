@@ -125,9 +125,9 @@ class Database:
         prepare: Callable[[sqlite3.Connection], None],
     ) -> None:
         self.path = path
-        self.lock_waits = 0
-        self.generation = 0
-        self.connections = 0
+        self.lock_waits: int = 0
+        self.generation: int = 0
+        self.connections: int = 0
         self._pragmas = tuple(pragmas)
         self._prepare = prepare
         self._connection: aiosqlite.Connection | None = None

@@ -18,6 +18,8 @@ Each class keeps its fields in ``args``, so that every one of them can be copied
 
 from __future__ import annotations
 
+from typing import Any
+
 from microbatch.errors import Full, MicrobatchError
 
 __all__ = [
@@ -85,7 +87,7 @@ class SchemaTooNew(QueueUnavailable):
     def __init__(self, path: str, found: int, known: int) -> None:
         reason = f"its schema is version {found}, this microbatch knows up to {known}: upgrade it"
         super().__init__(path, reason)
-        self.args = (path, found, known)
+        self.args: tuple[Any, ...] = (path, found, known)
         self.found = found
         self.known = known
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from microbatch._runtime import Runtime
 
-logger = logging.getLogger("microbatch.durable")
+logger: logging.Logger = logging.getLogger("microbatch.durable")
 
 
 class OwnTask:
@@ -28,7 +28,7 @@ class OwnTask:
 
     def __init__(self, task: asyncio.Task[None], complaint: str) -> None:
         self.task = task
-        self.ended = anyio.Event()
+        self.ended: anyio.Event = anyio.Event()
         self.on_end: Callable[[], None] | None = None
         self._complaint = complaint
         task.add_done_callback(self._done)

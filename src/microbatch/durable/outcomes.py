@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .errors import ItemFailed
     from .records import Claimed
 
-logger = logging.getLogger("microbatch.durable")
+logger: logging.Logger = logging.getLogger("microbatch.durable")
 
 #: How often an item may be in a process's hands when that process dies, if no `retry` says otherwise. The
 #: first time may be anybody's fault, from the second on the item is handled alone.
@@ -46,15 +46,15 @@ class Entry:
     )
 
     def __init__(self, claimed: Claimed, item: Any) -> None:
-        self.id = claimed.id
-        self.claim = claimed.claim
-        self.item = item
-        self.attempts = claimed.attempts
-        self.suspect = claimed.suspect
-        self.key = claimed.key
-        self.job = claimed.job
-        self.trace = claimed.trace
-        self.started = False
+        self.id: int = claimed.id
+        self.claim: int = claimed.claim
+        self.item: Any = item
+        self.attempts: int = claimed.attempts
+        self.suspect: bool = claimed.suspect
+        self.key: str | None = claimed.key
+        self.job: int | None = claimed.job
+        self.trace: bytes | None = claimed.trace
+        self.started: bool = False
         self.pending: asyncio.Future[Any] | None = None
 
 
@@ -70,10 +70,10 @@ class Outcome:
         value: Any = None,
         error: Exception | None = None,
     ) -> None:
-        self.entry = entry
-        self.settlement = settlement
-        self.value = value
-        self.error = error
+        self.entry: Entry = entry
+        self.settlement: Settlement = settlement
+        self.value: Any = value
+        self.error: Exception | None = error
 
     def failure(self) -> ItemFailed:
         """Return what is raised in a caller: the same as after a restart, with the cause that is here."""

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-logger = logging.getLogger("microbatch.durable")
+logger: logging.Logger = logging.getLogger("microbatch.durable")
 
 #: Items in one enqueueing transaction at most, unless a single `enqueue_many` brings more. From 1000 rows on
 #: a transaction gets no cheaper per row, and this many take about 20 ms, for which the others wait.
@@ -61,9 +61,9 @@ class Request:
     __slots__ = ("items", "values", "waiter")
 
     def __init__(self, items: list[NewItem], values: list[Any], waiter: Any = None) -> None:
-        self.items = items
-        self.values = values
-        self.waiter = waiter
+        self.items: list[NewItem] = items
+        self.values: list[Any] = values
+        self.waiter: Any = waiter
 
 
 class Plain(NamedTuple):
@@ -125,7 +125,8 @@ class DurableQueue(Administered[T], Generic[T, R]):
         name: str | None = None,
         telemetry: Telemetry | Literal[False] | None = None,
     ) -> None:
-        for setting, value in (("queue", queue), ("name", name or queue)):
+        names: tuple[tuple[str, Any], ...] = (("queue", queue), ("name", name or queue))
+        for setting, value in names:
             if not isinstance(value, str) or not value:
                 message = f"{setting} must be a str that is not empty, got {value!r}"
                 raise TypeError(message)

@@ -258,8 +258,8 @@ def ticket_id(ticket: AnyTicket) -> int:
     """Return the id that a ticket, or an id, stands for."""
     if isinstance(ticket, Ticket):
         return ticket.id
-    if isinstance(ticket, int) and not isinstance(ticket, bool):
-        return ticket
-    kind: Any = type(ticket)
-    message = f"ticket must be a Ticket or an id, got {kind.__name__}"
+    given: Any = ticket
+    if isinstance(given, int) and not isinstance(given, bool):
+        return given
+    message = f"ticket must be a Ticket or an id, got {type(given).__name__}"
     raise TypeError(message)

@@ -28,7 +28,7 @@ from .records import State
 if TYPE_CHECKING:
     from pathlib import Path
 
-logger = logging.getLogger("microbatch.durable")
+logger: logging.Logger = logging.getLogger("microbatch.durable")
 
 #: Raised with every change of the tables, together with a step in `MIGRATIONS`.
 SCHEMA_VERSION = 1

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-logger = logging.getLogger("microbatch.durable")
+logger: logging.Logger = logging.getLogger("microbatch.durable")
 
 #: Seconds between two looks at who lives: an item of a dead process is handled again within twice this.
 ALIVE_INTERVAL = 0.25
