@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -21,9 +22,11 @@ sys.path.insert(0, str(FOLDER))
 
 import contenders  # noqa: E402
 import floor  # noqa: E402
+import goals  # noqa: E402
 import instructions  # noqa: E402
 import measure  # noqa: E402
 import memory  # noqa: E402
+import report  # noqa: E402
 
 
 def run(script: str, out: Path, *arguments: str) -> dict:
@@ -210,3 +213,21 @@ def test_the_order_rotates_from_round_to_round():
     chosen = [contenders.ALL[n] for n in ("submit", "floor (a)", "submit_many")]
     measure.interleaved(chosen, rounds=3, size=1, n=1, measure=note)
     assert order[0::3] == ["submit", "floor (a)", "submit_many"]
+
+
+def test_the_pages_tables_are_those_of_the_stored_run():
+    """A table typed by hand would drift from the JSON beside it."""
+    text = report.README.read_text()
+    assert report.render(text) == text
+    for found in report.PASTED.finditer(text):
+        stored = (FOLDER / found[2]).with_suffix(".json")
+        assert json.loads(stored.read_text())["about"]["processor"] in found[0]
+
+
+def test_a_goals_line_says_whether_it_was_met(tmp_path):
+    """The table is read by people who look at that column alone."""
+    chosen = argparse.Namespace(tiny=True, rounds=1, only=None, out=tmp_path)
+    table = goals.Goals(chosen)
+    table.add("near", 1.0, 1.01)
+    table.add("there", 1.0, 1.0)
+    assert [row["met"] for row in table.rows] == [False, True]
