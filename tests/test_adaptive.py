@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import re
+import statistics
 from typing import Any
 
 import pytest
@@ -25,7 +27,31 @@ def settle(adaptive: AdaptiveSize, calls: int, *, knee: int = 300) -> list[int]:
     return sizes
 
 
-@pytest.mark.parametrize("maximum", [600, 1000, 2000])
+def test_the_size_follows_a_knee_that_moves_down() -> None:
+    """Backends get slower too."""
+    adaptive = AdaptiveSize(1, 1000)
+    settle(adaptive, 300, knee=500)
+    assert max(settle(adaptive, 900, knee=300)[-100:]) <= 360
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.02])
+@pytest.mark.parametrize("overhead", [0.001, 0.01, 0.05])
+def test_small_losses_add_up(overhead: float, noise: float) -> None:
+    """A size must not creep to where items cost twice as much, each step within what a timing can tell."""
+
+    def cost(size: int) -> float:
+        return (overhead + 0.0001 * size + 0.000001 * max(0, size - 300) ** 2) / size
+
+    adaptive, chance = AdaptiveSize(1, 1000), random.Random(1)
+    costs = []
+    for _ in range(1500):
+        size = adaptive.size
+        costs.append(cost(size))
+        adaptive.record(size, cost(size) * size * (1 + noise * chance.uniform(-1, 1)), failed=False)
+    assert statistics.mean(costs[-300:]) < 1.1 * min(cost(size) for size in range(1, 1001))
+
+
+@pytest.mark.parametrize("maximum", [600, 1000])
 def test_the_size_settles_near_the_knee(maximum: int) -> None:
     """Where a batch more costs more: within a fifth, from 100 calls on, and it stays there."""
     adaptive = AdaptiveSize(1, maximum)

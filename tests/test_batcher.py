@@ -56,6 +56,20 @@ async def test_two_forced_closings_at_once_both_wait_for_the_handler() -> None:
     assert ended == ["handler", "close", "close"]
 
 
+@pytest.mark.real_time
+async def test_stats_can_be_read_in_another_thread() -> None:
+    """Where metrics are collected."""
+    gate = Gate()
+    async with Batcher(gate, max_batch_size=2) as batcher:
+        pending = [batcher.submit_nowait(item) for item in range(3)]
+        await turns()
+        stats = await anyio.to_thread.run_sync(batcher.stats)
+        assert (stats.pending, stats.in_flight, stats.buffered) == (3, 2, 1)
+        assert stats.oldest_in_flight is not None
+        gate.opened.set()
+        assert [await one for one in pending] == [0, 10, 20]
+
+
 # submit_from_thread
 
 

@@ -510,6 +510,7 @@ EXCEPTIONS: dict[str, Any] = {
     "batch failed": batch_failed,
     "item error": lambda: ItemError("x", code="rate", retryable=True, retry_after=1.5),
     "handler timeout": lambda: HandlerTimeout("orders", 2.0),
+    "pydantic": lambda: of(Person, name="a", age="old"),
     "pydantic, own": lambda: pydantic_core.PydanticCustomError("kind", "no {x}", {"x": 1}),
     "httpx": status_error,
     "httpx, connect": lambda: httpx.ConnectError("refused"),

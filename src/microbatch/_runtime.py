@@ -91,10 +91,6 @@ def current_runtime() -> Runtime:
     return _AsyncioRuntime(loop)
 
 
-class LoopGone(GeneratorExit):
-    """Our coroutine is being closed from outside: its event loop is gone."""
-
-
 @types.coroutine
 def in_context(
     base: contextvars.Context | None, function: Callable[[Any], Awaitable[Any]], argument: Any
@@ -116,7 +112,7 @@ def in_context(
                 sent = yield yielded
             except GeneratorExit:
                 run(steps.close)
-                raise LoopGone from None
+                raise
             except BaseException as error:  # noqa: BLE001 - the coroutine's to handle
                 yielded = run(steps.throw, error)
             else:

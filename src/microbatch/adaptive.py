@@ -21,9 +21,9 @@ class AdaptiveSize:
     """A ``max_batch_size`` that grows while growing pays, and backs off on errors or slowness.
 
     Additive increase, multiplicative decrease: a full batch that made items cheaper than the size
-    before adds a step of 1/64 of the range (at least 1); one that made them dearer takes a step back; a
-    call slower than ``target`` leaves nine tenths; a failed call leaves half. Batches that were not full
-    teach nothing about size and count only if they failed or were slow.
+    goes on in the same direction by a step of 1/64 of the range (at least 1); one that made them dearer
+    turns round; a call slower than ``target`` leaves nine tenths; a failed call leaves half. Batches that
+    were not full teach nothing about size and count only if they failed or were slow.
 
     Args:
         minimum: The smallest size, and the first one; at least 1.
@@ -38,7 +38,17 @@ class AdaptiveSize:
         TypeError: If it is not a number.
     """
 
-    __slots__ = ("_cost", "_held", "_size", "_step", "maximum", "minimum", "target")
+    __slots__ = (
+        "_base",
+        "_cost",
+        "_direction",
+        "_held",
+        "_size",
+        "_step",
+        "maximum",
+        "minimum",
+        "target",
+    )
 
     def __init__(self, minimum: int, maximum: int, *, target: float = 1.0) -> None:
         self.minimum: int = _checks.whole_number("minimum", minimum, 1)
@@ -48,7 +58,9 @@ class AdaptiveSize:
         self.target: float = _checks.number("target", target, above=0)
         self._step = max(1, (maximum - minimum) // 64)
         self._size = minimum
-        self._cost: float | None = None
+        self._cost: float | None = None  # what an item cost ...
+        self._base = minimum  # ... at this size
+        self._direction = 1
         self._held = 0
 
     @property
@@ -72,15 +84,25 @@ class AdaptiveSize:
             self._climb(seconds / size)
 
     def _climb(self, cost: float) -> None:
-        before, self._cost = self._cost, cost
-        if before is None or cost < before * (1 - _GAIN) or self._held >= _PATIENCE:
-            self._held = 0
-            self._size = min(self._size + self._step, self.maximum)
+        before = self._cost
+        if before is None:
+            self._direction = 1
         elif cost > before * (1 + _LOSS):
-            self._held = 0
-            self._size = max(self._size - self._step, self.minimum)
-        else:
+            self._direction = -self._direction
+            if (
+                self._direction < 0
+            ):  # back to where it was known to be good, steps on trial included
+                self._size = min(self._size, self._base)
+        elif cost >= before * (1 - _GAIN):
             self._held += 1
+            if self._held > _PATIENCE:  # the cost to compare with stays: small losses add up
+                self._held = 0
+                self._direction = 1
+                self._size = min(self._size + self._step, self.maximum)
+            return
+        self._cost, self._base, self._held = cost, self._size, 0
+        size = self._size + self._direction * self._step
+        self._size = max(self.minimum, min(size, self.maximum))
 
     def _resize(self, size: float) -> None:
         self._size = max(self.minimum, int(size))

@@ -495,13 +495,11 @@ class Batcher(Entrance, Generic[T, R]):
         Cancellation stops the waiting; what was made due stays due.
         """
         self._guard("flush")
-        self._bind()
         done = anyio.Event()
         mark = Mark(done.set)
         mark.left = 1  # until all are counted
-        self._generalise()  # each item tells that it is resolved, or withdrawn
-        if self._lanes is not None:
-            self._lanes.flush(mark, self._now())
+        self._generalise(self._bind())  # each item tells that it is resolved, or withdrawn
+        self._ranked.flush(mark, self._now())
         self._paused = False
         self._pump()
         mark.release()
@@ -558,9 +556,9 @@ class Batcher(Entrance, Generic[T, R]):
             self._close_line()
             if self._fifo is not None:
                 self._fifo.closing = True
-            elif self._lanes is not None:
-                self._lanes.closing = True
-                self._lanes.flush(None, self._now())
+            else:
+                self._ranked.closing = True
+                self._ranked.flush(None, self._now())
             self._paused = False
             self._pump()
         self._check_idle()

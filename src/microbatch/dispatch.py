@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from . import batch
-from ._runtime import LoopGone, in_context
+from ._runtime import in_context
 from .errors import HandlerStuck, ResultCountError
 from .handler import call_in_thread, results_of
 from .outcomes import Outcomes
@@ -80,13 +80,13 @@ class Dispatch(Outcomes):
         self._timer = None
         self._paused = False
         now = max(self._now(), self._timer_at)  # loops may ring a clock's tick early
-        backoffs, lanes = self._backoffs, self._lanes
+        backoffs = self._backoffs
         while backoffs and backoffs[0][0] <= now:
             entry = heapq.heappop(backoffs)[2]
-            if entry.state == "backoff" and lanes is not None:
+            if entry.state == "backoff":
                 self._in_backoff -= 1
                 self._backoff_weight -= entry.weight
-                lanes.add(entry, now)
+                self._ranked.add(entry, now)
         self._pump(now)
 
     async def _work(self, slot: Slot) -> None:
@@ -251,7 +251,7 @@ class Dispatch(Outcomes):
     def _crash(self, run: Run, slot: Slot, error: BaseException) -> bool:
         """Deal with what must not reach a caller, nor kill the loop; tell whether to raise it on."""
         runtime = self._runtime
-        if runtime is None or isinstance(error, LoopGone):  # the loop is gone
+        if runtime is None or not runtime.is_current():  # the loop is gone
             return True
         cancelled = isinstance(error, anyio.get_cancelled_exc_class())
         outside = cancelled and runtime.was_cancelled(slot.task)  # else the handler made it up

@@ -119,11 +119,9 @@ class Entrance(Dispatch):
             elif self._max_wait:
                 self._pump()
             elif self._busy < self._max_concurrency and not self._starting:
-                self._start(
-                    runtime
-                )  # what _pump comes to here, at half its cost: a lone caller waits for it
+                self._start(runtime)  # what _pump comes to here, at half its cost for a lone caller
             return waiter
-        self._generalise()
+        self._generalise(runtime)
         entry = self._weighed(item, priority)
         return self._enter_entry(runtime, entry, wait=wait, waiter=waiter)
 
@@ -131,7 +129,7 @@ class Entrance(Dispatch):
         """React to a buffer that has reached its limit: a full batch, or a full room."""
         self._fast = None
         if self._max_wait and self._room() <= 0:
-            self._generalise()  # no more company can come, so all is due
+            self._generalise(self._bind())  # no more company can come, so all is due
         if self._max_wait or self._busy < self._max_concurrency:
             self._pump()
 
@@ -161,8 +159,7 @@ class Entrance(Dispatch):
         return entry
 
     def _enter_entry(self, runtime: Runtime, entry: Entry, *, wait: bool, waiter: Any) -> Any:
-        lanes = self._lanes
-        assert lanes is not None  # noqa: S101
+        lanes = self._ranked
         sharer = None if entry.key is None else lanes.sharer(entry.partition, entry.key)
         line = sharer is None and (len(self._line) > 0 or not self._has_room(entry.weight))
         if line and (not wait or self._on_full == "reject"):
@@ -211,8 +208,7 @@ class Entrance(Dispatch):
             entry.waiter.waiters.append(waiter)
         else:
             entry.waiter = Shared([entry.waiter, waiter])
-        if self._lanes is not None:
-            self._lanes.promote(entry, priority)
+        self._ranked.promote(entry, priority)
 
     def _full(self, weight: float = 0) -> BatcherFull:
         if self._observer is not None:
@@ -225,7 +221,7 @@ class Entrance(Dispatch):
         name = "max_pending" if self._max_pending is not None else "max_pending_weight"
         return BatcherFull(self._name, name, limit or 0)
 
-    def _generalise(self) -> None:
+    def _generalise(self, runtime: Runtime) -> None:
         """Keep an entry for each item from now on, until the buffer is empty."""
         fifo = self._fifo
         if fifo is None:
@@ -238,8 +234,8 @@ class Entrance(Dispatch):
             lanes.add(entry, since)
             if isinstance(waiter, Member):
                 waiter[0].entries.append(entry)
-            elif self._runtime is not None:
-                self._runtime.watch(waiter, partial(self._left, entry))
+            else:
+                runtime.watch(waiter, partial(self._left, entry))
                 self._converted.append(entry)
 
     def _enter_many(self, items: list[Any], priority: float) -> Group:
@@ -257,16 +253,13 @@ class Entrance(Dispatch):
         if self._fifo is not None and not priority:
             position = self._enter_fifo(self._fifo, group, items)
         if position < total:
-            self._generalise()
+            self._generalise(runtime)
             group.feed = _Feed(group, items, position, priority)
             group.feed.seq = next(self._line_seq)
             self._line.push(group.feed)
-            if self._on_full == "reject" and self._line.oldest() is not group.feed:
+            self._admit()
+            if group.feed is not None and self._on_full == "reject":
                 self._reject(group.feed)
-            else:
-                self._admit()
-                if group.feed is not None and self._on_full == "reject":
-                    self._reject(group.feed)
         self._pump()
         return group
 
@@ -280,7 +273,7 @@ class Entrance(Dispatch):
             fifo.waiters += [group] * taken
         self._fast = None
         if self._max_wait and taken == room:
-            self._generalise()
+            self._generalise(self._bind())
         return taken
 
     def _reject(self, feed: _Feed) -> None:
@@ -306,9 +299,7 @@ class Entrance(Dispatch):
 
     def _admit(self) -> None:
         """Let those in who wait for room: by priority, the oldest first."""
-        lanes = self._lanes
-        if lanes is None:
-            return
+        lanes = self._ranked
         while (waiting := self._line.turn()()) is not None:
             entry = self._next_of(waiting) if isinstance(waiting, _Feed) else waiting
             if entry is None:
@@ -344,13 +335,12 @@ class Entrance(Dispatch):
         """A caller was cancelled."""
         if isinstance(entry.waiter, Shared):
             sharers = entry.waiter.waiters
-            if waiter in sharers:
-                sharers.remove(waiter)
+            sharers.remove(waiter)
             if sharers:
                 return
-        state, lanes = entry.state, self._lanes
-        if state == "buffered" and lanes is not None:
-            lanes.withdraw(entry)
+        state = entry.state
+        if state == "buffered":
+            self._ranked.withdraw(entry)
         elif state == "waiting":
             self._line.discard(entry)
         elif state == "backoff":
@@ -412,8 +402,8 @@ class Entrance(Dispatch):
         waiters: list[Any] = []
         if self._fifo is not None:
             waiters = [waiter for _, waiter, _ in self._fifo.clear()]
-        elif self._lanes is not None:
-            waiters = [self._let_go(entry) for entry in list(self._lanes.entries())]
+        else:
+            waiters = [self._let_go(entry) for entry in list(self._ranked.entries())]
         backoffs, self._backoffs = self._backoffs, []
         waiters += [self._let_go(entry) for _, _, entry in backoffs if entry.state == "backoff"]
         for waiter in waiters:
@@ -433,8 +423,8 @@ class Entrance(Dispatch):
         if entry.state == "backoff":
             self._in_backoff -= 1
             self._backoff_weight -= entry.weight
-        elif self._lanes is not None:
-            self._lanes.withdraw(entry)
+        else:
+            self._ranked.withdraw(entry)
         entry.release()
         return waiter
 

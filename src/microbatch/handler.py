@@ -207,7 +207,8 @@ def _copy_by_reduce(error: E) -> E:
     import copy as copying  # noqa: PLC0415 - rare: classes made in C or Rust with a __reduce__
 
     copy = copying.copy(error)
-    if copy.args != error.args or str(copy) != str(error):
+    BaseException.__setattr__(copy, "args", error.args)  # pydantic's __reduce__ sets others
+    if str(copy) != str(error):
         return error
     return _dress(copy, error)
 

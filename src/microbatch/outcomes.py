@@ -188,8 +188,7 @@ class Outcomes(State):
             if run.waiters[index] is not None:
                 self._settle_error(run, index, reason())
         self._cancel(run)
-        if run.slot is not None:
-            self._free(run.slot)
+        self._free(run.slot)
         self._end(run, failed=True)
         self._pump()
 
@@ -205,7 +204,7 @@ class Outcomes(State):
         run.cancelled = True
         if run.scope is not None:
             run.scope.cancel()
-        elif run.slot is not None and run.slot.task is not None:
+        else:
             run.slot.task.cancel()
 
     def _resolve(self, run: Run, index: int, result: Any, shown: int) -> None:

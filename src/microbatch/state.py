@@ -50,7 +50,7 @@ def _forget_everything() -> None:
         state._forget()  # noqa: SLF001 - its own module
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows, where nothing forks
     os.register_at_fork(after_in_child=_forget_everything)
 
 
@@ -246,10 +246,16 @@ class State:
     def _current_size(self) -> int:
         return self._size if self._adaptive is None else self._adaptive.size
 
+    @property
+    def _ranked(self) -> Lanes:
+        """Return the lanes, where there are no flat lists: there is always one of both."""
+        assert self._lanes is not None  # noqa: S101
+        return self._lanes
+
     def _buffered(self) -> int:
         if self._fifo is not None:
             return self._fifo.count
-        return self._lanes.count if self._lanes is not None else 0
+        return self._ranked.count
 
     def _pending_weight(self) -> float:
         buffered = self._lanes.weight if self._lanes is not None else 0.0
@@ -274,8 +280,6 @@ class State:
         if self._is_plain and self._lanes is not None and not self._lanes.count and not self._line:
             self._reset_buffer()
             self._converted.clear()
-            if self._fifo is not None:
-                self._fifo.closing = self._state != "open"
 
     # What the classes below need of those above.
 
