@@ -207,7 +207,8 @@ def test_the_web_service_answers_after_the_row_is_written(postgres, tmp_path):
 def test_every_example_is_run():
     """An example that nobody runs is soon wrong."""
     tests = "".join(
-        path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("test_examples*.py")
+        path.read_text(encoding="utf-8")
+        for path in Path(__file__).parent.rglob("test_examples*.py")
     )
     tested = set(re.findall(r'"(\w+\.py)"', tests))
     assert {path.name for path in EXAMPLES.glob("*.py")} <= tested

@@ -488,5 +488,7 @@ def test_nothing_leaves_a_system_task_of_trio(caplog: Any) -> None:
 
     with caplog.at_level(logging.ERROR, logger="microbatch"):
         assert run("trio", main) == "alive"
-    assert [record.getMessage() for record in caplog.records] == ["a task of batcher 'orders' failed"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "a task of batcher 'orders' failed"
+    ]
     assert "KeyError: 'lost'" in caplog.text
