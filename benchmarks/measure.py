@@ -186,7 +186,10 @@ STYLES = {
     "submit_many": ("#f3b4c8", "o:", 2.0),
     "floor (a)": ("#222222", "s-", 1.6),
 }
-OTHERS = ["#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#8c564b", "#17becf", "#7f7f7f", "#bcbd22"]
+OTHERS = [
+    *("#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#8c564b", "#17becf", "#7f7f7f", "#bcbd22"),
+    *("#00429d", "#006d2c", "#a63603", "#4a148c"),
+]
 
 
 def picture(path, draw, *, title, x, y):
@@ -200,18 +203,24 @@ def picture(path, draw, *, title, x, y):
     mpl.rcParams.update({"svg.hashsalt": "microbatch", "svg.fonttype": "none", "font.size": 10})
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 5))
+    figure, axes = plt.subplots(figsize=(10, 5))
     axes.set(title=title, xlabel=x, ylabel=y, xscale="log", yscale="log")
     axes.grid(visible=True, which="both", alpha=0.25)
     draw(axes)
-    axes.legend(fontsize=8, loc="best")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     figure.tight_layout()
     # Without a date, so that equal figures give equal files.
     figure.savefig(path, format="svg", metadata={"Date": None})
     plt.close(figure)
 
 
+def _other(axes):
+    """Return the next colour; dots without a name of their own do not count."""
+    named = [one for one in axes.lines if not one.get_label().startswith("_")]
+    return OTHERS[len(named) % len(OTHERS)]
+
+
 def line(axes, x, y, name, **more):
     """Draw one contender's line, ours the same in every picture."""
-    color, mark, width = STYLES.get(name, (OTHERS[len(axes.lines) % len(OTHERS)], ".-", 1.2))
+    color, mark, width = STYLES.get(name, (_other(axes), ".-", 1.2))
     axes.plot(x, y, mark, **{"color": color, "linewidth": width, "label": name, **more})
