@@ -214,3 +214,14 @@ class Shim:
             text=True,
             env=environment,
         )
+
+
+@contextlib.contextmanager
+def locked_out(path: Path) -> Any:
+    """Move the file away for a while."""
+    away = path.with_name("away.db")
+    path.rename(away)
+    try:
+        yield
+    finally:
+        away.rename(path)

@@ -68,9 +68,8 @@ class Session:
             self._raw.execute(sql.COUNT, (*self._moved, self._queue))
             self._moved = [0] * len(State)
 
-    def _move(self, before: State | None, after: State | None, items: int = 1) -> None:
-        if before is not None:
-            self._moved[before] -= items
+    def _move(self, before: State, after: State | None, items: int = 1) -> None:
+        self._moved[before] -= items
         if after is not None:
             self._moved[after] += items
 

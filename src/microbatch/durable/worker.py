@@ -14,7 +14,7 @@ import os
 import sqlite3
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import anyio
 import anyio.lowlevel
@@ -397,8 +397,8 @@ class DurableBatcher(DurableQueue[T, R]):
         error = pending.exception()
         if error is None:
             self._succeed(entry, pending.result())
-        elif isinstance(error, Exception):
-            self._fail(entry, error)
+        else:
+            self._fail(entry, cast("Exception", error))  # a Batcher gives nobody anything else
 
     def _succeed(self, entry: Entry, result: Any) -> None:
         try:
