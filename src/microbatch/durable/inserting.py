@@ -100,8 +100,11 @@ def _append(
 ) -> Generator[Step, Any, None]:
     state, attempts, consumer, claim = owner
     for start, size in _parts(len(payloads)):
-        shared = (first_id + start, queue, int(state), now, attempts, consumer, claim)
-        yield sql.APPEND[size], (*shared, *payloads[start : start + size]), False
+        values: list[Any] = []
+        chosen = payloads[start : start + size]
+        for row, payload in enumerate(chosen, first_id + start):
+            values += (row, queue, int(state), now, attempts, consumer, claim, now, payload)
+        yield sql.APPEND[size], values, False
 
 
 def _parts(total: int) -> Iterator[tuple[int, int]]:

@@ -173,13 +173,14 @@ class Session:
                 (
                     int(state),
                     result,
+                    int(state),
                     error,
                     self._now + delay if state == State.SCHEDULED else None,
                     self._now if ended else None,
                     self._keep_until(number, found[2]) if ended else None,
-                    int(
-                        uncounted
-                    ),  # if it is 0 the handler came back: the item is no longer suspect either
+                    int(uncounted),
+                    # If it counts the handler came back: the item is no longer suspect either.
+                    int(uncounted),
                     number,
                 )
             )

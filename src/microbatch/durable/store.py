@@ -139,12 +139,12 @@ INSERT = {
     + ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"] * rows)
     for rows in ROWS
 }
-#: The same for items that differ in nothing but their payloads: those alone are bound for each row.
+#: The same for items that have nothing but a payload.
 APPEND = {
     rows: "INSERT INTO microbatch_items "  # noqa: S608 - made of constants
     + COLUMNS.format("")
     + " VALUES "
-    + ", ".join(f"(?1 + {row}, ?2, ?3, 0, ?4, ?5, ?6, ?7, ?4, ?{8 + row})" for row in range(rows))
+    + ", ".join(["(?, ?, ?, 0, ?, ?, ?, ?, ?, ?)"] * rows)
     for rows in ROWS
 }
 KEY = "SELECT item, fingerprint FROM microbatch_keys WHERE queue = ? AND key = ? AND expires > ?"
@@ -161,10 +161,10 @@ CLAIM = """UPDATE microbatch_items SET state = 2, consumer = ?, claim = ?, attem
     WHERE id = ?"""
 MINE = """SELECT id, claim, key FROM microbatch_items
     WHERE id IN (SELECT value FROM json_each(?)) AND consumer = ? AND state = 2"""
-SETTLE = """UPDATE microbatch_items SET state = ?1, result = ?2,
-    error = CASE ?1 WHEN 0 THEN error ELSE ?3 END, due = coalesce(?4, due), ended_at = ?5,
-    keep_until = ?6, attempts = attempts - ?7, suspect = suspect * ?7, consumer = NULL, claim = NULL
-    WHERE id = ?8"""
+SETTLE = """UPDATE microbatch_items SET state = ?, result = ?,
+    error = CASE ? WHEN 0 THEN error ELSE ? END, due = coalesce(?, due), ended_at = ?,
+    keep_until = ?, attempts = attempts - ?, suspect = suspect * ?, consumer = NULL, claim = NULL
+    WHERE id = ?"""
 KEY_EXPIRES = "SELECT expires FROM microbatch_keys WHERE queue = ? AND key = ? AND item = ?"
 COUNT = """UPDATE microbatch_queues SET ready = ready + ?, scheduled = scheduled + ?, claimed = claimed + ?,
     done = done + ?, cancelled = cancelled + ?, dead = dead + ? WHERE id = ?"""

@@ -436,7 +436,7 @@ class DurableBatcher(DurableQueue[T, R]):
             try:
                 outcomes = await self._settle_with_effects(outcomes)
                 await self._settle_and_claim(outcomes, wants)
-            except (QueueUnavailable, sqlite3.Error) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, no outcome may be lost by it
                 if not self._trouble_in_settle(outcomes, error):
                     return
             else:
