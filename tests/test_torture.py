@@ -324,6 +324,28 @@ async def test_a_waiter_is_let_in_when_the_only_item_is_cancelled_before_its_cut
         assert sorted(results)[-2:] == [10, 20]
 
 
+@pytest.mark.parametrize("turn", range(6))
+async def test_a_caller_after_one_who_was_cancelled_before_the_cut_is_served(turn: int) -> None:
+    """The cut finds nobody and its task ends: the next item must wake another."""
+    async with Batcher(Recorder()) as batcher:
+        scope = anyio.CancelScope()
+
+        async def leave() -> None:
+            with scope:
+                await batcher.submit(0)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(leave)
+            await turns(turn // 2)
+            scope.cancel()
+            await turns(turn % 2)
+        first = batcher.submit_nowait(1)
+        first.cancel()
+        await turns(3)
+        with anyio.fail_after(5):
+            assert await batcher.submit(2) == 20
+
+
 # --- handlers that crash ----------------------------------------------------------------------------------------
 
 

@@ -127,6 +127,7 @@ class Dispatch(Outcomes):
         fifo = self._fifo
         run = fifo.cut(now) if fifo is not None else self._lanes.cut(now)  # type: ignore[union-attr]
         if run is None:
+            self._fast = None  # we end: the next item must wake another task
             if fifo is None:
                 self._changed()  # whoever was found gone has left room
             return None
