@@ -71,6 +71,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> None:
     if inspect.iscoroutinefunction(test) and not hasattr(test, "hypothesis"):
         real_time = pyfuncitem.get_closest_marker("real_time") is not None
         seconds = BOUND_REAL if real_time else BOUND_VIRTUAL
+        if pyfuncitem.get_closest_marker("soak") is not None:
+            seconds *= 30
 
         @functools.wraps(test)
         async def bounded(**arguments: Any) -> None:
