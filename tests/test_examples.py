@@ -177,7 +177,9 @@ def test_the_bulk_api_gets_only_the_failed_items_again(tmp_path):
     printed = output_of("call_bulk_api.py", folder=tmp_path)
     assert re.search(r"^1,000 people by \d\d requests instead of 1,0\d\d$", printed, re.MULTILINE)
     # The server counts in threads, and what it answers with 500 may or may not have been counted.
-    assert re.search(r"sent 1 times: 9[34]\d\n  sent 2 times: [45]\d\n  sent 3 times: (9|1\d)\n", printed)
+    assert re.search(
+        r"sent 1 times: 9[34]\d\n  sent 2 times: [45]\d\n  sent 3 times: (9|1\d)\n", printed
+    )
     assert "made: 996, failed: 4\n" in printed
     assert "    9: http_422, person 9 has no address, sent 1 times\n" in printed
 
