@@ -69,7 +69,8 @@ async def work(path: str) -> None:
 async def place_orders(path: Path) -> None:
     """Accept orders: each is on the disk when `enqueue_many` returns."""
     chance = random.Random(1)
-    async with DurableQueue(path, item_type=Order) as queue:
+    queue: DurableQueue[Order, None] = DurableQueue(path, item_type=Order)
+    async with queue:
         await queue.enqueue_many(
             Order(number, chance.choice(list(STOCK)), chance.randint(1, 3))
             for number in range(ORDERS)

@@ -88,7 +88,10 @@ async def main() -> None:
         backoff=Backoff(initial=0.05, maximum=0.2),
     )
     send = sender(server.server_port)
-    async with DurableBatcher(path, send, item_type=dict[str, Any], retry=retry) as outbox:
+    outbox: DurableBatcher[dict[str, Any], None] = DurableBatcher(
+        path, send, item_type=dict[str, Any], retry=retry
+    )
+    async with outbox:
         for number in range(100):
             await asyncio.to_thread(transfer, outbox, path, number)
         await asyncio.sleep(0.2)
