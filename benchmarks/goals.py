@@ -140,11 +140,13 @@ class Goals:
             "age of the oldest item at dispatch beyond max_wait (p99)", 2.0, late["submit"],
             peer=best_peer(late), unit=" ms", all=late,
         )  # fmt: skip
+        seconds = 0.2 if self.tiny else 5
+        peer = "-"
+        if contenders.installed(contenders.ALL["batched"]):
+            peer = f"batched {latency.idle_batched(seconds=seconds):.3f}"
         self.add(
-            "idle CPU", 0.001, latency.idle(seconds=0.2 if self.tiny else 5),
-            peer=f"batched {latency.idle_batched(seconds=0.2 if self.tiny else 5):.3f}",
-            unit=" s/s", digits=5,
-        )  # fmt: skip
+            "idle CPU", 0.001, latency.idle(seconds=seconds), peer=peer, unit=" s/s", digits=5
+        )
 
     def bytes(self):
         names = ["bare task + future", "submit", "dloader", "aiodataloader"]

@@ -3,8 +3,8 @@
     python examples/call_bulk_api.py
 
 The API, a small server of this example's own, answers each item of a request by itself: 201 made,
-422 wrong, 429 too fast (with the seconds to wait) or 503 busy; now and then it answers a whole
-request with 500. The handler translates that into results and errors, one for each item; ``Retry``
+422 wrong, 429 too fast (with the seconds to wait) or 503 busy; two whole requests it answers with
+500. The handler translates that into results and errors, one for each item; ``Retry``
 sends the 429s, 503s and 500s again, together with new items, and everybody else has long had an
 answer. ``rate_limited`` keeps to the rate that the API allows, second attempts included.
 """
@@ -13,7 +13,7 @@ import json
 import sys
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 import anyio
@@ -25,6 +25,7 @@ from microbatch.layers import rate_limited
 PEOPLE = 1_000
 BACKOFF = Backoff(initial=0.2)
 RATE = 20  # requests that the API allows in a second
+COUNTING = Lock()  # the API answers each connection in a thread of its own
 REQUESTS: list[int] = []  # how many items each had that the API answered item by item
 FAILED: list[int] = []  # and how many those had that it answered with 500
 TIMES: list[float] = []  # when each request set out
@@ -39,9 +40,10 @@ class Api(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Answer a request, each item with a status of its own."""
         people = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        failed = (len(REQUESTS) + len(FAILED)) % 6 == 4
-        (FAILED if failed else REQUESTS).append(len(people))
-        answers = [] if failed else [self.make(person["number"]) for person in people]
+        with COUNTING:
+            failed = len(REQUESTS) + len(FAILED) in {4, 10}
+            (FAILED if failed else REQUESTS).append(len(people))
+            answers = [] if failed else [self.make(person["number"]) for person in people]
         body = json.dumps(answers).encode()
         self.send_response(500 if failed else 207)
         self.send_header("Content-Length", str(len(body)))

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -112,8 +113,12 @@ def test_instructions_are_counted_for_contenders_that_run(capsys):
 @pytest.mark.timeout(300)
 def test_instructions_tell_what_starting_costs_from_what_an_item_costs(tmp_path):
     """The difference of two runs holds only items; without valgrind it says so and counts nothing."""
-    for row in run("instructions", tmp_path)["rows"]:
-        assert 5_000 < row["instructions"] < 500_000
+    counts = [row["instructions"] for row in run("instructions", tmp_path)["rows"]]
+    if shutil.which("valgrind") is None:
+        assert counts == []
+    else:
+        [count] = counts
+        assert 5_000 < count < 500_000
 
 
 @slow_machines_too
@@ -124,6 +129,7 @@ def test_the_overhead_test_runs_under_pytest_benchmark(tmp_path):
         f"--benchmark-json={tmp_path / 'out.json'}", str(FOLDER / "test_overhead.py"),
     ]  # fmt: skip
     environment = {**os.environ, "BENCH_CALLERS": "50", "BENCH_ROUNDS": "2"}
+    environment.pop("PYTEST_ADDOPTS", None)  # they are for this run, not for that one
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     benchmarks = json.loads((tmp_path / "out.json").read_text())["benchmarks"]

@@ -172,18 +172,6 @@ def test_the_import_shows_its_progress_on_a_terminal(tmp_path):
     assert re.search(rb"\d+%\|.*rows/s", shown), shown
 
 
-def test_the_bulk_api_gets_only_the_failed_items_again(tmp_path):
-    """Retry of single items: 1,000 good answers must not be asked for twice because of 60 bad ones."""
-    printed = output_of("call_bulk_api.py", folder=tmp_path)
-    assert re.search(r"^1,000 people by \d\d requests instead of 1,0\d\d$", printed, re.MULTILINE)
-    # The server counts in threads, and what it answers with 500 may or may not have been counted.
-    assert re.search(
-        r"sent 1 times: 9[34]\d\n  sent 2 times: [45]\d\n  sent 3 times: (9|1\d)\n", printed
-    )
-    assert "made: 996, failed: 4\n" in printed
-    assert "    9: http_422, person 9 has no address, sent 1 times\n" in printed
-
-
 def test_reading_by_id_asks_once_for_many_and_once_for_each_id(postgres, tmp_path):
     """The dataloader case: equal ids share a slot, a missing row fails only who asked for it."""
     printed = output_of("read_by_id.py", postgres, folder=tmp_path)
