@@ -15,7 +15,8 @@ import pytest
 import microbatch
 
 HERE = Path(__file__).parent / "typing"
-CASES, REFUSED = HERE / "cases.py", HERE / "refused.py"
+CASES = [HERE / "cases.py", HERE / "layers_cases.py"]
+REFUSED = [HERE / "refused.py", HERE / "layers_refused.py"]
 SOURCE = Path(microbatch.__file__).parent.parent
 
 pytestmark = pytest.mark.timeout(120)
@@ -24,21 +25,21 @@ Errors = set[tuple[str, int, str]]
 
 
 def mypy(scratch: Path) -> Errors:
-    """Run mypy --strict on both files; return each error's file, line and text."""
+    """Run mypy --strict on all files; return each error's file, line and text."""
     command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--config-file="]
-    command += [f"--cache-dir={scratch}", str(CASES), str(REFUSED)]
+    command += [f"--cache-dir={scratch}", *map(str, CASES + REFUSED)]
     environment = {**os.environ, "MYPYPATH": str(SOURCE)}
     done = subprocess.run(
         command, capture_output=True, text=True, env=environment, cwd=scratch, check=False
     )
     found = re.findall(r"(\w+\.py):(\d+): error: (.*)", done.stdout)
-    assert done.stdout.count("error:") == len(found), done.stdout
+    assert done.stdout.count(": error:") == len(found), done.stdout
     return {(file, int(line), text) for file, line, text in found}
 
 
 def basedpyright(scratch: Path) -> Errors:
     """The same with pyright's strict rules."""
-    files = [str(CASES), str(REFUSED)]
+    files = [str(path) for path in CASES + REFUSED]
     settings = {"include": files, "extraPaths": [str(SOURCE)], "typeCheckingMode": "strict"}
     (scratch / "pyrightconfig.json").write_text(json.dumps(settings), encoding="utf-8")
     command = [
@@ -52,7 +53,7 @@ def basedpyright(scratch: Path) -> Errors:
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=scratch, check=False)
     report = json.loads(done.stdout)
-    assert report["summary"]["filesAnalyzed"] == 2
+    assert report["summary"]["filesAnalyzed"] == len(files)
     return {
         (Path(one["file"]).name, one["range"]["start"]["line"] + 1, one["message"])
         for one in report["generalDiagnostics"]
@@ -72,14 +73,17 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return CHECKERS[request.param](tmp_path_factory.mktemp(request.param))
 
 
-def test_the_result_of_submit_follows_the_handlers(found: Errors) -> None:
-    """For async, plain and generator functions, methods, None, and everything decorated."""
-    assert {error for error in found if error[0] == CASES.name} == set()
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_the_result_of_submit_follows_the_handlers(found: Errors, path: Path) -> None:
+    """For async, plain and generator functions, methods, None, and everything decorated or layered."""
+    assert {error for error in found if error[0] == path.name} == set()
 
 
-def test_wrong_calls_are_refused(found: Errors) -> None:
+@pytest.mark.parametrize("path", REFUSED, ids=lambda path: path.stem)
+def test_wrong_calls_are_refused(found: Errors, path: Path) -> None:
     """The wrong item, a misspelt setting, a single-item function: before the program runs."""
-    lines = REFUSED.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     marked = {number for number, line in enumerate(lines, 1) if line.endswith("# refused")}
-    refused = {error for error in found if error[0] == REFUSED.name}
+    refused = {error for error in found if error[0] == path.name}
+    assert marked
     assert {line for _, line, _ in refused} == marked, refused
