@@ -98,7 +98,7 @@ async def test_a_connection_whose_file_is_gone(path, tmp_path):
 
 async def test_callers_beyond_the_bound_wait_for_room(path, monkeypatch):
     """Every line has an end; this one lets callers wait."""
-    monkeypatch.setattr("microbatch.durable.queue.PENDING_MAX", 2)
+    monkeypatch.setattr("microbatch.durable.intake.PENDING_MAX", 2)
     async with batcher(path, Handler()) as durable:
         results = await asyncio.gather(*(durable.submit(number) for number in range(9)))
     assert results == [number * 2 for number in range(9)]
@@ -223,7 +223,7 @@ async def test_an_inner_batcher_that_closes_gives_items_back(path, monkeypatch):
     """Whatever closed it, they are not lost."""
     async with batcher(path, Handler(), max_wait=10) as durable:
         first = await durable.enqueue(1)
-        await until(lambda: durable._unstarted == 1)
+        await until(lambda: durable._hands._unstarted == 1)
         await durable.pause()
         await durable._handling.aclose(0)
         await until(lambda: rows(path, "SELECT state, attempts FROM microbatch_items") == [(0, 0)])

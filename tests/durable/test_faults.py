@@ -89,7 +89,7 @@ async def test_closing_gives_up_what_cannot_be_settled(path, monkeypatch):
 
     async with batcher(path, handler, result_type=bytes) as durable:
         ticket = await durable.enqueue(1)
-        await until(lambda: durable._unsettled)
+        await until(lambda: durable._hands.unsettled)
         started = time.monotonic()
     assert time.monotonic() - started < 3
     async with batcher(path, Handler()) as durable:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from memory_store import MemoryStore
 
 from microbatch.durable.file_store import FileStore
+from microbatch.durable.limits import Limits
 from microbatch.durable.records import Claim, NewItem, Settlement, State, Take
-from microbatch.durable.store import Limits
 
 CONSUMERS = (1, 2)
 numbers = st.integers(1, 12)

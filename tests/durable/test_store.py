@@ -8,8 +8,8 @@ from memory_store import MemoryStore
 from microbatch.durable import IdempotencyConflict, QueueFull
 from microbatch.durable.clock import Clock
 from microbatch.durable.file_store import FileStore
+from microbatch.durable.limits import Limits
 from microbatch.durable.records import Claim, NewItem, Settlement, State, Take
-from microbatch.durable.store import Limits
 
 pytestmark = pytest.mark.anyio
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .file_store import Store
     from .records import AnyTicket, Found, QueueStats
     from .waiters import Waiters
+    from .watching import Watch
 
 T = TypeVar("T")
 
@@ -32,7 +33,7 @@ class Administered(Opened, Generic[T]):
     _store: Store
     _waiters: Waiters
     _lookups: Batcher[int, Found | None]
-    _seen: int
+    _watch: Watch
 
     def _more_to_do(self) -> None:
         """Note that there are items to claim, or results to look for."""
@@ -114,13 +115,13 @@ class Administered(Opened, Generic[T]):
         """
         await self._open()
         await self._store.pause(True)
-        self._seen = -1
+        self._watch.look_anew()
 
     async def resume(self) -> None:
         """End a pause."""
         await self._open()
         await self._store.pause(False)
-        self._seen = -1
+        self._watch.look_anew()
         self._more_to_do()
 
     async def stats(self) -> QueueStats:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from .connection import Database
 from .errors import QueueFull, QueueUnavailable
 from .session import Session
-from .store import DATA_VERSION, PRAGMAS, Limits, empty_log, log_mark, prepare, queue_id
+from .store import DATA_VERSION, PRAGMAS, empty_log, log_mark, prepare, queue_id
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import aiosqlite
 
     from .clock import Clock
+    from .limits import Limits
     from .records import (
         Appended,
         Claim,

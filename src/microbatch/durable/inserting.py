@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
 
-    from .store import Limits
+    from .limits import Limits
 
 #: Attempts, consumer and claim of an item that no consumer has.
 _NOBODY = (0, None, None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import QueueUnavailable
 from .inserting import enqueueing, joining_queue
@@ -16,22 +16,24 @@ if TYPE_CHECKING:
     import aiosqlite
 
     from .inserting import Step
+    from .limits import Limits
     from .records import NewItem, Stored
-    from .store import Limits
 
 
-def enqueue_on(  # noqa: PLR0917 - passed on as one tuple
-    connection: sqlite3.Connection,
-    item: NewItem,
-    path: Path,
-    queue: str,
-    synchronous: str,
-    limits: Limits,
-    now: float,
-) -> Stored:
+class Joining(NamedTuple):
+    """Where an item belongs, and on which terms."""
+
+    path: Path
+    queue: str
+    synchronous: str
+    limits: Limits
+    now: float
+
+
+def enqueue_on(connection: sqlite3.Connection, item: NewItem, joining: Joining) -> Stored:
     """Store an item on an ``sqlite3`` connection of the application's."""
     _check_transaction(connection.in_transaction)
-    steps = _joining(item, path, queue, synchronous, limits, now)
+    steps = _steps(item, joining)
     cursor = connection.cursor()
     cursor.row_factory = None  # the application may want rows of another kind
     answer = None
@@ -45,23 +47,17 @@ def enqueue_on(  # noqa: PLR0917 - passed on as one tuple
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
     except sqlite3.Error as error:
-        raise QueueUnavailable(str(path), str(error)) from error
+        raise QueueUnavailable(str(joining.path), str(error)) from error
     finally:
         cursor.close()
 
 
-async def enqueue_on_aiosqlite(  # noqa: PLR0917
-    connection: aiosqlite.Connection,
-    item: NewItem,
-    path: Path,
-    queue: str,
-    synchronous: str,
-    limits: Limits,
-    now: float,
+async def enqueue_on_aiosqlite(
+    connection: aiosqlite.Connection, item: NewItem, joining: Joining
 ) -> Stored:
     """Store an item on an ``aiosqlite`` connection of the application's."""
     _check_transaction(connection.in_transaction)
-    steps = _joining(item, path, queue, synchronous, limits, now)
+    steps = _steps(item, joining)
     cursor = await connection.cursor()
     cursor.row_factory = None
     answer: Any = None
@@ -76,7 +72,7 @@ async def enqueue_on_aiosqlite(  # noqa: PLR0917
     except StopIteration as end:
         return end.value  # type: ignore[no-any-return]
     except sqlite3.Error as error:
-        raise QueueUnavailable(str(path), str(error)) from error
+        raise QueueUnavailable(str(joining.path), str(error)) from error
     finally:
         await cursor.close()
 
@@ -90,9 +86,8 @@ def _check_transaction(in_transaction: bool) -> None:
         raise RuntimeError(message)
 
 
-def _joining(  # noqa: PLR0917
-    item: NewItem, path: Path, queue: str, synchronous: str, limits: Limits, now: float
-) -> Generator[Step, Any, Stored]:
+def _steps(item: NewItem, joining: Joining) -> Generator[Step, Any, Stored]:
+    path, queue, synchronous, limits, now = joining
     number, file, level = yield from joining_queue(queue)
     if number is None:
         raise QueueUnavailable(str(path), f"it has no queue {queue!r} yet: open it once before")

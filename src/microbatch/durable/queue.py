@@ -2,76 +2,43 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import sqlite3
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
 import aiosqlite
 import anyio
 
 from microbatch import _checks
 from microbatch.batcher import Batcher
-from microbatch.errors import BatcherFull
 from microbatch.telemetry import observer_of
 
 from .administration import Administered
 from .clock import Clock
-from .codec import Codec, fingerprint
-from .errors import QueueFull, QueueUnavailable
+from .codec import Codec
 from .file_store import FileStore
-from .joining import enqueue_on, enqueue_on_aiosqlite
-from .records import NewItem, Ticket, ticket_id
-from .store import SYNCHRONOUS, Limits
+from .intake import GROUP_MAX, Intake, Plain, Request, new_item, request_of
+from .joining import Joining, enqueue_on, enqueue_on_aiosqlite
+from .limits import Limits
+from .records import Ticket, ticket_id
+from .store import SYNCHRONOUS
 from .waiters import Waiters
+from .watching import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Sequence
 
-    from microbatch.telemetry import Observer, Telemetry
+    from microbatch.telemetry import Telemetry
 
     from .file_store import Store
+    from .hands import Hands
     from .opening import OwnTask
-    from .records import AnyTicket, Found, Stored, Take
+    from .records import AnyTicket, Found, NewItem, Stored
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-logger: logging.Logger = logging.getLogger("microbatch.durable")
-
-#: Items in one enqueueing transaction at most, unless a single `enqueue_many` brings more. From 1000 rows on
-#: a transaction gets no cheaper per row, and this many take about 20 ms, for which the others wait.
-GROUP_MAX = 1_000
-
-#: Callers of enqueue and submit who may wait for the disk; more of them wait for room.
-PENDING_MAX = 10_000
-
-#: Seconds between two looks while the file cannot be used.
-TROUBLE_PAUSE = 0.25
-
-_INTEGER_MAX = 2**63 - 1
-_KEY_CHARACTERS_MAX = 1_000
-
-
-class Request:
-    """What one call wants stored: its items, and who waits for their results."""
-
-    __slots__ = ("items", "values", "waiter")
-
-    def __init__(self, items: list[NewItem], values: list[Any], waiter: Any = None) -> None:
-        self.items: list[NewItem] = items
-        self.values: list[Any] = values
-        self.waiter: Any = waiter
-
-
-class Plain(NamedTuple):
-    """The usual request: one item with neither key nor priority nor delay."""
-
-    payload: bytes
-    value: Any
-    waiter: Any = None
 
 
 class DurableQueue(Administered[T], Generic[T, R]):
@@ -133,13 +100,6 @@ class DurableQueue(Administered[T], Generic[T, R]):
         if synchronous not in SYNCHRONOUS:
             message = f"synchronous must be 'full', 'extra' or 'normal', got {synchronous!r}"
             raise ValueError(message)
-        for setting, count, minimum in (
-            ("max_file_bytes", max_file_bytes, 1),
-            ("keep_dead", keep_dead, 0),
-            ("keep_done", keep_done, 0),
-        ):
-            if count is not None:
-                _checks.whole_number(setting, count, minimum)
         # Absolute now: the working directory may change before the first call.
         self._path = Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute() keeps "..", which SQLite does not
         self._name = name or queue
@@ -149,10 +109,10 @@ class DurableQueue(Administered[T], Generic[T, R]):
         self._items: Codec[T] = Codec(item_type, "item_type")
         self._results: Codec[R] = Codec(Any if result_type is None else result_type, "result_type")
         self._limits = Limits(
-            max_depth=_checks.whole_number("max_depth", max_depth, 1),
+            max_depth=max_depth,
             max_file_bytes=max_file_bytes,
-            key_ttl=_checks.number("key_ttl", key_ttl, minimum=0),
-            result_ttl=_checks.number("result_ttl", result_ttl, minimum=0),
+            key_ttl=key_ttl,
+            result_ttl=result_ttl,
             keep_dead=keep_dead,
             keep_done=keep_done,
         )
@@ -165,17 +125,8 @@ class DurableQueue(Administered[T], Generic[T, R]):
     def _forget(self) -> None:
         super()._forget()
         self._watching: OwnTask | None = None
-        self._alarm: anyio.Event | None = None
+        self._watch = Watch(self._name, self._look, self._pause_before_look)
         self._waiters = Waiters(self._results, self._queue_name)
-        self._seen = -1
-        self._trouble = False
-        self._enqueues: Batcher[Any, Any] = Batcher(
-            self._enqueue_group,
-            max_batch_size=GROUP_MAX,
-            max_pending=PENDING_MAX,
-            name=f"{self._name} enqueue",
-            telemetry=False,
-        )
         self._lookups: Batcher[int, Found | None] = Batcher(
             self._look_up,
             max_batch_size=GROUP_MAX,
@@ -183,6 +134,20 @@ class DurableQueue(Administered[T], Generic[T, R]):
             name=f"{self._name} look up",
             telemetry=False,
         )
+        self._intake = Intake(
+            name=self._name,
+            queue=self._queue_name,
+            store=self._store,
+            limits=self._limits,
+            waiters=self._waiters,
+            hands=self._make_hands(),
+            more_to_do=self._more_to_do,
+            watch=self._watch,
+        )
+
+    def _make_hands(self) -> Hands | None:
+        """Return what handles items; None without a handler."""
+        return None
 
     @property
     def name(self) -> str:
@@ -191,8 +156,7 @@ class DurableQueue(Administered[T], Generic[T, R]):
 
     async def _start(self) -> None:
         await self._store.open()
-        self._alarm = anyio.Event()
-        self._watching = self._spawn(self._watch(), "watch")
+        self._watching = self._spawn(self._watch.run(), "watch")
 
     def _lose_loop(self) -> None:
         self._store.forget()
@@ -200,11 +164,11 @@ class DurableQueue(Administered[T], Generic[T, R]):
 
     async def _drain(self) -> None:
         """Finish what is under way, with all the time that the caller gives."""
-        await self._enqueues.aclose(None)
+        await self._intake.aclose(None)
 
     async def _shut(self) -> None:
         """Close at once: in a bounded time."""
-        await self._enqueues.aclose(0)
+        await self._intake.aclose(0)
         await self._stop_watching()
         await self._lookups.aclose(0)
         self._waiters.close(self._name)
@@ -247,7 +211,7 @@ class DurableQueue(Administered[T], Generic[T, R]):
 
         Cancellation stops the waiting, never a stored item.
         """
-        request = self._request(item, key, priority, delay)
+        request = request_of(self._items, item, key, priority, delay)
         runtime = await self._open()
         self._guard("submit")
         waiter = runtime.create_waiter()
@@ -270,7 +234,7 @@ class DurableQueue(Administered[T], Generic[T, R]):
         Takes and raises what ``submit`` does up to there. Cancellation before it returns leaves open
         whether the item was stored: use ``key``.
         """
-        request = self._request(item, key, priority, delay)
+        request = request_of(self._items, item, key, priority, delay)
         await self._open()
         if isinstance(request, Plain):
             return Ticket(await self._hand_in(request), self._queue_name)
@@ -278,33 +242,7 @@ class DurableQueue(Administered[T], Generic[T, R]):
         return Ticket(number, self._queue_name, key)
 
     def _hand_in(self, request: Plain | Request) -> Awaitable[Any]:
-        """Put a request into the next transaction; await what comes of it."""
-        observer = self._observer
-        if observer is not None and (observer.tracing or self._clock.now() >= observer.look_at):
-            return self._send(observer, request)
-        return self._hand_on(request)
-
-    async def _send(self, observer: Observer, request: Plain | Request) -> Any:
-        """Hand in a request within a span of its own, whose context goes to the disk."""
-        plain = isinstance(request, Plain)
-        if isinstance(request, Plain):
-            request = Request([NewItem(request.payload)], [request.value], request.waiter)
-        with observer.sending(len(request.items), self._clock.now()) as trace:
-            request.items = [new._replace(trace=trace) for new in request.items]
-            stored = await self._hand_on(request)
-        return stored[0].id if plain else stored
-
-    def _hand_on(self, request: Plain | Request) -> Awaitable[Any]:
-        try:
-            return self._enqueues.submit_nowait(request)
-        except BatcherFull:
-            return self._enqueues.submit(request)  # waits for room
-
-    def _request(self, item: Any, key: str | None, priority: int, delay: float) -> Plain | Request:
-        if key is None and priority == 0 and delay == 0:
-            return Plain(*self._items.encode(item))
-        new, value = self._new(item, key, priority, delay)
-        return Request([new], [value])
+        return self._intake.hand_in(request, self._observer, self._clock)
 
     async def enqueue_many(
         self, items: Iterable[T], *, priority: int = 0, delay: float = 0
@@ -315,7 +253,7 @@ class DurableQueue(Administered[T], Generic[T, R]):
         """
         news, values = [], []
         for item in items:
-            new, value = self._new(item, None, priority, delay)
+            new, value = new_item(self._items, item, None, priority, delay)
             news.append(new)
             values.append(value)
         await self._open()
@@ -372,15 +310,17 @@ class DurableQueue(Administered[T], Generic[T, R]):
 
         And what ``enqueue`` raises. After an error the transaction is still open, but for SQLite's own.
         """
-        new, _ = self._new(item, key, priority, delay)
+        new, _ = new_item(self._items, item, key, priority, delay)
         # The id of an item that is rolled back is given again: the nonce tells the two apart.
         new = new._replace(nonce=secrets.randbits(62))
         if self._observer is not None:
             with self._observer.sending(1, self._clock.now()) as trace:
                 new = new._replace(trace=trace)
-        joining = (self._path, self._queue_name, self._synchronous, self._limits, self._clock.now())
+        joining = Joining(
+            self._path, self._queue_name, self._synchronous, self._limits, self._clock.now()
+        )
         if isinstance(connection, sqlite3.Connection):
-            stored = enqueue_on(connection, new, *joining)
+            stored = enqueue_on(connection, new, joining)
             return self._provisional(stored, new)
         if isinstance(connection, aiosqlite.Connection):
             return self._enqueue_in(connection, new, joining)
@@ -388,121 +328,17 @@ class DurableQueue(Administered[T], Generic[T, R]):
         raise TypeError(message)
 
     async def _enqueue_in(
-        self, connection: aiosqlite.Connection, new: NewItem, joining: Any
+        self, connection: aiosqlite.Connection, new: NewItem, joining: Joining
     ) -> Ticket:
-        return self._provisional(await enqueue_on_aiosqlite(connection, new, *joining), new)
+        return self._provisional(await enqueue_on_aiosqlite(connection, new, joining), new)
 
     def _provisional(self, stored: Stored, new: NewItem) -> Ticket:
         nonce = None if stored.repeated else new.nonce
         return Ticket(stored.id, self._queue_name, new.key, nonce)
 
-    def _new(self, item: Any, key: str | None, priority: int, delay: float) -> tuple[NewItem, T]:
-        payload, value = self._items.encode(item)
-        if key is None and priority == 0 and delay == 0:
-            return NewItem(payload), value
-        if isinstance(priority, bool) or not isinstance(priority, int):
-            message = f"priority must be an int, got {priority!r}"
-            raise TypeError(message)
-        if not -_INTEGER_MAX <= priority <= _INTEGER_MAX:
-            message = f"priority must fit into 64 bits, got {priority}"
-            raise ValueError(message)
-        _checks.number("delay", delay, minimum=0)
-        mark = None
-        if key is not None:
-            if not isinstance(key, str):
-                message = f"key must be a str or None, got {key!r}"
-                raise TypeError(message)
-            if not 1 <= len(key) <= _KEY_CHARACTERS_MAX or not key.isprintable():
-                message = (
-                    f"key must be 1 to {_KEY_CHARACTERS_MAX} printable characters, got {key!r}"
-                )
-                raise ValueError(message)
-            mark = fingerprint(payload)
-        return NewItem(payload, key, mark, priority, float(delay)), value
-
-    async def _enqueue_group(self, requests: list[Any]) -> list[Any]:
-        """Store what many callers brought, in one transaction: the handler of a Batcher.
-
-        A caller's result is its item's id if its request is ``Plain``, else a list of ``Stored``.
-        """
-        take = self._take()
-        try:
-            if all(type(request) is Plain for request in requests):
-                try:
-                    return await self._append_group(requests, take)
-                except sqlite3.Error:
-                    pass  # one of them is odd: the longer way finds out which
-            return await self._store_group(requests, take)
-        finally:
-            self._took(take)
-
-    async def _append_group(self, requests: list[Plain], take: Take | None) -> list[Any]:
-        done = await self._store.append([request.payload for request in requests], take)
-        first, accepted, taken, limit = done
-        for number, (payload, value, waiter) in enumerate(requests[:accepted], first):
-            if waiter is not None:
-                self._waiters.add(number, waiter)
-            if number < first + taken:
-                assert take is not None  # noqa: S101 - nobody else could have taken it
-                self._begin_taken(take, number, NewItem(payload), value)
-        if accepted > taken:
-            self._more_to_do()
-        answers: list[Any] = list(range(first, first + accepted))
-        if accepted < len(requests):
-            allowed = getattr(self._limits, limit)
-            answers += [
-                QueueFull(self._queue_name, limit, allowed) for _ in range(len(requests) - accepted)
-            ]
-        return answers
-
-    async def _store_group(self, requests: list[Plain | Request], take: Take | None) -> list[Any]:
-        wholes = [
-            Request([NewItem(request.payload)], [request.value], request.waiter)
-            if isinstance(request, Plain)
-            else request
-            for request in requests
-        ]
-        answers = await self._store.enqueue([whole.items for whole in wholes], take)
-        ready = False
-        for whole, answer in zip(wholes, answers, strict=True):
-            if isinstance(answer, Exception):
-                continue
-            waiter = whole.waiter
-            if waiter is not None:
-                self._waiters.add(answer[0].id, waiter)
-            for stored, item, value in zip(answer, whole.items, whole.values, strict=True):
-                if stored.taken:
-                    assert take is not None  # noqa: S101 - nobody else could have taken it
-                    self._begin_taken(take, stored.id, item, value)
-                elif item.delay > 0 and not stored.repeated:
-                    self._due_in(item.delay)
-                else:
-                    ready = True
-                    if stored.repeated and waiter is not None:
-                        self._seen = -1  # it may have ended long ago: look anew
-        if ready:
-            self._more_to_do()
-        return [
-            answer[0].id if isinstance(request, Plain) and isinstance(answer, list) else answer
-            for request, answer in zip(requests, answers, strict=True)
-        ]
-
-    def _take(self) -> Take | None:
-        """Return the right to keep new items, which only a worker has."""
-        return None
-
-    def _took(self, take: Take | None) -> None:
-        """Give back what of that right was not used."""
-
-    def _begin_taken(self, take: Take, number: int, item: NewItem, value: Any) -> None:
-        """Handle an item that was claimed as it was stored."""
-
-    def _due_in(self, delay: float) -> None:
-        """Note that an item will be ready in so many seconds."""
-
     def _more_to_do(self) -> None:
         """Note that there are items to claim, or results to look for."""
-        self._ring()
+        self._watch.ring()
 
     def _guard(self, call: str) -> None:
         """Refuse calls that wait for the very batch that makes them."""
@@ -536,7 +372,7 @@ class DurableQueue(Administered[T], Generic[T, R]):
                 if isinstance(ticket, Ticket) and ticket.nonce is not None:
                     self._check_nonce(ticket, found)
                 self._waiters.tell(number, found)
-                self._ring()
+                self._watch.ring()
                 return await self._waiters.outcome(number, waiter)  # type: ignore[no-any-return]
         finally:
             self._waiters.leave(number, waiter)
@@ -548,44 +384,16 @@ class DurableQueue(Administered[T], Generic[T, R]):
 
     # Watching
 
-    def _ring(self) -> None:
-        if self._alarm is not None:
-            self._alarm.set()
-
-    async def _watch(self) -> None:
-        """Look for what other connections have committed, as long as there is a reason to."""
-        while True:
-            alarm = self._alarm = anyio.Event()
-            pause = self._pause_before_look()
-            with anyio.move_on_after(pause):
-                await alarm.wait()
-            try:
-                await self._look()
-            except QueueUnavailable as error:
-                if not self._trouble:
-                    self._trouble = True
-                    logger.warning("%s; trying again", error)
-                await anyio.sleep(TROUBLE_PAUSE)
-            except sqlite3.Error:
-                logger.warning(
-                    "queue %r: a statement failed; trying again", self._name, exc_info=True
-                )
-                await anyio.sleep(TROUBLE_PAUSE)
-            else:
-                if self._trouble:
-                    self._trouble = False
-                    logger.warning("queue %r: its file can be used again", self._name)
-
     def _pause_before_look(self) -> float | None:
         """Return the seconds until the next look; None to wait for the alarm."""
         return self._poll_interval if self._waiters else None
 
     async def _look(self) -> None:
         """See whether anything has changed, and tell those who wait."""
-        peek = await self._store.peek(self._seen)
+        peek = await self._store.peek(self._watch.seen)
         if peek is not None:
             await self._tell_ended(list(self._waiters))
-            self._seen = peek.version
+            self._watch.seen = peek.version
 
     async def _tell_ended(self, numbers: Sequence[int]) -> None:
         """Look whether items have ended elsewhere, and tell those who wait for them."""

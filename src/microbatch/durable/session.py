@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .inserting import Step
-    from .store import Limits
+    from .limits import Limits
 
 T = TypeVar("T")
 

@@ -296,36 +296,6 @@ def queue_id(raw: sqlite3.Connection, name: str) -> int:
     return int(found[0])
 
 
-class Limits:
-    """How much a queue may hold, and for how long.
-
-    Attributes:
-        max_depth: Items not yet ended.
-        max_file_bytes: Pages in use plus the write-ahead log; None for no bound.
-        key_ttl: Seconds for which a key is remembered.
-        result_ttl: Seconds for which done and cancelled items are kept.
-        keep_dead: Dead letters kept at most; None for no bound.
-        keep_done: Done items kept at most; None for no bound.
-    """
-
-    def __init__(
-        self,
-        *,
-        max_depth: int = 1_000_000,
-        max_file_bytes: int | None = None,
-        key_ttl: float = 86_400.0,
-        result_ttl: float = 86_400.0,
-        keep_dead: int | None = None,
-        keep_done: int | None = None,
-    ) -> None:
-        self.max_depth = max_depth
-        self.max_file_bytes = max_file_bytes
-        self.key_ttl = key_ttl
-        self.result_ttl = result_ttl
-        self.keep_dead = keep_dead
-        self.keep_done = keep_done
-
-
 def log_mark(path: Path) -> tuple[int, ...] | None:
     """Return what changes when the write-ahead log does; None if there is none."""
     try:

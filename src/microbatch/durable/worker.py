@@ -8,58 +8,42 @@ claim share; then those who wait for it go on.
 
 from __future__ import annotations
 
-import itertools
 import logging
-import os
 import sqlite3
-import weakref
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import anyio
 import anyio.lowlevel
 
 from microbatch import _checks
-from microbatch.adaptive import AdaptiveSize
 from microbatch.batcher import Batcher
-from microbatch.errors import BatcherClosed
 from microbatch.handler import name_of
 from microbatch.retry import Retry
 from microbatch.telemetry import observer_of
 
-from .alive import Presence, birth_of
-from .codec import encode_reason
 from .errors import QueueUnavailable
-from .outcomes import Entry, Outcome, attempts_max, death, failure, given_back, success
-from .queue import TROUBLE_PAUSE, DurableQueue
-from .records import Claim, Claimed, State, Take
-from .store import warn_of_wal_bug
+from .hands import Hands
+from .neighbours import Neighbours
+from .outcomes import attempts_max
+from .queue import DurableQueue
+from .settling import Settling
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Awaitable, Callable, Hashable, Sequence
+    import os
+    from collections.abc import Awaitable, Callable, Hashable
 
     import aiosqlite
 
-    from microbatch.batch import Run
+    from microbatch.adaptive import AdaptiveSize
     from microbatch.telemetry import Telemetry
-
-    from .records import Consumer, NewItem
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 logger: logging.Logger = logging.getLogger("microbatch.durable")
 
-#: Seconds between two looks at who lives: an item of a dead process is handled again within twice this.
-ALIVE_INTERVAL = 0.25
-
-#: Seconds between two looks at what retention has to remove, and at the lock file.
-UPKEEP_INTERVAL = 1.0
-
 #: Seconds for the last outcomes to reach the disk, once closing has no more time for handlers.
 SETTLE_GRACE = 5.0
-
 
 _UNSET: Any = object()
 
@@ -149,8 +133,6 @@ class DurableBatcher(DurableQueue[T, R]):
             "drain_timeout": drain_timeout,
             "name": name_of(handler) if name is None else name,
         }
-        self._size = max_batch_size
-        self._max_concurrency = max_concurrency
         self._retry = retry
         self._drain_timeout = drain_timeout
         self._on_settle = _checks.function("on_settle", on_settle)
@@ -171,70 +153,52 @@ class DurableBatcher(DurableQueue[T, R]):
             telemetry=telemetry,
         )
 
-    def _forget(self) -> None:
-        super()._forget()
+    def _make_hands(self) -> Hands:
         self._handling: Batcher[Any, Any] = Batcher(self._handler, **self._batching)
-        self._handling._on_start = self._batch_started  # noqa: SLF001 - our own machinery
         observer = observer_of(self._name, self._telemetry, self._queue_name)
         self._handling._observer = observer  # noqa: SLF001 - one that knows of the queue
-        self._settles: Batcher[Any, None] = Batcher(
-            self._settle_group,
-            max_batch_size=10_000,
-            max_pending=None,
-            name=f"{self._name} settle",
-            telemetry=False,
+        self._hands = Hands(
+            self._handling,
+            max_batch_size=self._batching["max_batch_size"],
+            max_concurrency=self._batching["max_concurrency"],
+            retry=self._retry,
+            items=self._items,
+            results=self._results,
+            clock=self._clock,
+            ring=self._watch.ring,
         )
-        self._claims = itertools.count(1)
-        self._consumer = 0
-        self._presence: Presence | None = None
-        self._generation = 0
-        self._letting_go: Any = None
-        self._held: dict[int, Entry] = {}
-        self._runs: list[Run] = []
-        self._unstarted = 0  # claimed, and in no handler call yet
-        self._reserved = 0  # slots' room that a transaction under way may use up
-        self._unsettled = 0
-        self._exclusive = False  # the one item in hand is suspect: it must stay alone
-        self._more = False  # there may be something to claim
-        self._claiming = False
-        self._paused = False
-        self._next_due: float | None = None
-        self._others: list[Consumer] = []
-        self._others_known = False
-        self._next_alive = 0.0
-        self._next_upkeep = 0.0
-        self._settling_ends: float | None = None
-        self._settling_trouble = False
+        self._settling = Settling(
+            name=self._name,
+            path=self._path,
+            store=self._store,
+            hands=self._hands,
+            waiters=self._waiters,
+            watch=self._watch,
+            retry=self._retry,
+            on_settle=self._on_settle,
+        )
+        self._neighbours = Neighbours(
+            name=self._name,
+            path=self._path,
+            store=self._store,
+            attempts_max=attempts_max(self._retry),
+            reclaimed=self._reclaimed,
+        )
+        return self._hands
 
     # Opening and closing
 
     async def _start(self) -> None:
         await self._store.open()
-        await self._register()
-        await super()._start()
-        self._more = True
-        self._ring()
-
-    async def _register(self) -> None:
         runtime = self._runtime
         assert runtime is not None  # noqa: S101 - `_open` has just set it
-        presence = Presence(self._path, lives=lambda: not runtime.has_ended())
-        pid = os.getpid()
-        try:
-            self._consumer = await self._store.register(pid, birth_of(pid), presence.take)
-        except BaseException:
-            presence.release()
-            raise
-        self._generation = self._store.generation
-        if self._letting_go is not None:
-            self._letting_go()
-        self._presence = presence
-        # If this object is dropped without being closed, its items must not be held for ever.
-        self._letting_go = weakref.finalize(self, presence.release)
+        await self._neighbours.register(lambda: not runtime.has_ended())
+        self._hands.consumer = self._neighbours.consumer
+        await super()._start()
+        self._hands.taking = self._hands.more = True
 
     def _lose_loop(self) -> None:
-        if self._letting_go is not None:
-            self._letting_go()
+        self._neighbours.let_go()
         super()._lose_loop()
 
     async def aclose(self, drain_timeout: float | None = _UNSET) -> None:
@@ -256,354 +220,67 @@ class DurableBatcher(DurableQueue[T, R]):
         await super().aclose(self._drain_timeout if drain_timeout is _UNSET else drain_timeout)
 
     async def _drain(self) -> None:
-        await self._enqueues.aclose(None)
-        self._give_back_unstarted()
+        self._hands.taking = False
+        await self._intake.aclose(None)
+        self._hands.give_back_unstarted()
         await self._handling.aclose(None)
 
     async def _shut(self) -> None:
-        assert self._runtime is not None  # noqa: S101 - it is open
-        await self._enqueues.aclose(0)
+        self._hands.taking = False
+        await self._intake.aclose(0)
         await self._stop_watching()
-        self._give_back_unstarted()
+        self._hands.give_back_unstarted()
         await self._handling.aclose(0)
         await anyio.lowlevel.checkpoint()  # the outcomes' callbacks run
-        self._settling_ends = self._runtime.now() + SETTLE_GRACE
-        await self._settles.aclose(SETTLE_GRACE + 1.0)
+        self._settling.ends = anyio.current_time() + SETTLE_GRACE
+        await self._settling.aclose(SETTLE_GRACE + 1.0)
         try:
             # What could not be settled is taken back like a dead process's.
-            await self._store.reclaim(self._consumer, attempts_max(self._retry))
+            await self._store.reclaim(self._hands.consumer, attempts_max(self._retry))
         except (QueueUnavailable, sqlite3.Error) as error:
             logger.warning(
                 "queue %r: %s; its items go back when this process ends", self._name, error
             )
         finally:
-            if self._letting_go is not None:
-                self._letting_go()
+            self._neighbours.let_go()
         await super()._shut()
-
-    def _give_back_unstarted(self) -> None:
-        for entry in list(self._held.values()):
-            if not entry.started and entry.pending is not None and entry.pending.cancel():
-                self._unstarted -= 1
-                self._settle(given_back(entry))
 
     def _guard(self, call: str) -> None:
         self._handling._guard(call)  # noqa: SLF001 - it knows its running batches
 
-    # Claiming
-
-    def _room(self) -> int:
-        """Return how many items may be claimed now: as many as the free slots can start at once."""
-        if self._exclusive or self._state != "open" or self._paused or not self._consumer:
-            return 0
-        self._runs = [run for run in self._runs if not run.ended]
-        size = self._size.size if isinstance(self._size, AdaptiveSize) else self._size
-        free = (self._max_concurrency - len(self._runs)) * size
-        # A disk that does not keep up, or has failed, must not let outcomes pile up in memory.
-        behind = self._unsettled > 2 * self._max_concurrency * size
-        return 0 if behind else max(0, free - self._unstarted - self._reserved)
-
-    def _take(self) -> Take | None:
-        room = self._room()
-        if not room or self._claiming:
-            return None
-        self._reserved += room
-        return Take(self._consumer, next(self._claims), room)
-
-    def _took(self, take: Take | None) -> None:
-        if take is not None:
-            self._reserved -= take.room
-
-    def _begin_taken(self, take: Take, number: int, item: NewItem, value: Any) -> None:
-        payload, key, _, priority, _, _, trace = item
-        claimed = Claimed(
-            number,
-            take.claim,
-            payload,
-            priority,
-            attempts=1,
-            suspect=False,
-            key=key,
-            job=None,
-            trace=trace,
-        )
-        self._hand_over(claimed, value)
-
-    def _due_in(self, delay: float) -> None:
-        due = self._clock.now() + delay
-        if self._next_due is None or due < self._next_due:
-            self._next_due = due
-            self._ring()
-
-    def _more_to_do(self) -> None:
-        self._more = True
-        self._claim_if_any()
-        self._ring()
-
-    def _claim_if_any(self) -> None:
-        if self._more and not self._claiming and self._room():
-            self._claiming = True
-            self._settles.submit_nowait(None)
-
-    def _take_in(self, claimed: Claimed) -> None:
-        try:
-            item = self._items.decode(claimed.payload)
-        except ValueError as error:
-            entry = Entry(claimed, None)
-            self._held[entry.id] = entry
-            record = encode_reason("Undecodable", str(error))
-            outcome = death(entry, error, record)
-            self._settle(Outcome(entry, outcome.settlement._replace(uncounted=True), error=error))
-        else:
-            self._hand_over(claimed, item)
-
-    def _hand_over(self, claimed: Claimed, item: Any) -> None:
-        """Give an item to the in-memory batcher."""
-        entry = self._held[claimed.id] = Entry(claimed, item)
-        self._exclusive = self._exclusive or entry.suspect
-        try:
-            pending: Any = self._handling.submit_nowait(entry, priority=claimed.priority)
-        except BatcherClosed:
-            self._settle(given_back(entry))
-        except Exception as error:  # noqa: BLE001 - the user's partition function: it fails this item alone
-            self._fail(entry, error)
-        else:
-            self._unstarted += 1
-            entry.pending = pending
-            pending.add_done_callback(partial(self._ended, entry))
-
-    def _batch_started(self, run: Run) -> None:
-        """Turn a batch of entries into what the handler gets."""
-        entries: list[Entry] = run.items
-        for entry in entries:
-            entry.started = True
-        self._unstarted -= len(entries)
-        self._runs.append(run)
-        jobs = {entry.job for entry in entries}
-        run.attempts = [entry.attempts for entry in entries]
-        run.keys = [entry.key for entry in entries]
-        run.job = jobs.pop() if len(jobs) == 1 else None
-        run.origins = [(entry.trace, entry.id) for entry in entries]
-        run.items = [entry.item for entry in entries]
-
-    # Settling
-
-    def _ended(self, entry: Entry, pending: asyncio.Future[Any]) -> None:
-        """Decide what an item's outcome means for the disk."""
-        if pending.cancelled():
-            return  # given back
-        if not entry.started:
-            self._unstarted -= 1
-        error = pending.exception()
-        if error is None:
-            self._succeed(entry, pending.result())
-        else:
-            self._fail(entry, cast("Exception", error))  # a Batcher gives nobody anything else
-
-    def _succeed(self, entry: Entry, result: Any) -> None:
-        try:
-            payload, value = (None, None) if result is None else self._results.encode(result)
-        except (TypeError, ValueError) as error:
-            error.add_note("the handler's result cannot be stored, so the item counts as failed")
-            self._settle(death(entry, error))
-        else:
-            self._settle(success(entry, payload, value))
-
-    def _fail(self, entry: Entry, error: Exception) -> None:
-        self._settle(failure(entry, error, self._retry))
-
-    def _settle(self, outcome: Outcome) -> None:
-        self._unsettled += 1
-        self._settles.submit_nowait(outcome)
-        self._claim_if_any()  # in the same transaction
-
-    async def _settle_group(self, acts: list[Outcome | None]) -> None:
-        """Settle outcomes and claim, in one transaction if there is no ``on_settle``: a Batcher's handler.
-
-        Goes on until it is done: an outcome that is not on the disk means that the item is handled again.
-        """
-        outcomes = [act for act in acts if act is not None]
-        wants = len(outcomes) < len(acts)
-        try:
-            await self._settle_until_done(outcomes, wants)
-        finally:
-            if wants:
-                self._claiming = False
-        self._claim_if_any()
-
-    async def _settle_until_done(self, outcomes: list[Outcome], wants: bool) -> None:
-        while True:
-            try:
-                outcomes = await self._settle_with_effects(outcomes)
-                await self._settle_and_claim(outcomes, wants)
-            except Exception as error:  # noqa: BLE001 - whatever it is, no outcome may be lost by it
-                if not self._trouble_in_settle(outcomes, error):
-                    return
-            else:
-                return
-            wants = False
-            await anyio.sleep(TROUBLE_PAUSE)
-
-    def _trouble_in_settle(self, outcomes: list[Outcome], error: Exception) -> bool:
-        """Tell those who wait that the file cannot be used; return whether to try again."""
-        if not self._settling_trouble:
-            self._settling_trouble = True
-            logger.warning("queue %r: outcomes wait for the disk: %s", self._name, error)
-        self._more = True
-        self._ring()
-        for outcome in outcomes:
-            self._waiters.fail(
-                outcome.entry.id,
-                lambda: QueueUnavailable(
-                    str(self._path), f"the result could not be stored: {error}"
-                ),
-            )
-        runtime = self._runtime
-        ends = self._settling_ends
-        if runtime is None or (ends is not None and runtime.now() > ends):
-            self._unsettled -= len(outcomes)
-            return False
-        return bool(outcomes)
-
-    async def _settle_with_effects(self, outcomes: list[Outcome]) -> list[Outcome]:
-        """Run ``on_settle`` for the items that succeeded; return what is left to settle."""
-        on_settle = self._on_settle
-        done = [o for o in outcomes if o.settlement.state == State.DONE and o.error is None]
-        if on_settle is None or not done:
-            return outcomes
-
-        async def inside(connection: aiosqlite.Connection, settled: set[int]) -> None:
-            mine = [outcome for outcome in done if outcome.entry.id in settled]
-            if mine:
-                await on_settle(connection, [o.entry.item for o in mine], [o.value for o in mine])
-
-        rest = [outcome for outcome in outcomes if outcome not in done]
-        settlements = [outcome.settlement for outcome in done]
-        try:
-            settled = await self._store.settle_around(self._consumer, settlements, inside)
-        except QueueUnavailable:
-            raise
-        except Exception as error:  # noqa: BLE001 - the user's function: its items fail, nothing is stored
-            return rest + [failure(outcome.entry, error, self._retry) for outcome in done]
-        self._settled(done, settled)
-        outcomes[:] = rest
-        return rest
-
-    async def _settle_and_claim(self, outcomes: list[Outcome], wants: bool) -> None:
-        claim = None
-        room = self._room() if wants else 0
-        if room:
-            idle = len(self._held) == len(outcomes) and not self._reserved
-            claim = Claim(self._consumer, next(self._claims), room, idle)
-        if not outcomes and claim is None:
-            return
-        self._reserved += room
-        try:
-            settled, claimed = await self._store.settle_and_claim(
-                self._consumer, [outcome.settlement for outcome in outcomes], claim
-            )
-        finally:
-            self._reserved -= room
-        self._settling_trouble = False
-        self._settled(outcomes, settled)
-        if claim is not None:
-            # Fewer than asked: nothing is left, but for suspects that wait until all hands are empty.
-            self._more = len(claimed) == room or bool(claimed and claimed[0].suspect)
-            for item in claimed:
-                self._take_in(item)
-
-    def _settled(self, outcomes: Sequence[Outcome], settled: set[int]) -> None:
-        """Tell those who wait that outcomes are on the disk."""
-        self._unsettled -= len(outcomes)
-        if len(settled) < len(outcomes):
-            dropped = len(outcomes) - len(settled)
-            logger.warning(
-                "queue %r: %d outcomes dropped: others have the items now", self._name, dropped
-            )
-        for outcome in outcomes:
-            number, state = outcome.entry.id, outcome.settlement.state
-            self._held.pop(number, None)
-            if outcome.entry.suspect:
-                self._exclusive = False
-            if number not in settled:
-                self._seen = -1
-            elif state == State.DONE and outcome.error is None:
-                self._waiters.succeed(number, outcome.value)
-            elif state in (State.DONE, State.DEAD):
-                self._waiters.fail(number, outcome.failure)
-            elif state == State.SCHEDULED:
-                self._due_in(outcome.settlement.delay)
-            else:
-                self._more = True
-        if not self._held:
-            self._more = True  # suspects may be waiting for this
-
     # Watching
 
+    def _more_to_do(self) -> None:
+        self._hands.more_to_do()
+
+    def _reclaimed(self) -> None:
+        self._hands.more = True
+        self._watch.look_anew()  # somebody may wait for what was buried
+
     def _pause_before_look(self) -> float | None:
-        if self._next_due is None:
+        due = self._hands.next_due
+        if due is None:
             return self._poll_interval
-        return min(self._poll_interval, max(0.0, self._next_due - self._clock.now()))
+        return min(self._poll_interval, max(0.0, due - self._clock.now()))
 
     async def _look(self) -> None:
-        runtime = self._runtime
-        assert runtime is not None  # noqa: S101 - the watch runs in it
-        peek = await self._store.peek(self._seen)
+        hands, watch = self._hands, self._watch
+        peek = await self._store.peek(watch.seen)
         if peek is not None:
-            self._others_known = False
-            self._paused = peek.paused
-            self._next_due = peek.next_due
-            self._more = self._more or peek.ready > 0
-            foreign = [number for number in self._waiters if number not in self._held]
+            self._neighbours.look_anew()
+            hands.paused = peek.paused
+            hands.next_due = peek.next_due
+            hands.more = hands.more or peek.ready > 0
+            foreign = [number for number in self._waiters if number not in hands.held]
             if foreign:
                 await self._tell_ended(foreign)
-            self._seen = peek.version
-        if self._next_due is not None and self._next_due <= self._clock.now():
-            self._next_due = None
-            self._seen = -1  # see when the next one is due
-            self._more = True
-        now = runtime.now()
-        if now >= self._next_alive:
-            self._next_alive = now + ALIVE_INTERVAL
-            await self._bury_the_dead()
-        if now >= self._next_upkeep:
-            self._next_upkeep = now + UPKEEP_INTERVAL
-            await self._keep_up()
-        self._claim_if_any()
-
-    async def _bury_the_dead(self) -> None:
-        """Take back what consumers held whose process is gone."""
-        presence = self._presence
-        if not self._others_known or presence is None:
-            consumers = await self._store.consumers()
-            known = any(consumer.id == self._consumer for consumer in consumers)
-            if not known or self._generation != self._store.generation:
-                # Another file stands here, a backup say: whatever it says of this consumer is old.
-                logger.warning(
-                    "queue %r: its file was replaced: starting over as a new consumer", self._name
-                )
-                await self._register()
-                presence = self._presence
-            self._others = [consumer for consumer in consumers if consumer.id != self._consumer]
-            self._others_known = True
-            if any(consumer.pid != os.getpid() for consumer in self._others):
-                warn_of_wal_bug(self._path)
-        for consumer in list(self._others):
-            if presence is None or presence.sees(consumer):
-                continue
-            dead = await self._store.reclaim(consumer.id, attempts_max(self._retry))
-            logger.warning(
-                "queue %r: consumer %d is gone, its items go on here", self._name, consumer.id
-            )
-            self._others.remove(consumer)
-            await self._tell_ended(dead)
-            self._more = True
-
-    async def _keep_up(self) -> None:
-        """Remove what is kept too long, and stay visible if the lock file was deleted."""
-        presence = self._presence
-        if presence is not None and presence.follow():
-            await self._store.move_consumer(self._consumer, presence.identity)
-            self._others_known = False
-        if await self._store.prune():
-            self._next_upkeep = 0.0
+            watch.seen = peek.version
+        if hands.next_due is not None and hands.next_due <= self._clock.now():
+            hands.next_due = None
+            watch.look_anew()  # to see when the next one is due
+            hands.more = True
+        now = anyio.current_time()
+        await self._neighbours.look(now)
+        hands.consumer = self._neighbours.consumer
+        await self._neighbours.keep_up(now)
+        hands.claim_if_any()

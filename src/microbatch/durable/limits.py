@@ -1,0 +1,37 @@
+"""How much a queue may hold, and for how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from microbatch import _checks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How much a queue may hold, and for how long; each as the setting of its name.
+
+    Attributes:
+        max_depth: Items not yet ended.
+        max_file_bytes: Pages in use plus the write-ahead log; None for no bound.
+        key_ttl: Seconds for which a key is remembered.
+        result_ttl: Seconds for which done and cancelled items are kept.
+        keep_dead: Dead letters kept at most; None for no bound.
+        keep_done: Done items kept at most; None for no bound.
+    """
+
+    max_depth: int = 1_000_000
+    max_file_bytes: int | None = None
+    key_ttl: float = 86_400.0
+    result_ttl: float = 86_400.0
+    keep_dead: int | None = None
+    keep_done: int | None = None
+
+    def __post_init__(self) -> None:
+        _checks.whole_number("max_depth", self.max_depth, 1)
+        for setting, minimum in (("max_file_bytes", 1), ("keep_dead", 0), ("keep_done", 0)):
+            count = getattr(self, setting)
+            if count is not None:
+                _checks.whole_number(setting, count, minimum)
+        _checks.number("key_ttl", self.key_ttl, minimum=0)
+        _checks.number("result_ttl", self.result_ttl, minimum=0)

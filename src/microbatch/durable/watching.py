@@ -1,0 +1,73 @@
+"""Looking again and again for what other connections have committed."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from typing import TYPE_CHECKING
+
+import anyio
+
+from .errors import QueueUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+logger: logging.Logger = logging.getLogger("microbatch.durable")
+
+#: Seconds between two looks, or two attempts to settle, while the file cannot be used.
+TROUBLE_PAUSE = 0.25
+
+
+class Watch:
+    """What a queue's own task does: look, pause, look again, whatever happens to the file.
+
+    Args:
+        name: The queue's name, for logs.
+        look: Sees whether anything has changed.
+        pause: Returns the seconds until the next look; None to wait until the alarm rings.
+
+    Attributes:
+        seen: The version of the file that was looked at last; -1 to look at whatever there is.
+    """
+
+    def __init__(
+        self, name: str, look: Callable[[], Awaitable[None]], pause: Callable[[], float | None]
+    ) -> None:
+        self.seen: int = -1
+        self._name = name
+        self._look = look
+        self._pause = pause
+        self._alarm = anyio.Event()
+        self._trouble = False
+
+    def ring(self) -> None:
+        """Look soon: there is a reason to that the task may not know yet."""
+        self._alarm.set()
+
+    def look_anew(self) -> None:
+        """Let the next look see everything, whether or not anybody has committed."""
+        self.seen = -1
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            self._alarm = anyio.Event()
+            with anyio.move_on_after(self._pause()):
+                await self._alarm.wait()
+            try:
+                await self._look()
+            except QueueUnavailable as error:
+                if not self._trouble:
+                    self._trouble = True
+                    logger.warning("%s; trying again", error)
+                await anyio.sleep(TROUBLE_PAUSE)
+            except sqlite3.Error:
+                logger.warning(
+                    "queue %r: a statement failed; trying again", self._name, exc_info=True
+                )
+                await anyio.sleep(TROUBLE_PAUSE)
+            else:
+                if self._trouble:
+                    self._trouble = False
+                    logger.warning("queue %r: its file can be used again", self._name)
