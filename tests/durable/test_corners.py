@@ -15,7 +15,7 @@ from test_faults import locked
 
 from microbatch import BatcherClosed
 from microbatch.durable import DurableQueue, QueueFull, QueueUnavailable, SchemaTooNew, alive
-from microbatch.durable.connection import _create
+from microbatch.durable.hop import create
 from microbatch.durable.store import wal_size
 
 pytestmark = pytest.mark.anyio
@@ -56,7 +56,7 @@ def test_two_processes_create_the_file_at_the_same_time(path, monkeypatch):
         raise FileExistsError
 
     monkeypatch.setattr(os, "open", exists)
-    _create(path, allowed=True)
+    create(path, allowed=True)
 
 
 async def test_a_full_file_is_full_for_items_with_keys_and_priorities_too(path):

@@ -1,10 +1,4 @@
-"""One SQLite connection through aiosqlite, one hop to its thread for each transaction.
-
-aiosqlite carries one call at a time to the connection's thread. If BEGIN, the statements and COMMIT
-went one by one, each would cost a hop, and a cancellation or another task could come between them. So a
-whole transaction travels as one call: `Work` is a string to aiosqlite and a function to the connection class
-that we hand to ``sqlite3.connect(factory=...)``. It runs from BEGIN to COMMIT or ROLLBACK in the connection's
-thread, and nothing that happens in the event loop can leave it open.
+"""The queue's file, open: transactions, what SQLite says about it, and a connection that can be replaced.
 
 Only `on_settle`, which is the user's coroutine, needs a transaction that stays open across hops:
 `Database.transaction_around`.
@@ -12,31 +6,27 @@ Only `on_settle`, which is the user's coroutine, needs a transaction that stays 
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sqlite3
-import stat
-import threading
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
-import aiosqlite
 import anyio
 
 from .errors import QueueCorrupt, QueueUnavailable
+from .hop import Work, close, connect, create
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
     from pathlib import Path
+
+    import aiosqlite
+
+    from .hop import Guarded
 
 T = TypeVar("T")
 
 #: Seconds for which a transaction keeps asking for the file's write lock. As SQLite users know it (5 s), and
 #: well over the longest wait measured between four processes that write without a pause (2 s).
 LOCK_TIMEOUT = 5.0
-
-#: Seconds for which SQLite itself waits within one hop. It asks every 1 to 20 ms in that time, and the
-#: thread is free for reads in between.
-_BUSY_TIMEOUT = 0.05
 
 #: Seconds after which a hop is given up: the disk hangs. The thread goes on with it; the caller does not.
 HOP_TIMEOUT = 60.0
@@ -53,59 +43,10 @@ _FAULTS = _DAMAGED | {
     sqlite3.SQLITE_PROTOCOL,
     sqlite3.SQLITE_NOMEM,
 }
-_ENDS_TRANSACTION = ("begin", "commit", "end", "rollback")
 
 
 class Locked(Exception):
     """Another connection holds the write lock: ask again."""
-
-
-class Work(str, Generic[T]):
-    """A function over the connection, dressed as SQL so that aiosqlite's own call takes it along."""
-
-    __slots__ = ("run",)
-    run: Callable[[sqlite3.Connection], T]
-
-    def __new__(cls, run: Callable[[sqlite3.Connection], T]) -> Work[T]:
-        """Dress a function."""
-        work = super().__new__(cls, "-- a function")
-        work.run = run
-        return work
-
-
-class _Result:
-    def __init__(self, value: Any) -> None:
-        self.fetchall = lambda: value
-
-
-class _Connection(sqlite3.Connection):
-    """A connection that runs `Work`, and that lets nobody end a transaction while it is guarded."""
-
-    guarded = False
-
-    def execute(self, sql: str, parameters: Any = (), /) -> Any:
-        if type(sql) is Work:
-            return _Result(sql.run(self))
-        if self.guarded:
-            self._refuse_if(sql.lstrip().lower().startswith(_ENDS_TRANSACTION))
-        return super().execute(sql, parameters)
-
-    def executescript(self, sql_script: str, /) -> sqlite3.Cursor:
-        self._refuse_if(self.guarded)  # it commits before it starts
-        return super().executescript(sql_script)
-
-    def commit(self) -> None:
-        self._refuse_if(self.guarded)
-        super().commit()
-
-    def rollback(self) -> None:
-        self._refuse_if(self.guarded)
-        super().rollback()
-
-    def _refuse_if(self, ends: bool) -> None:
-        if ends:
-            message = "on_settle runs inside the settle transaction: it may not begin, commit or roll back"
-            raise sqlite3.ProgrammingError(message)
 
 
 class Database:
@@ -145,13 +86,13 @@ class Database:
 
     async def _connect(self) -> aiosqlite.Connection:
         if self._connection is None:
-            _create(self.path, allowed=not self._opened_before)
-            connection = _connect(self.path)
+            create(self.path, allowed=not self._opened_before)
+            connection = connect(self.path)
             try:
                 await connection
                 await connection.execute_fetchall(Work(self._set_up))
             except BaseException:
-                await _close(connection)
+                await close(connection)
                 raise
             self._connection = connection
             self._opened_before = True
@@ -184,7 +125,7 @@ class Database:
             async with self._lock:
                 connection, self._connection = self._connection, None
                 if connection is not None:
-                    await _close(connection)
+                    await close(connection)
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run a function that only reads, all of it on one state of the file.
@@ -260,11 +201,11 @@ class Database:
         def starting(raw: sqlite3.Connection) -> T:
             _begin(raw)
             result = before(raw)
-            cast("_Connection", raw).guarded = True
+            cast("Guarded", raw).guarded = True
             return result
 
         def ending(raw: sqlite3.Connection) -> None:
-            cast("_Connection", raw).guarded = False
+            cast("Guarded", raw).guarded = False
             if not raw.in_transaction:
                 message = (
                     "on_settle ended the settle transaction, or SQLite did after an error in it"
@@ -274,7 +215,7 @@ class Database:
             raw.execute("COMMIT")
 
         def undoing(raw: sqlite3.Connection) -> None:
-            cast("_Connection", raw).guarded = False
+            cast("Guarded", raw).guarded = False
             if raw.in_transaction:
                 raw.execute("ROLLBACK")
 
@@ -342,7 +283,7 @@ class Database:
         connection, self._connection = self._connection, None
         if connection is not None:
             with anyio.move_on_after(1.0):
-                await _close(connection)
+                await close(connection)
 
     def _check_in_place(self) -> None:
         # A file that was deleted or replaced can still be written to, into nowhere. Looked at as late
@@ -386,55 +327,3 @@ def _code(error: sqlite3.Error) -> int:
     if code is None:
         return sqlite3.SQLITE_CORRUPT if isinstance(error, sqlite3.OperationalError) else 0
     return int(code) & 0xFF
-
-
-def _create(path: Path, *, allowed: bool) -> None:
-    text = str(path)
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        if not allowed:
-            raise QueueUnavailable(
-                text, "it was deleted under way: restore it, or open it anew"
-            ) from None
-    except OSError as error:
-        raise QueueUnavailable(text, error.strerror or str(error)) from error
-    else:
-        if stat.S_ISDIR(mode):
-            raise QueueUnavailable(text, "it is a directory")
-        return
-    try:
-        # Exclusive: only a file that nobody has open may be closed here, for a close drops SQLite's locks.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    except FileExistsError:
-        return
-    except OSError as error:
-        raise QueueUnavailable(text, error.strerror or str(error)) from error
-
-
-def _connect(path: Path) -> aiosqlite.Connection:
-    # aiosqlite's thread is not a daemon, so a program that forgets to close would never exit. A thread
-    # inherits that from the thread that makes it: hence this one. Dying in a transaction is what WAL is for.
-    made: list[aiosqlite.Connection] = []
-
-    def make() -> None:
-        made.append(
-            aiosqlite.connect(
-                f"{path.absolute().as_uri()}?mode=rw",
-                uri=True,
-                factory=_Connection,
-                isolation_level=None,
-                timeout=_BUSY_TIMEOUT,
-                cached_statements=256,
-            )
-        )
-
-    thread = threading.Thread(target=make, daemon=True)
-    thread.start()
-    thread.join()
-    return made[0]
-
-
-async def _close(connection: aiosqlite.Connection) -> None:
-    with contextlib.suppress(sqlite3.Error, ValueError):
-        await connection.close()

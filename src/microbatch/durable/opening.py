@@ -74,7 +74,9 @@ class Opened:
                 )
                 raise RuntimeError(message)
             if self._state == "open":
-                self._lose_loop()
+                logger.warning("queue %r: its event loop ended without aclose()", self._name)
+            self._state = "new" if self._state in ("new", "open") else "closed"
+            self._lose_loop()
 
     async def _open(self) -> Runtime:
         """Make sure that the queue is open, in this process and this event loop."""
@@ -99,14 +101,21 @@ class Opened:
         self._runtime = current
         async with self._opening:
             if self._state == "new":
-                await self._start()
-                if self._state == "new":
-                    self._state = "open"
-                else:  # closed meanwhile
-                    await self._shut()
+                await self._start_wholly()
         if self._state != "open":
             raise BatcherClosed(self._name)
         return current
+
+    async def _start_wholly(self) -> None:
+        try:
+            await self._start()
+        except (Exception, anyio.get_cancelled_exc_class()):
+            await self._in_own_task(self._stop_halfway())
+            raise
+        if self._state == "new":
+            self._state = "open"
+        else:  # closed meanwhile
+            await self._in_own_task(self._shut())
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None], what: str) -> OwnTask:
         """Start a task of the queue's own, in an empty context."""
@@ -152,22 +161,26 @@ class Opened:
         self._check_place()
         if self._state == "new":
             self._state = "closed"
+        async with self._opening:
+            pass  # whoever is opening it sees that, and closes it
         if self._state == "open":
             self._state = "closing"
             try:
                 with anyio.move_on_after(drain_timeout):
                     await self._drain()
             finally:
-                await self._finish()
+                await self._in_own_task(self._shut(), self._closed)
         while self._state == "closing":  # noqa: ASYNC110  # somebody else is at it
             await anyio.sleep(self._poll_interval)
 
-    async def _finish(self) -> None:
-        """End everything in a task of its own, which no cancellation of the caller's can stop."""
-        closing = self._spawn(self._shut(), "closing")
-        closing.on_end = self._closed
+    async def _in_own_task(
+        self, closing: Coroutine[Any, Any, None], on_end: Callable[[], None] | None = None
+    ) -> None:
+        """End things in a task of their own, which no cancellation of the caller's can stop."""
+        task = self._spawn(closing, "closing")
+        task.on_end = on_end
         with anyio.CancelScope(shield=True):
-            await closing.ended.wait()
+            await task.ended.wait()
 
     def _closed(self) -> None:
         self._state = "closed"
@@ -177,10 +190,11 @@ class Opened:
     async def _start(self) -> None:
         """Open the file and start the queue's own tasks."""
 
+    async def _stop_halfway(self) -> None:
+        """Let go of what was opened when the start failed or was cancelled."""
+
     def _lose_loop(self) -> None:
-        """Forget what belonged to an event loop that ended without ``aclose()``."""
-        logger.warning("queue %r: its event loop ended without aclose()", self._name)
-        self._state = "new"
+        """Forget what belonged to an event loop that has ended."""
         self._forget()
 
     async def _drain(self) -> None:

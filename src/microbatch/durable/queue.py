@@ -124,7 +124,6 @@ class DurableQueue(Administered[T], Generic[T, R]):
 
     def _forget(self) -> None:
         super()._forget()
-        self._watching: OwnTask | None = None
         self._watch = Watch(self._name, self._look, self._pause_before_look)
         self._waiters = Waiters(self._results, self._queue_name)
         self._lookups: Batcher[int, Found | None] = Batcher(
@@ -156,7 +155,10 @@ class DurableQueue(Administered[T], Generic[T, R]):
 
     async def _start(self) -> None:
         await self._store.open()
-        self._watching = self._spawn(self._watch.run(), "watch")
+        self._watching: OwnTask = self._spawn(self._watch.run(), "watch")
+
+    async def _stop_halfway(self) -> None:
+        await self._store.close()
 
     def _lose_loop(self) -> None:
         self._store.forget()
@@ -175,9 +177,8 @@ class DurableQueue(Administered[T], Generic[T, R]):
         await self._store.close()
 
     async def _stop_watching(self) -> None:
-        if self._watching is not None:
-            self._watching.task.cancel()
-            await self._watching.ended.wait()
+        self._watching.task.cancel()
+        await self._watching.ended.wait()
 
     # Enqueueing
 

@@ -197,6 +197,10 @@ class DurableBatcher(DurableQueue[T, R]):
         await super()._start()
         self._hands.taking = self._hands.more = True
 
+    async def _stop_halfway(self) -> None:
+        self._neighbours.let_go()
+        await super()._stop_halfway()
+
     def _lose_loop(self) -> None:
         self._neighbours.let_go()
         super()._lose_loop()
