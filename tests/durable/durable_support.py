@@ -8,9 +8,10 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 import anyio.to_thread
@@ -19,6 +20,9 @@ from support import HAS_UVLOOP
 
 from microbatch import current_batch
 from microbatch.durable import DurableBatcher
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 LOOPS = ["asyncio", "uvloop"] if HAS_UVLOOP else ["asyncio"]
 
@@ -80,6 +84,29 @@ async def until(condition: Any, seconds: float = 5.0) -> None:
             return
         assert time.monotonic() < ends, "it did not happen in time"
         await anyio.sleep(0.005)
+
+
+class NewThreads:
+    """The threads of connections that were opened since."""
+
+    def __init__(self) -> None:
+        self._before = set(threading.enumerate())
+
+    def running(self) -> list[threading.Thread]:
+        new = set(threading.enumerate()) - self._before
+        return [thread for thread in new if not thread.name.startswith("AnyIO worker")]
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the file's write lock, as another program would."""
+    connection = sqlite3.connect(path, timeout=5, isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+    finally:
+        connection.close()
 
 
 def rows(path: Path, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:

@@ -7,12 +7,11 @@ import asyncio
 import gc
 import os
 import sqlite3
-import threading
 import warnings
 
 import anyio
 import pytest
-from durable_support import Handler, batcher, check_counts, rows, until
+from durable_support import Handler, NewThreads, batcher, check_counts, rows, until
 from support import run
 
 from microbatch import BatcherClosed
@@ -82,23 +81,6 @@ async def test_closing_before_the_first_call(path):
 
 
 @in_a_loop
-async def test_closing_while_it_opens(path):
-    """Whoever comes second wins; nothing is left open."""
-    durable = batcher(path, Handler())
-    async with anyio.create_task_group() as tasks:
-
-        async def submit():
-            with pytest.raises(BatcherClosed):
-                await durable.submit(1)
-
-        tasks.start_soon(submit)
-        await until(lambda: durable._opening.statistics().locked)
-        await durable.aclose()
-    assert rows(path, "SELECT * FROM microbatch_consumers") == []
-    await until(lambda: not [t for t in threading.enumerate() if "connection_worker" in t.name])
-
-
-@in_a_loop
 async def test_who_waits_for_a_result_is_told_when_it_closes(path):
     """The item stays."""
     async with DurableQueue(path, item_type=int) as queue:
@@ -118,11 +100,11 @@ async def test_who_waits_for_a_result_is_told_when_it_closes(path):
 @in_a_loop
 async def test_closing_leaves_no_thread_and_no_task(path):
     """aiosqlite's hazards end here."""
-    before = len(asyncio.all_tasks())
+    before, threads = len(asyncio.all_tasks()), NewThreads()
     async with batcher(path, Handler()) as durable:
         await durable.submit(1)
     assert len(asyncio.all_tasks()) == before
-    await until(lambda: not [t for t in threading.enumerate() if "connection_worker" in t.name])
+    await until(lambda: not threads.running())
     assert sorted(p.name for p in path.parent.iterdir()) == ["queue.db", "queue.db-alive"]
 
 

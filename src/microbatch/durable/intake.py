@@ -143,7 +143,7 @@ class Intake:
             self._store_group,
             max_batch_size=GROUP_MAX,
             max_pending=PENDING_MAX,
-            name=f"{name} enqueue",
+            name=name,
             telemetry=False,
         )
 

@@ -130,7 +130,7 @@ class DurableQueue(Administered[T], Generic[T, R]):
             self._look_up,
             max_batch_size=GROUP_MAX,
             max_pending=None,
-            name=f"{self._name} look up",
+            name=self._name,
             telemetry=False,
         )
         self._intake = Intake(
