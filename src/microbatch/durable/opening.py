@@ -161,8 +161,9 @@ class Opened:
         self._check_place()
         if self._state == "new":
             self._state = "closed"
-        async with self._opening:
-            pass  # whoever is opening it sees that, and closes it
+        if self._opening.locked():
+            async with self._opening:
+                pass  # whoever is opening it sees that it is closed, and closes the file
         if self._state == "open":
             self._state = "closing"
             try:
