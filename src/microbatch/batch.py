@@ -47,7 +47,7 @@ class Run:
         owner: The batcher.
         slot: Where it runs; None once the handler has come back.
         timer: Rings when ``handler_timeout`` has passed.
-        since: When its oldest item came, by the loop's clock; below 0 if nobody looked at it.
+        since: When its oldest item came, by the loop's clock, or a little before.
         record: What telemetry keeps of it.
         error: What the call as a whole failed with.
         errors: How many items failed, by kind; None without any.
@@ -76,7 +76,7 @@ class Run:
     attempts: Sequence[int] | None = None
     keys: Sequence[str | None] | None = None
     job: Any = None
-    since: float = -1.0
+    since: float = 0.0
     record: Any = None
     error: Kind | None = None
     errors: dict[Kind, int] | None = None
@@ -107,6 +107,10 @@ class BatchInfo:
         size: How many items it has.
         reason: Why it left: ``"size"``, ``"weight"``, ``"wait"`` (the oldest item had waited
             ``max_wait``), ``"flush"``, ``"idle"`` (a slot was free) or ``"close"``.
+        oldest_wait: Seconds that the oldest item of the whole batch had waited for it to leave. Items are
+            not stamped one by one: without ``max_wait`` and telemetry, a turn of the event loop while a
+            slot was free counts as 0, and where more than a batch waited it may be too much, by a
+            handler call at most.
         partition: The partition that all its items share; None without ``partition=``.
         attempts: For each item the number of this attempt, from 1.
         contexts: For each item its caller's context, with ``capture_context=True``; else None.
@@ -121,6 +125,7 @@ class BatchInfo:
         "contexts",
         "job",
         "keys",
+        "oldest_wait",
         "partition",
         "reason",
         "size",
@@ -133,6 +138,7 @@ class BatchInfo:
         self._indices = indices
         self.size: int = len(chosen)
         self.reason: Reason = run.reason
+        self.oldest_wait: float = max(0.0, run.started - run.since)
         self.partition: Hashable = run.lane.partition if run.lane is not None else None
         attempts = run.attempts or [entry.attempts for entry in entries or ()]
         self.attempts: tuple[int, ...] = (

@@ -11,6 +11,8 @@ A waiter here is anything with ``done()``; it is done before its time when its c
 from __future__ import annotations
 
 import heapq
+import math
+from bisect import bisect_left
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -30,6 +32,9 @@ FAIR_TURN = 10
 #: Items from which on those who were cancelled are looked for while nothing is cut: whenever there are
 #: four times as many as the last time.
 _SWEEP_MIN = 1_000
+#: Seconds from one cut that tells since when later items wait to the next one, so that batches of one are
+#: not dearer for it.
+_MARK_INTERVAL = 0.001
 #: Items taken out from which on their places in the lists are given back.
 _COMPACT_MIN = 1_000
 
@@ -65,10 +70,12 @@ class Fifo:
         waiters: Who waits for each.
         head: Where the next batch begins.
         limit: The length up to which items may be appended without asking.
-        timed: Whether it matters since when items wait.
+        timed: Whether it matters since when exactly items wait.
+        withdrawn: Items that were dropped because their callers had gone, and not told of yet.
     """
 
     __slots__ = (
+        "_mark_at",
         "_marks",
         "_sweep_at",
         "closing",
@@ -79,6 +86,7 @@ class Fifo:
         "size",
         "timed",
         "waiters",
+        "withdrawn",
     )
 
     def __init__(self, size: int, max_wait: float) -> None:
@@ -90,7 +98,9 @@ class Fifo:
         self.waiters: list[Any] = []
         self.head: int = 0
         self.limit: int = 0
+        self.withdrawn: int = 0
         self._marks: deque[tuple[int, float]] = deque()  # since when: from this place on
+        self._mark_at = -math.inf  # when a cut may be the next mark
         self._sweep_at = _SWEEP_MIN
 
     @property
@@ -98,17 +108,20 @@ class Fifo:
         """Return the number of items, those included whose callers have gone unnoticed."""
         return len(self.items) - self.head
 
-    def open(self, room: int, now: float, more: int = 1) -> None:
-        """Prepare for items to be appended, more of them at once; room is at least 1."""
+    def open(self, room: int, now: float | None, more: int = 1) -> None:
+        """Prepare for items to be appended, more of them at once; room is at least 1.
+
+        Where it is not timed, now may be None: what comes is about to be cut.
+        """
         if len(self.items) >= self._sweep_at:
             self.sweep()
         length = len(self.items)
         count = length - self.head
         self.limit = min(length + room, self._sweep_at)
+        # A clock read for each batch, not for each item: where a full one may begin.
+        if now is not None and (count % self.size == 0 or more > 1 or not self.timed):
+            self._marks.append((length, now))
         if self.timed:
-            # A clock read for each batch, not for each item: where a full one may begin.
-            if count % self.size == 0 or more > 1:
-                self._marks.append((length, now))
             self.limit = min(self.limit, length + self.size - count % self.size)
 
     def _since(self, place: int) -> float:
@@ -148,13 +161,17 @@ class Fifo:
             or self.closing
             or now >= self._since(self.head) + self.max_wait
         ):
-            since = self._since(self.head) if self._marks else -1.0
-            items, waiters = self._take(self.size)
+            since = now
+            if marks := self._marks:
+                while len(marks) > 1 and marks[1][0] <= self.head:
+                    marks.popleft()
+                since = marks[0][1]
+            items, waiters = self._take(self.size, now)
             uniform = not _gone(waiters)
             if not uniform:
-                items, waiters = _alive(items, waiters)
+                items, waiters, _ = self._alive(items, waiters)
                 while len(items) < self.size and self.head < len(self.items):
-                    more = _alive(*self._take(self.size - len(items)))
+                    more = self._alive(*self._take(self.size - len(items), now))
                     items += more[0]
                     waiters += more[1]
             if items:
@@ -167,13 +184,14 @@ class Fifo:
                 return run
         return None
 
-    def _take(self, size: int) -> tuple[list[Any], list[Any]]:
+    def _take(self, size: int, now: float) -> tuple[list[Any], list[Any]]:
         """Take out the first items, whether their callers are there or not."""
         head, items, waiters = self.head, self.items, self.waiters
         end = head + size
         if end >= len(items):  # all of them
             self.items, self.waiters, self.head = [], [], 0
             self._marks.clear()
+            self._mark_at = -math.inf
             self._sweep_at = _SWEEP_MIN
             if not head:
                 return items, waiters
@@ -182,6 +200,10 @@ class Fifo:
         # Nothing may keep what is handled alive, but moving all that follow would be quadratic.
         items[head:end] = waiters[head:end] = [None] * size
         self.head = end
+        if now >= self._mark_at:
+            # What is left waits since now at the latest, and what is still to come since now at the earliest.
+            self._marks.append((len(items) if self._marks else end, now))
+            self._mark_at = now + _MARK_INTERVAL
         if end >= _COMPACT_MIN and 2 * end >= len(items):
             self._compact()
         return taken
@@ -191,8 +213,6 @@ class Fifo:
         del self.items[:head], self.waiters[:head]
         self.limit -= head
         self._marks = deque((max(0, start - head), since) for start, since in self._marks)
-        while len(self._marks) > 1 and self._marks[1][0] == 0:
-            self._marks.popleft()
 
     def _reason(self, count: int) -> Reason:
         if count >= self.size:
@@ -206,25 +226,38 @@ class Fifo:
         if self.head:
             self._compact()
         if self.waiters and _gone(self.waiters):
-            self.items, self.waiters = _alive(self.items, self.waiters)
-            if self._marks:  # which places the others have now is not worth knowing
-                self._marks = deque([(0, self._marks[0][1])])
+            self.items, self.waiters, places = self._alive(self.items, self.waiters)
+            moved = {bisect_left(places, start): since for start, since in self._marks}
+            self._marks = deque(moved.items())
         if not self.items:
             self._marks.clear()
+            self._mark_at = -math.inf
         self._sweep_at = max(_SWEEP_MIN, 4 * len(self.items))
 
-    def clear(self) -> Iterator[tuple[Any, Any, float]]:
-        """Take everything out: item, waiter, since when; in order."""
+    def clear(self, now: float = 0.0) -> Iterator[tuple[Any, Any, float]]:
+        """Take everything out: item, waiter, since when (now, if nothing says so); in order."""
         head, items, waiters = self.head, self.items, dressed(self.waiters)
         marks = deque(self._marks)
         self.items, self.waiters, self.head = [], [], 0
         self._marks.clear()
-        since = -1.0
+        self._mark_at = -math.inf
+        since = now
         for place in range(head, len(items)):
             while marks and marks[0][0] <= place:
                 since = marks.popleft()[1]
-            if not waiters[place].done():
+            if waiters[place].done():
+                self.withdrawn += 1
+            else:
                 yield items[place], waiters[place], since
+
+    def _alive(
+        self, items: list[Any], waiters: list[Any]
+    ) -> tuple[list[Any], list[Any], list[int]]:
+        """Return these without those whose callers have gone, and the places where they stood."""
+        waiters = dressed(waiters)
+        places = [place for place, waiter in enumerate(waiters) if not waiter.done()]
+        self.withdrawn += len(waiters) - len(places)
+        return [items[place] for place in places], [waiters[place] for place in places], places
 
 
 def _gone(waiters: list[Any]) -> bool:
@@ -237,12 +270,6 @@ def _gone(waiters: list[Any]) -> bool:
         return any(map(type(first).done, waiters))
     except (AttributeError, TypeError):  # another type among them
         return True
-
-
-def _alive(items: list[Any], waiters: list[Any]) -> tuple[list[Any], list[Any]]:
-    waiters = dressed(waiters)
-    places = [place for place, waiter in enumerate(waiters) if not waiter.done()]
-    return [items[place] for place in places], [waiters[place] for place in places]
 
 
 # Lanes
@@ -421,7 +448,13 @@ class Lane:
 
 
 class Lanes:
-    """Items with priorities, weights, partitions and keys."""
+    """Items with priorities, weights, partitions and keys.
+
+    Attributes:
+        count: How many there are.
+        weight: What they weigh together.
+        withdrawn: Items that were dropped because their callers had gone, and not told of yet.
+    """
 
     def __init__(
         self,
@@ -438,6 +471,7 @@ class Lanes:
         self.closing: bool = False
         self.count: int = 0
         self.weight: float = 0.0
+        self.withdrawn: int = 0
         self._seq = 0
         self._lanes: dict[Hashable, Lane] = {}
         self._idle: dict[Lane, None] = {}  # lanes with items that nothing has made ready
@@ -610,6 +644,7 @@ class Lanes:
             if entry.waiter.done():  # cancelled, and its notice is still on the way
                 self._take(lane, entry)
                 entry.release()
+                self.withdrawn += 1
                 continue
             if heaviest is not None and entries and weight + entry.weight > heaviest:
                 reason = "weight"
@@ -624,7 +659,11 @@ class Lanes:
             reason = "size"
         elif heaviest is not None and weight >= heaviest:
             reason = "weight"
-        return self._run(lane, entries, weight, reason or self._reason(flushed=flushed))
+        run = self._run(lane, entries, weight, reason or self._reason(flushed=flushed))
+        # The first one is the oldest, unless the others were chosen by priority.
+        by_age = following == lane.entries.oldest
+        run.since = entries[0].since if by_age else min([entry.since for entry in entries])
+        return run
 
     def _run(self, lane: Lane, entries: list[Entry], weight: float, reason: Reason) -> Run:
         run = Run(
@@ -669,6 +708,7 @@ class Lanes:
         for entry in [e for e in self.entries() if e.waiter.done()]:
             self.withdraw(entry)
             entry.release()
+            self.withdrawn += 1
 
     def entries(self) -> Iterator[Entry]:
         """Return all entries, lane by lane."""

@@ -42,6 +42,7 @@ def withheld() -> Iterator[dict[int, Any]]:
     if outer.entries is not None:
         run.entries = [outer.entries[i] for i in indices]
     run.lane = outer.lane
+    run.started, run.since = outer.started, outer.since
     run.outer = outer
     with _running(run) as early:
         yield early
