@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from ._runtime import Runtime
     from .batch import Run
+    from .buffer import Fifo, Lanes
 
 #: Handler calls that may still run after their timeout before new batches are refused. A thread cannot
 #: be killed; 8 is far from what exhausts a process and enough to ride out a hiccup (a choice).
@@ -125,7 +126,10 @@ class Dispatch(Outcomes):
             self._starting -= 1
         now = self._now()
         fifo = self._fifo
-        run = fifo.cut(now) if fifo is not None else self._lanes.cut(now)  # type: ignore[union-attr]
+        buffer: Fifo | Lanes = fifo if fifo is not None else self._ranked
+        run = buffer.cut(now)
+        if buffer.withdrawn:
+            self._tell_withdrawn(buffer)
         if run is None:
             self._fast = None  # we end: the next item must wake another task
             if fifo is None:
@@ -135,6 +139,7 @@ class Dispatch(Outcomes):
         run.owner = self
         run.slot = slot
         run.started = now
+        self._waits.append(now - run.since)
         self._running += 1
         self._flying += run.size
         if fifo is None:

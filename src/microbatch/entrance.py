@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .batch import Run
+    from .buffer import Lanes
 
 
 class _Feed:
@@ -110,7 +111,8 @@ class Entrance(Dispatch):
         if fifo is not None and not priority and (room := self._room()) > 0:
             if waiter is None:
                 waiter = self._create_waiter()
-            fifo.open(room, self._now() if self._timed else 0.0)
+            timed = self._timed or self._busy >= self._max_concurrency  # else it waits for its turn only
+            fifo.open(room, self._now() if timed else None)
             fifo.items.append(item)
             fifo.waiters.append(waiter)
             self._fast = fifo
@@ -229,7 +231,7 @@ class Entrance(Dispatch):
         self._fast = self._fifo = None
         lanes = self._lanes = self._new_lanes()
         lanes.closing = fifo.closing
-        for item, waiter, since in fifo.clear():
+        for item, waiter, since in fifo.clear(self._now()):
             entry = Entry(item, waiter)
             lanes.add(entry, since)
             if isinstance(waiter, Member):
@@ -237,6 +239,7 @@ class Entrance(Dispatch):
             else:
                 runtime.watch(waiter, partial(self._left, entry))
                 self._converted.append(entry)
+        self._tell_withdrawn(fifo)
 
     def _enter_many(self, items: list[Any], priority: float) -> Group:
         """Take in the items of a ``submit_many``, as far as there is room; the rest stands in line."""
@@ -268,7 +271,7 @@ class Entrance(Dispatch):
         room = self._room()
         taken = max(0, min(room, len(items)))
         if taken:
-            fifo.open(room, self._now() if self._timed else 0.0, taken)
+            fifo.open(room, self._now(), taken)
             fifo.items += items[:taken]
             fifo.waiters += [group] * taken
         self._fast = None
@@ -361,9 +364,12 @@ class Entrance(Dispatch):
             self._cancel(run)
 
     def _group_left(self, group: Group, _: Any) -> None:
-        if group.feed is not None:
-            self._line.discard(group.feed)
+        feed = group.feed
+        if feed is not None:
+            self._line.discard(feed)
             group.feed = None
+            if self._observer is not None:
+                self._observer.refused(CANCELLED, len(feed.items) - feed.position)
         entries, group.entries = group.entries, []
         for entry in entries:
             if isinstance(entry.waiter, Shared):
@@ -384,10 +390,10 @@ class Entrance(Dispatch):
 
     def _sweep(self) -> None:
         """Drop the items of callers who were cancelled without notice yet."""
-        buffer = self._fifo if self._fifo is not None else self._lanes
-        before = self._buffered()
-        buffer.sweep()  # type: ignore[union-attr]
-        if self._buffered() < before:
+        buffer: Fifo | Lanes = self._fifo if self._fifo is not None else self._ranked
+        buffer.sweep()
+        if buffer.withdrawn:
+            self._tell_withdrawn(buffer)
             self._fast = None
             self._changed()
 
@@ -402,15 +408,17 @@ class Entrance(Dispatch):
         waiters: list[Any] = []
         if self._fifo is not None:
             waiters = [waiter for _, waiter, _ in self._fifo.clear()]
+            self._tell_withdrawn(self._fifo)
         else:
             waiters = [self._let_go(entry) for entry in list(self._ranked.entries())]
         backoffs, self._backoffs = self._backoffs, []
         waiters += [self._let_go(entry) for _, _, entry in backoffs if entry.state == "backoff"]
         for waiter in waiters:
-            if not waiter.done():
+            gone = waiter.done()  # cancelled, and its notice is still on the way
+            if self._observer is not None:
+                self._observer.refused(CANCELLED if gone else CLOSED)
+            if not gone:
                 dropped += 1
-                if self._observer is not None:
-                    self._observer.refused(CLOSED)
                 waiter.set_exception(BatcherClosed(self._name))
         for run in [slot.run for slot in self._slots if slot.run is not None]:
             dropped += run.left

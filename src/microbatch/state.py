@@ -15,10 +15,12 @@ from __future__ import annotations
 import logging
 import os
 import weakref
+from collections import deque
 from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
 from .buffer import Entry, Fifo, Lanes, Ranking
+from .telemetry import CANCELLED
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Hashable
@@ -39,6 +41,9 @@ logger: logging.Logger = logging.getLogger("microbatch")
 #: wake in the next turn, while they are still in the processor's cache: with 10,000 callers and batches of
 #: 100 that takes a third off the whole cost of an item. And nobody else waits long for a turn.
 TURN = 100
+
+#: Batches of which stats tell how long their oldest item waited: enough to see past a single odd one.
+WAITS_KEPT = 16
 
 _UNBOUNDED = 1 << 62
 
@@ -141,6 +146,7 @@ class State:
         "_timed",
         "_timer",
         "_timer_at",
+        "_waits",
         "_weigh",
     )
 
@@ -185,6 +191,8 @@ class State:
         self._on_start: Callable[[Run], None] | None = None
         self._batches = self._items = self._failed = 0
         self._reasons: dict[str, int] = {}
+        #: Seconds that the oldest item of each of the last batches waited.
+        self._waits: deque[float] = deque(maxlen=WAITS_KEPT)
         self._context: Context | None = None
         self._forget()
         _everyone.add(self)
@@ -216,7 +224,7 @@ class State:
         self._timer_at = 0.0
         self._idle: anyio.Event | None = None  # set when nothing is left to drain
         self._empty: anyio.Event | None = None  # set when no task is left
-        self._timed = self._max_wait > 0  # whether it matters since when items wait
+        self._timed = self._max_wait > 0  # whether it matters since when exactly items wait
         self._reset_buffer()
 
     def _look(self, observer: Observer) -> None:
@@ -280,6 +288,12 @@ class State:
         if self._is_plain and self._lanes is not None and not self._lanes.count and not self._line:
             self._reset_buffer()
             self._converted.clear()
+
+    def _tell_withdrawn(self, buffer: Fifo | Lanes) -> None:
+        """Tell telemetry of the items that a buffer dropped because their callers had gone."""
+        withdrawn, buffer.withdrawn = buffer.withdrawn, 0
+        if withdrawn and self._observer is not None:
+            self._observer.refused(CANCELLED, withdrawn)
 
     # What the classes below need of those above.
 
