@@ -177,7 +177,7 @@ def test_the_fields_of_the_records_are_pinned() -> None:
 
     assert fields(microbatch.BatcherStats) == [
         "pending", "buffered", "in_flight", "waiting", "in_backoff", "batches", "items", "failed", "reasons",
-        "oldest_in_flight", "stuck_threads",
+        "oldest_wait", "oldest_in_flight", "stuck_threads",
     ]  # fmt: skip
     assert fields(microbatch.Outcome) == [
         "index",
@@ -223,7 +223,9 @@ def test_what_a_batch_tells_is_pinned() -> None:
     """Layers are written against it."""
 
     public = {name for name in dir(microbatch.BatchInfo) if not name.startswith("_")}
-    assert {"size", "reason", "partition", "attempts", "contexts", "resolve"} <= public
+    assert public == {
+        "size", "reason", "oldest_wait", "partition", "attempts", "contexts", "job", "keys", "resolve",
+    }  # fmt: skip
     assert parameters(microbatch.BatchInfo.resolve) == [
         ("index", "", REQUIRED),
         ("result", "", REQUIRED),

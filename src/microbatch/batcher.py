@@ -99,6 +99,8 @@ class BatcherStats:
         items: Items whose handling has ended.
         failed: Those of them that failed; skipped ones are not counted here.
         reasons: Handler calls by the reason why their batch left.
+        oldest_wait: Seconds that an item waited for its batch to leave: the longest of the last 16
+            batches; None before the first. Like ``BatchInfo.oldest_wait``.
         oldest_in_flight: Seconds that the oldest running handler call has taken; None if none runs.
         stuck_threads: Worker threads that still run a handler call which was given up.
     """
@@ -112,6 +114,7 @@ class BatcherStats:
     items: int
     failed: int
     reasons: dict[str, int]
+    oldest_wait: float | None
     oldest_in_flight: float | None
     stuck_threads: int
 
@@ -643,6 +646,7 @@ class Batcher(Entrance, Generic[T, R]):
             items=self._items,
             failed=self._failed,
             reasons=dict(self._reasons),
+            oldest_wait=max(0.0, *self._waits) if self._waits else None,
             oldest_in_flight=oldest,
             stuck_threads=sum(bool(run.threads) for run in list(self._stuck)),
         )
