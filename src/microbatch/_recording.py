@@ -55,7 +55,7 @@ class Record:
         span: Its span, or None.
         context: The context with that span, so that exemplars point to it.
         dropped: Submitters to whom there is no link.
-        wait: Seconds that the oldest item waited, if somebody looked at the clock then.
+        wait: Seconds that the oldest item waited.
     """
 
     __slots__ = ("context", "dropped", "span", "wait")
@@ -64,8 +64,7 @@ class Record:
         self.span: Span | None = None
         self.context: Context | None = None
         self.dropped = 0
-        since = min([entry.since for entry in run.entries]) if run.entries else run.since
-        self.wait = max(0.0, run.started - since) if since >= 0 else None
+        self.wait = max(0.0, run.started - run.since)
 
 
 class Recorder:
@@ -247,9 +246,10 @@ class Recorder:
 
     def _end_span(self, span: Span, record: Record, figures: _Figures, error: str | None) -> None:
         if span.is_recording():
-            attributes: dict[str, float | str] = {telemetry.FAILED_ITEMS: figures.failed}
-            if record.wait is not None:
-                attributes[telemetry.WAIT] = record.wait
+            attributes: dict[str, float | str] = {
+                telemetry.FAILED_ITEMS: figures.failed,
+                telemetry.WAIT: record.wait,
+            }
             if record.dropped:
                 attributes[telemetry.LINKS_DROPPED] = record.dropped
             if error is not None:
@@ -269,8 +269,7 @@ class Recorder:
         mine, context = self._attributes, record.context
         with_reason = {**mine, telemetry.REASON: run.reason}
         instruments.batch_size.record(run.size, with_reason, context)
-        if record.wait is not None:
-            instruments.wait_duration.record(record.wait, with_reason, context)
+        instruments.wait_duration.record(record.wait, with_reason, context)
         failing = {} if error is None else {telemetry.ERROR_TYPE: error}
         instruments.batch_duration.record(figures.duration, {**mine, **failing}, context)
         if figures.succeeded:
