@@ -86,6 +86,21 @@ async def until(condition: Any, seconds: float = 5.0) -> None:
         await anyio.sleep(0.005)
 
 
+async def soon(seconds: float, measure: Any, attempts: int = 3) -> None:
+    """Measure up to three times what must be quick: other work on the machine may delay it once, not always."""
+    measured: list[float] = []
+    while not measured or min(measured) >= seconds:
+        assert len(measured) < attempts, f"not within {seconds} s: {measured}"
+        measured.append(await measure())
+
+
+async def looked(durable: Any, times: int = 2) -> None:
+    """Wait until a worker has looked so many times at who lives, from beginning to end."""
+    for _ in range(times + 1):
+        before = durable._neighbours._next_look
+        await until(lambda before=before: durable._neighbours._next_look > before, 20)
+
+
 class NewThreads:
     """The threads of connections that were opened since."""
 

@@ -97,13 +97,14 @@ async def drain(path: str, count: str) -> None:
     say("handled", round(longest, 3), *mine)
 
 
-async def enqueue_late(path: str, number: str) -> None:
-    """Enqueue an item when a line comes, and say when that was."""
+async def enqueue_late(path: str, times: str) -> None:
+    """Enqueue an item whenever a line comes, and say when that was."""
     async with DurableQueue(path, item_type=int) as queue:
         say("ready")
-        await line()
-        await queue.enqueue(int(number))
-        say(time.time())
+        for number in range(int(times)):
+            await line()
+            await queue.enqueue(number)
+            say(time.time())
 
 
 async def submit(path: str, number: str) -> None:

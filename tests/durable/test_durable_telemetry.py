@@ -96,18 +96,27 @@ anyio.run(main)
 """
 
 
-@pytest.mark.parametrize("damage", [None, "x'fffe00'", "'nonsense'", "17"])
-async def test_a_killed_processs_trace_goes_on_in_the_next(path, damage):
-    """The link is in the row; a value that is none is passed over."""
+async def test_a_killed_processs_trace_goes_on_in_the_next(path):
+    """The link is in the row."""
     command = [sys.executable, "-c", ENQUEUE, str(path)]
     done = await anyio.run_process(command, env=ENVIRONMENT, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    if damage is not None:
-        execute(path, f"UPDATE microbatch_items SET trace = {damage}")
+    assert await links(path) == [done.stdout.decode().strip()]
+
+
+@pytest.mark.parametrize("damage", ["x'fffe00'", "'nonsense'", "17"])
+async def test_a_stored_context_that_is_none_is_passed_over(path, damage):
+    """Whoever damaged the row has cost a link, not the item."""
+    async with DurableQueue(path, item_type=int, telemetry=Sdk().telemetry()) as queue:
+        await queue.enqueue(1)
+    execute(path, f"UPDATE microbatch_items SET trace = {damage}")
+    assert await links(path) == []
+
+
+async def links(path):
+    """Handle the one item; return the traces that its batch is linked to."""
     sdk = Sdk()
-    handler = Handler()
-    async with batcher(path, handler, telemetry=sdk.telemetry()):
+    async with batcher(path, Handler(), telemetry=sdk.telemetry()):
         await until(lambda: sdk.spans("process default"))
     (process,) = sdk.spans("process default")
-    traces = [f"{link.context.trace_id:032x}" for link in process.links]
-    assert traces == ([done.stdout.decode().strip()] if damage is None else [])
+    return [f"{link.context.trace_id:032x}" for link in process.links]

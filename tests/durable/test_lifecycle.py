@@ -231,40 +231,53 @@ async def test_cancellation_at_every_await_leaves_no_transaction_open(path, name
     """Another process could not write for ever; and the queue goes on working."""
     async with DurableQueue(path, item_type=int) as queue:
         await queue.enqueue(1)
-    cancelled = True
+    durable = batcher(path, Handler())
+    if name != "open":
+        await durable.stats()
     steps = 0
-    while cancelled and steps < 30:
-        async with batcher(path, Handler()) as durable:
-            if name != "open":
-                await durable.stats()
-            if native:
-                task = asyncio.ensure_future(CALLS[name](durable))
-                for _ in range(steps):
-                    await asyncio.sleep(0)
-                task.cancel()
-                await asyncio.wait([task])
-                cancelled = task.cancelled()
-            else:
-                async with anyio.create_task_group() as tasks:
-                    ended = []
-
-                    async def call(call=CALLS[name], durable=durable, ended=ended):
-                        await call(durable)
-                        ended.append(True)
-
-                    tasks.start_soon(call)
-                    for _ in range(steps):
-                        await anyio.lowlevel.checkpoint()
-                    tasks.cancel_scope.cancel()
-                cancelled = not ended
-            connection = sqlite3.connect(path, timeout=2, isolation_level=None)
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("ROLLBACK")
-            connection.close()
-            await durable.resume()
-            assert await durable.submit(7) == 14
+    while steps < 30:
+        if name == "open":
+            durable = batcher(path, Handler())
+        cancelled = await (cancel_task if native else cancel_scope)(CALLS[name](durable), steps)
+        connection = sqlite3.connect(path, timeout=2, isolation_level=None)
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+        connection.close()
+        await durable.resume()
+        assert await durable.submit(7) == 14
+        if name == "open":
+            await durable.aclose()
+        if not cancelled:
+            break
         steps += 1 if steps < 3 else 4
+    await durable.aclose()
     check_counts(path)
+
+
+async def cancel_task(call, steps):
+    """Cancel a call's own task after so many turns of the loop; return whether it came to that."""
+    task = asyncio.ensure_future(call)
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    return task.cancelled()
+
+
+async def cancel_scope(call, steps):
+    """The same by a scope, which cancels again and again until it is left."""
+    ended = []
+
+    async def run():
+        await call
+        ended.append(True)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        for _ in range(steps):
+            await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    return not ended
 
 
 @in_a_loop

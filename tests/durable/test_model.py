@@ -11,6 +11,7 @@ import contextlib
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_store import MemoryStore
@@ -177,10 +178,21 @@ setattr(Both, "pass", Both.pass_)
 
 
 @given(st.lists(steps, max_size=40))
-@settings(max_examples=60)
+@settings(max_examples=25)
 def test_random_programs_agree_with_the_naive_store(program):
     """Items are never lost, doubled, held by two, or counted wrongly, whatever the order of things."""
+    run_program(program)
 
+
+@pytest.mark.soak
+@given(st.lists(steps, max_size=80))
+@settings(max_examples=400)
+def test_long_random_programs_agree_with_the_naive_store(program):
+    """The same at length."""
+    run_program(program)
+
+
+def run_program(program):
     async def main(folder):
         both = Both(folder)
         for consumer in CONSUMERS:
