@@ -201,12 +201,17 @@ class Fifo:
         items[head:end] = waiters[head:end] = [None] * size
         self.head = end
         if now >= self._mark_at:
-            # What is left waits since now at the latest, and what is still to come since now at the earliest.
-            self._marks.append((len(items) if self._marks else end, now))
-            self._mark_at = now + _MARK_INTERVAL
+            self._mark(len(items) if self._marks else end, now)
         if end >= _COMPACT_MIN and 2 * end >= len(items):
             self._compact()
         return taken
+
+    def _mark(self, place: int, now: float) -> None:
+        """Note that what stands from this place on came about now, or will come later."""
+        if self._marks and self._marks[-1][0] == place:
+            self._marks.pop()
+        self._marks.append((place, now))
+        self._mark_at = now + _MARK_INTERVAL
 
     def _compact(self) -> None:
         head, self.head = self.head, 0
