@@ -185,6 +185,16 @@ def counted(batcher: Any) -> Any:
     return stats
 
 
+class Caller:
+    """A waiter: done before its time when its caller has gone."""
+
+    def __init__(self) -> None:
+        self.gone = False
+
+    def done(self) -> bool:
+        return self.gone
+
+
 class Recorder:
     """A handler that returns ten times each item and keeps what it was given and why.
 

@@ -1,26 +1,20 @@
-"""buffer: what waits, in which order it leaves, and when. Checked against naive models."""
+"""buffer's Mark, Fifo and Entry: what waits, in which order it leaves, and when. Checked against a naive model.
+
+Ranking and Lanes have a file of their own, ``test_buffer_lanes.py``.
+"""
 
 from __future__ import annotations
 
 import contextvars
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import Caller
 
 from microbatch._waiters import Group, Member
-from microbatch.buffer import FAIR_TURN, Entry, Fifo, Lanes, Mark, Ranking
-
-
-class Caller:
-    """A waiter: done before its time when its caller has gone."""
-
-    def __init__(self) -> None:
-        self.gone = False
-
-    def done(self) -> bool:
-        return self.gone
-
+from microbatch.buffer import Entry, Fifo, Mark
 
 # Mark
 
@@ -29,7 +23,7 @@ def test_a_mark_tells_when_all_that_it_counted_are_gone() -> None:
     """flush() waits for it."""
     told: list[int] = []
     mark = Mark(lambda: told.append(1))
-    mark.left = 2
+    mark.left += 2
     mark.release()
     assert (mark.left, told) == (1, [])
     mark.release()
@@ -51,7 +45,8 @@ class Feeder:
         self.open = False  # items may be appended without asking
         self.number = 0
         self.inside: list[tuple[int, Any, float]] = []
-        self.earliest = 0.0  # since when the oldest item could have been said to wait
+        self.closing = False
+        self.seen_gone = 0  # dropped, their callers having gone
 
     def add(self, one: int) -> None:
         fifo = self.fifo
@@ -117,7 +112,7 @@ class Feeder:
         alive, were_all_there = self.alive(), self.alive() == self.inside
         due = bool(alive) and (
             self.max_wait == 0
-            or self.fifo.closing
+            or self.closing
             or len(alive) >= self.size
             or self.now >= alive[0][2] + self.max_wait
         )
@@ -139,9 +134,7 @@ class Feeder:
             assert run.reason == "size"
         else:
             assert rest == []
-            assert run.reason == (
-                "close" if self.fifo.closing else "wait" if self.max_wait else "idle"
-            )
+            assert run.reason == ("close" if self.closing else "wait" if self.max_wait else "idle")
         last = taken[-1][0]
         self.inside = [entry for entry in self.inside if entry[0] > last]
         if len(taken) < self.size:
@@ -162,13 +155,14 @@ class Feeder:
         fifo = self.fifo
         assert fifo.count == len(self.inside)
         assert fifo.items[fifo.head :] == [item for item, _, _ in self.inside]
+        assert fifo.count or (fifo.items, fifo.waiters, fifo.head) == ([], [], 0)
         assert set(fifo.items[: fifo.head]) <= {None}
         assert set(fifo.waiters[: fifo.head]) <= {None}
         assert len(fifo.items) == len(fifo.waiters)
         full, rest = divmod(fifo.count, self.size)
         assert fifo.is_full() == (fifo.count >= self.size)
         ready = fifo.ready(self.now)
-        if self.max_wait == 0 or fifo.closing:
+        if self.max_wait == 0 or self.closing:
             assert ready == full + bool(rest)
             return
         assert full <= ready <= full + bool(rest)
@@ -199,7 +193,7 @@ def test_a_fifo_loses_nothing_and_keeps_the_order_under_any_program(
     for name, one in steps:
         getattr(feeder, name)(one)
         feeder.check()
-    feeder.fifo.closing = True
+    feeder.fifo.closing = feeder.closing = True
     while feeder.inside:
         feeder.cut(0)
         feeder.check()
@@ -228,56 +222,163 @@ def test_without_withdrawals_a_batch_leaves_neither_late_nor_early(
         feeder.check()
 
 
-def test_a_fifo_gives_back_the_places_of_what_was_taken() -> None:
+def filled(number: int, *, max_wait: float = 0.0, room: int = 100_000) -> Fifo:
+    """A Fifo of batches of ten with so many items, one every hundredth of a second, from 100 on."""
+    fifo = Fifo(10, max_wait)
+    for item in range(number):
+        if len(fifo.items) >= fifo.limit:
+            fifo.open(room - fifo.count, 100 + item / 100)
+        fifo.items.append(item)
+        fifo.waiters.append(Caller())
+    return fifo
+
+
+def cut(fifo: Fifo, times: int = 1, now: float = 1_000.0) -> Any:
+    for _ in range(times):
+        run = fifo.cut(now)
+        assert run is not None
+    return run
+
+
+@pytest.mark.parametrize("max_wait", [0.0, 1.0])
+def test_a_fifo_gives_back_places_when_they_are_a_thousand_and_half_of_all(max_wait: float) -> None:
     """A buffer that is never empty must not grow for ever, and moving all at each cut is quadratic."""
-    feeder = Feeder(10, 0.0, 100_000)
-    for _ in range(3_000):
-        feeder.add(0)
-    for _ in range(2_000):
-        feeder.cut(0)
-        for _ in range(10):
-            feeder.add(0)
-    assert len(feeder.inside) == 3_000
-    assert len(feeder.fifo.items) <= 2 * 3_000
-    feeder.check()
+    fifo = filled(3_000, max_wait=max_wait)
+    cut(fifo, 149)
+    assert (fifo.head, len(fifo.items), len(fifo.waiters)) == (1_490, 3_000, 3_000)
+    assert set(fifo.items[:1_490]) == {None}
+    cut(fifo)
+    assert (fifo.head, len(fifo.items), len(fifo.waiters)) == (0, 1_500, 1_500)
+    assert cut(fifo).items == list(range(1_500, 1_510))
+
+    fifo = filled(2_000, max_wait=max_wait)
+    cut(fifo, 99)
+    assert (fifo.head, len(fifo.items)) == (990, 2_000)
+    cut(fifo)
+    assert (fifo.head, len(fifo.items)) == (0, 1_000)
 
 
-def test_a_fifo_that_counts_the_time_gives_back_places_too() -> None:
-    """Since when each waits moves along with them."""
-    feeder = Feeder(10, 1.0, 100_000)
-    for number in range(3_005):
-        feeder.now = number / 100
-        feeder.add(0)
-    for _ in range(300):
-        feeder.cut(0)
-        feeder.check()
-    assert len(feeder.inside) == 5
-    assert len(feeder.fifo.items) <= 3_005 - 1_000
-    assert feeder.fifo.deadline() == 31.0
+def test_places_that_are_given_back_make_no_more_room() -> None:
+    """The limit is one of places; who may come without asking is as many as before."""
+    fifo = filled(2_000, room=2_500)
+    fifo.open(500, 0.0)
+    assert fifo.limit == 2_500
+    cut(fifo, 100)
+    assert (len(fifo.items), fifo.limit) == (1_000, 1_500)
+
+
+def test_since_when_items_wait_moves_with_their_places() -> None:
+    """Each batch of a Fifo that counts the time knows when its first item came, before and after."""
+    fifo = filled(3_005, max_wait=1.0)
+    for number in range(300):
+        run = cut(fifo, now=100 + number / 10)
+        assert run.since == 100 + number / 10
+    assert (fifo.count, fifo.deadline()) == (5, 131.0)
+    assert (fifo.cut(130.99), fifo.ready(130.99), fifo.ready(131.0)) == (None, 0, 1)
+    run = cut(fifo, now=131.0)
+    assert (run.items, run.since, run.reason) == (list(range(3_000, 3_005)), 130.0, "wait")
+
+
+def test_a_fifo_asks_before_the_first_item_and_where_room_or_a_batch_ends() -> None:
+    """Until then an append is all that it costs; a full batch is noticed only where time is counted."""
+    assert Fifo(3, 0.0).limit == 0
+    for max_wait, room, limit in ((0.0, 7, 7), (1.0, 7, 3), (1.0, 2, 2), (0.0, 5_000, 1_000)):
+        fifo = Fifo(3, max_wait)
+        fifo.open(room, 0.0)
+        assert fifo.limit == limit
+
+
+def test_a_batch_that_is_begun_has_room_for_the_rest_of_it() -> None:
+    """Also after the one before was topped up with some of it, in place of who had gone."""
+    fifo = Fifo(3, 1.0)
+    fifo.open(100, 0.0, 6)
+    fifo.items += range(6)
+    fifo.waiters += [Caller() for _ in range(6)]
+    fifo.waiters[0].gone = True
+    assert cut(fifo).items == [1, 2, 3]
+    assert (fifo.head, fifo.withdrawn) == (4, 1)
+    fifo.open(100, 0.0)
+    assert fifo.limit == 7
+
+
+def test_a_fifo_that_counts_the_time_reads_the_clock_for_each_batch() -> None:
+    """Not for each item, also where each item asks; many that come at once have a time of their own."""
+    fifo = Fifo(10, 1.0)
+    for number in range(25):
+        fifo.open(100, 100.0 + number)
+        fifo.items.append(number)
+        fifo.waiters.append(Caller())
+    assert len(fifo._marks) == 3
+    fifo.open(100, 200.0, 2)
+    fifo.items += [25, 26]
+    fifo.waiters += [Caller(), Caller()]
+    assert [since for _, _, since in fifo.clear()] == [100.0] * 10 + [110.0] * 10 + [120.0] * 5 + [
+        200.0
+    ] * 2
+
+
+class Other:
+    """A waiter of another type, without what a Caller has inside."""
+
+    def __init__(self) -> None:
+        self.went = False
+
+    def done(self) -> bool:
+        return self.went
+
+
+def group_of(count: int) -> Group:
+    group = Group(count, 0)
+    group.waiter = Caller()
+    return group
+
+
+def batch_of(*waiters: Any) -> Any:
+    fifo = Fifo(10, 0.0)
+    fifo.open(100, 0.0)
+    fifo.items += range(len(waiters))
+    fifo.waiters += waiters
+    return fifo.cut(0.0)
 
 
 def test_a_batch_of_several_kinds_of_waiters_is_looked_at_one_by_one() -> None:
-    """Futures, blocked threads and a bulk's items may stand in one batch."""
+    """Futures, blocked threads and the items of bulks may stand in one batch."""
+    one, two = group_of(2), group_of(2)
+    for waiters in (
+        [Caller(), Other(), Caller()],
+        [Caller(), one, one, Other()],
+        [two, two, Caller()],
+        [Caller(), group := group_of(2), group],
+        [first := group_of(2), first, second := group_of(2), second],
+    ):
+        run = batch_of(*waiters)
+        assert run.items == list(range(len(waiters)))
+        assert (run.uniform, run.group) == (False, None)
+        groups = [(w, 0) if w is not waiters[i - 1] else (w, 1) for i, w in enumerate(waiters)]
+        assert run.waiters == [Member(g) if type(g[0]) is Group else g[0] for g in groups]
 
-    class Other:
-        def __init__(self) -> None:
-            self.went = False
 
-        def done(self) -> bool:
-            return self.went
+def test_of_several_kinds_of_waiters_those_who_have_gone_are_left_out() -> None:
+    """Whichever kind they are of."""
+    waiters = [Caller(), Other(), Caller(), group_of(1), Other()]
+    waiters[0].gone = waiters[1].went = waiters[3].waiter.gone = True  # type: ignore[union-attr]
+    run = batch_of(*waiters)
+    assert (run.items, run.waiters) == ([2, 4], [waiters[2], waiters[4]])
 
-    group = Group(2, 0)
-    group.waiter = Caller()
-    for waiters in ([Caller(), Other(), Caller()], [Caller(), group, group, Other()]):
-        fifo = Fifo(10, 0.0)
-        fifo.open(100, 0.0)
-        fifo.items += range(len(waiters))
-        fifo.waiters += waiters
-        waiters[0].gone = True  # type: ignore[union-attr]
-        run = fifo.cut(0.0)
-        assert run is not None
-        assert run.items == list(range(1, len(waiters)))
-        assert not run.uniform
+
+def test_a_batch_of_one_bulk_is_told_as_that() -> None:
+    """Its results then go in as a slice; from where on, the group knows."""
+    group = group_of(15)
+    fifo = Fifo(10, 0.0)
+    fifo.open(100, 0.0, 15)
+    fifo.items += range(15)
+    fifo.waiters += [group] * 15
+    for first, size in ((0, 10), (10, 5)):
+        run = cut(fifo)
+        assert (run.uniform, run.group, run.first, run.size) == (True, group, first, size)
+    group = group_of(2)
+    group.waiter.gone = True
+    assert batch_of(group, group) is None
 
 
 def test_a_fifo_finds_who_has_gone_while_nothing_is_cut() -> None:
@@ -305,7 +406,7 @@ def test_looking_for_who_has_gone_costs_little_when_nobody_has() -> None:
             fifo.open(10_000_000, 0.0)
         fifo.items.append(number)
         fifo.waiters.append(Looked())
-    assert 0 < looks < 200_000
+    assert looks == 1_000 + 4_000 + 16_000 + 64_000
 
 
 def test_what_is_taken_out_of_a_fifo_keeps_its_time() -> None:
@@ -354,365 +455,3 @@ def test_an_entry_that_is_released_keeps_nobody_alive() -> None:
     assert told == ["first", "second"]
     assert (entry.waiter, entry.run, entry.lane, entry.context) == (None, None, None, None)
     assert (entry.state, entry.marks) == ("", None)
-
-
-# Ranking
-
-
-class Element:
-    def __init__(self, seq: int, priority: float) -> None:
-        self.seq = seq
-        self.priority = priority
-        self.queued = False
-
-    def __repr__(self) -> str:
-        return f"<{self.seq} at {self.priority}>"
-
-
-class NaiveRanking:
-    """Looks at everything each time."""
-
-    def __init__(self) -> None:
-        self.elements: list[Element] = []
-        self.mixed = False
-        self.turns = 0
-
-    def oldest(self) -> Element | None:
-        return min(self.elements, key=lambda e: e.seq, default=None)
-
-    def top(self) -> Element | None:
-        return min(self.elements, key=lambda e: (-e.priority, e.seq), default=None)
-
-    def turn(self) -> Element | None:
-        self.turns += self.mixed
-        return self.oldest() if self.mixed and self.turns % FAIR_TURN == 0 else self.top()
-
-
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["push", "push", "push", "promote", "discard", "turn", "turn", "look"]),
-            st.integers(-2, 2),
-            st.integers(0, 99),
-        ),
-        max_size=200,
-    ),
-    st.booleans(),
-)
-def test_a_ranking_is_what_a_search_through_all_would_find(
-    steps: list[tuple[str, int, int]], one_priority: bool
-) -> None:
-    """Higher priority first, first come first served within one, every tenth turn by age."""
-    ranking: Ranking[Element] = Ranking()
-    naive = NaiveRanking()
-    for seq, (step, number, pick) in enumerate(steps):
-        priority = 0 if one_priority else number
-        chosen = naive.elements[pick % len(naive.elements)] if naive.elements else None
-        if step == "push":
-            if not naive.elements:
-                naive.mixed = False
-            elif naive.oldest().priority != priority:  # type: ignore[union-attr]
-                naive.mixed = True
-            element = Element(seq, priority)
-            ranking.push(element)
-            naive.elements.append(element)
-        elif step == "promote" and chosen is not None and not one_priority:
-            ranking.promote(chosen, chosen.priority + 1 + abs(number))
-            naive.mixed = True
-        elif step == "discard" and chosen is not None:
-            ranking.discard(chosen)
-            naive.elements.remove(chosen)
-        elif step == "turn":
-            expected = naive.turn()
-            found = ranking.turn()()
-            assert found is expected
-            if found is not None:
-                ranking.discard(found)
-                naive.elements.remove(found)
-        assert list(ranking) == naive.elements
-        assert len(ranking) == len(naive.elements)
-        assert bool(ranking) == bool(naive.elements)
-        assert ranking.oldest() is naive.oldest()
-        assert ranking.top() is naive.top()
-        assert all(element.queued for element in naive.elements)
-        assert chosen is None or chosen.queued == (chosen in naive.elements)
-
-
-def filled(*priorities: float) -> Ranking[Element]:
-    ranking: Ranking[Element] = Ranking()
-    for seq, priority in enumerate(priorities):
-        ranking.push(Element(seq, priority))
-    return ranking
-
-
-def take(ranking: Ranking[Element]) -> Element:
-    element = ranking.turn()()
-    assert element is not None
-    ranking.discard(element)
-    return element
-
-
-def test_one_turn_in_ten_goes_by_age() -> None:
-    """So the least urgent of a thousand waits ten turns, not for ever, whoever comes after it."""
-    ranking = filled(0)
-    for seq in range(1, 100):
-        ranking.push(Element(seq, 5))
-    turns = [take(ranking).seq for _ in range(12)]
-    assert turns[9] == 0
-    assert turns[:9] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
-    assert FAIR_TURN == 10
-
-
-def test_a_turn_looks_by_the_same_rule_for_a_whole_batch() -> None:
-    """A batch by age is by age to its end."""
-    ranking = filled(0, 5, 1)
-    for _ in range(FAIR_TURN - 1):
-        assert ranking.turn()().priority == 5  # type: ignore[union-attr]
-    following = ranking.turn()
-    seen = []
-    while (element := following()) is not None:
-        seen.append(element.seq)
-        ranking.discard(element)
-    assert seen == [0, 1, 2]
-
-
-def test_a_ranking_forgets_what_was_taken() -> None:
-    """A heap is full of what left by another door; it is thrown out once it is more than what stays."""
-    ranking = filled(0, *range(1000))
-    elements = list(ranking)
-    for element in elements[:990]:
-        ranking.discard(element)
-    assert len(ranking._heap or ()) <= 2 * 11 + 16
-    for element in elements[990:]:
-        ranking.discard(element)
-    assert ranking.top() is None
-    assert ranking.oldest() is None
-    ranking.push(Element(2000, 3))
-    assert ranking._heap is None
-
-
-# Lanes
-
-
-class Program:
-    """Lanes under random calls, beside a list of what must be in it."""
-
-    def __init__(
-        self, size: int, max_wait: float, max_weight: float | None, limit: int | None
-    ) -> None:
-        self.lanes = Lanes(lambda: self.size, max_wait, max_weight=max_weight, lane_limit=limit)
-        self.size = size
-        self.max_wait = max_wait
-        self.max_weight = max_weight
-        self.limit = limit
-        self.now = 0.0
-        self.entries: list[Entry] = []  # buffered, by age
-        self.flying: list[Any] = []
-        self.flushed: set[Entry] = set()
-        self.was_due: set[Any] = set()  # partitions that were due since they were last cut
-        self.marks: list[tuple[Mark, set[Entry]]] = []
-        self.number = 0
-
-    def of(self, partition: Any) -> list[Entry]:
-        return [entry for entry in self.entries if entry.partition == partition]
-
-    def is_free(self, partition: Any) -> bool:
-        flying = sum(run.lane.partition == partition for run in self.flying)
-        return self.limit is None or flying < self.limit
-
-    def is_due(self, partition: Any) -> bool:
-        entries = self.of(partition)
-        return bool(entries) and (
-            self.max_wait == 0
-            or self.lanes.closing
-            or len(entries) >= self.size
-            or (
-                self.max_weight is not None
-                and sum(entry.weight for entry in entries) >= self.max_weight
-            )
-            or self.now >= entries[0].since + self.max_wait
-            or entries[0] in self.flushed
-        )
-
-    def note_due(self) -> None:
-        for partition in {entry.partition for entry in self.entries}:
-            if self.is_free(partition) and self.is_due(partition):
-                self.was_due.add(partition)
-
-    def drop(self, entry: Entry) -> None:
-        self.entries.remove(entry)
-        if not self.of(entry.partition):
-            self.was_due.discard(entry.partition)
-
-    # steps
-
-    def add(self, one: int, two: int) -> None:
-        priority, partition = one % 3, "abc"[two % 3]
-        key = (two,) if two % 2 else None
-        sharer = None if key is None else self.lanes.sharer(partition, key)
-        keyed = [e for e in self.of(partition) if key is not None and e.key == key]
-        assert sharer is (keyed[0] if keyed else None)
-        if sharer is not None:
-            self.lanes.promote(sharer, priority)
-            return
-        self.number += 1
-        weight = one % 4 * 0.5
-        entry = Entry(
-            self.number, Caller(), priority=priority, weight=weight, partition=partition, key=key
-        )
-        self.entries.append(entry)
-        self.lanes.add(entry, self.now)
-        assert entry.state == "buffered"
-
-    def withdraw(self, one: int, two: int) -> None:
-        if self.entries:
-            entry = self.entries[one % len(self.entries)]
-            self.lanes.withdraw(entry)
-            entry.release()
-            self.drop(entry)
-            self.lanes.withdraw(entry)  # a second time changes nothing
-
-    def leave(self, one: int, two: int) -> None:
-        if self.entries:
-            self.entries[one % len(self.entries)].waiter.gone = True
-
-    def sweep(self, one: int, two: int) -> None:
-        self.lanes.sweep()
-        for entry in [entry for entry in self.entries if entry.waiter is None]:
-            self.drop(entry)
-        assert not any(entry.waiter.gone for entry in self.entries)
-
-    def wait(self, one: int, two: int) -> None:
-        self.now += one % 5 * 0.5
-
-    def flush(self, one: int, two: int) -> None:
-        mark = Mark(lambda: None)
-        mark.left = 1
-        self.lanes.flush(mark if two % 2 else None, self.now)
-        if two % 2:
-            assert mark.left == 1 + len(self.entries)
-            self.marks.append((mark, set(self.entries)))
-        self.flushed |= set(self.entries)
-
-    def press(self, one: int, two: int) -> None:
-        self.lanes.press()
-        self.was_due |= {e.partition for e in self.entries if self.is_free(e.partition)}
-
-    def land(self, one: int, two: int) -> None:
-        if self.flying:
-            run = self.flying.pop(one % len(self.flying))
-            for entry in run.entries:
-                entry.release()
-            self.lanes.landed(run.lane, self.now)
-
-    def cut(self, one: int, two: int) -> None:
-        before = list(self.entries)
-        run = self.lanes.cut(self.now)
-        for entry in before:
-            if entry.waiter is None:  # gone, and found so
-                self.drop(entry)
-        if run is None:
-            for partition in {entry.partition for entry in self.entries}:
-                assert not (self.is_free(partition) and self.is_due(partition)), partition
-            return
-        partition = run.lane.partition
-        assert run.entries is not None
-        assert 1 <= len(run.entries) == run.size <= self.size
-        assert {entry.partition for entry in run.entries} == {partition}
-        assert run.items == [entry.item for entry in run.entries]
-        assert run.waiters == [entry.waiter for entry in run.entries]
-        assert not any(waiter.gone for waiter in run.waiters)
-        assert run.weight == sum(entry.weight for entry in run.entries)
-        assert partition in self.was_due
-        assert self.is_free(partition)
-        alive = [e for e in self.of(partition) if not e.waiter.gone]
-        by_age = alive[: run.size]
-        by_priority = sorted(alive, key=lambda e: (-e.priority, e.seq))[: run.size]
-        assert run.entries in (by_age, by_priority)
-        self.check_reason(run, alive)
-        for entry in run.entries:
-            assert (entry.state, entry.run) == ("flying", run)
-            self.drop(entry)
-        self.was_due.discard(partition)
-        self.flying.append(run)
-
-    def check_reason(self, run: Any, alive: list[Entry]) -> None:
-        rest = [e for e in alive if e not in run.entries]
-        if run.size == self.size:
-            assert run.reason == "size"
-        elif rest or (self.max_weight is not None and run.weight >= self.max_weight):
-            assert run.reason == "weight"
-        elif self.lanes.closing:
-            assert run.reason == "close"
-        elif any(entry in self.flushed for entry in run.entries):
-            assert run.reason == "flush"
-        else:
-            assert run.reason == ("wait" if self.max_wait else "idle")
-        if self.max_weight is not None:
-            assert run.weight <= self.max_weight
-
-    def check(self) -> None:
-        lanes, entries = self.lanes, self.entries
-        assert lanes.count == len(entries)
-        assert lanes.weight == sum(entry.weight for entry in entries)
-        assert sorted(lanes.entries(), key=lambda e: e.seq) == entries
-        assert [e.seq for e in entries] == sorted(e.seq for e in entries)
-        for mark, counted in self.marks:
-            assert mark.left == 1 + sum(entry.state in ("buffered", "flying") for entry in counted)
-        self.note_due()
-        idle = [
-            oldest.since + self.max_wait
-            for partition in {entry.partition for entry in entries} - self.was_due
-            if self.is_free(partition)
-            for oldest in self.of(partition)[:1]
-        ]
-        when = lanes.deadline()
-        assert not idle or (when is not None and when <= min(idle))
-        if self.was_due:
-            assert lanes.ready(self.now) >= 1
-        else:
-            assert lanes.ready(self.now) == 0
-        assert entries or lanes.ready(self.now) == 0
-        assert not lanes.is_full() or max(len(self.of(p)) for p in "abc") >= self.size
-
-
-STEPS = ["add"] * 6 + ["cut"] * 3 + "withdraw leave sweep wait flush press land land".split()  # noqa: SIM905
-
-
-@given(
-    st.integers(1, 4),
-    st.sampled_from([0.0, 1.0]),
-    st.sampled_from([None, 2.0]),
-    st.sampled_from([None, 1, 2]),
-    st.lists(
-        st.tuples(st.sampled_from(STEPS), st.integers(0, 11), st.integers(0, 11)), max_size=120
-    ),
-)
-def test_lanes_keep_every_promise_under_any_program(
-    size: int,
-    max_wait: float,
-    max_weight: float | None,
-    limit: int | None,
-    steps: list[tuple[str, int, int]],
-) -> None:
-    """Batches of one partition, in order, within size and weight, none too early and none left behind."""
-    program = Program(size, max_wait, max_weight, limit)
-    for name, one, two in steps:
-        getattr(program, name)(one, two)
-        program.check()
-    program.lanes.closing = True
-    program.lanes.flush(None, program.now)
-    while program.entries or program.flying:
-        program.note_due()
-        program.cut(0, 0)
-        program.land(0, 0)
-    lanes = program.lanes
-    assert (lanes.count, lanes.weight, lanes.ready(program.now), lanes.deadline()) == (
-        0,
-        0,
-        0,
-        None,
-    )
-    assert not lanes._lanes
-    assert not lanes._idle
-    assert all(mark.left == 1 for mark, _ in program.marks)

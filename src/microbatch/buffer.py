@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -126,10 +126,7 @@ class Fifo:
 
     def _since(self, place: int) -> float:
         """Return a time at which the item at this place had not yet come, and which is not much older."""
-        for start, since in reversed(self._marks):
-            if start <= place:
-                return since
-        return self._marks[0][1]
+        return self._marks[bisect_right(self._marks, (place, math.inf)) - 1][1]
 
     def ready(self, now: float) -> int:
         """Return how many batches may be cut now."""
@@ -267,9 +264,9 @@ class Fifo:
 
 def _gone(waiters: list[Any]) -> bool:
     """Tell whether some callers may have gone, or are of several kinds: then each must be looked at."""
-    first, last = waiters[0], waiters[-1]
-    if type(first) is Group or type(last) is Group:
-        return first is not last or first.done()
+    first = waiters[0]
+    if type(first) is Group:  # its items stand in a row
+        return first is not waiters[-1] or first.done()
     try:
         # For futures this is one C call each: a fifth of a method call by name.
         return any(map(type(first).done, waiters))
@@ -324,7 +321,7 @@ class Entry:
         self.since: float = 0.0
         self.queued: bool = False
         self.state: str = ""
-        self.lane: Lane | None = None
+        self.lane: Any = None  # a Lane, from when it is buffered on
         self.run: Run | None = None
         self.marks: list[Mark] | None = None
 
@@ -510,16 +507,13 @@ class Lanes:
 
     def promote(self, entry: Entry, priority: float) -> None:
         """Raise a buffered entry's priority."""
-        lane = entry.lane
-        if lane is not None and priority > entry.priority:
-            lane.entries.promote(entry, priority)
-            self._rank(lane)
+        if priority > entry.priority:
+            entry.lane.entries.promote(entry, priority)
+            self._rank(entry.lane)
 
     def withdraw(self, entry: Entry) -> None:
-        """Take a buffered entry out: its handler will never see it."""
-        lane = entry.lane
-        if lane is None or not entry.queued:
-            return
+        """Take a buffered entry out: no handler will ever see it."""
+        lane: Lane = entry.lane
         self._take(lane, entry)
         if not lane.entries:
             self._leave(lane)
@@ -540,7 +534,7 @@ class Lanes:
             self._ready.discard(lane)
         self._idle.pop(lane, None)
         if not lane.flying:
-            self._lanes.pop(lane.partition, None)
+            del self._lanes[lane.partition]
         if not self.count:
             for _, _, late in self._deadlines:
                 late.deadline = None
@@ -556,8 +550,8 @@ class Lanes:
             self._make_ready(lane)
         else:
             self._idle[lane] = None
-            oldest = lane.entries.oldest()
-            if lane.deadline is None and oldest is not None:
+            if lane.deadline is None:
+                oldest: Any = lane.entries.oldest()
                 lane.deadline = oldest.since + self.max_wait
                 heapq.heappush(self._deadlines, (lane.deadline, oldest.seq, lane))
 
@@ -572,31 +566,27 @@ class Lanes:
             or (self._max_weight is not None and lane.weight >= self._max_weight)
         ):
             return True
-        oldest = lane.entries.oldest()
-        return oldest is not None and (
-            oldest.seq <= lane.due or now >= oldest.since + self.max_wait
-        )
+        oldest: Any = lane.entries.oldest()
+        return bool(oldest.seq <= lane.due or now >= oldest.since + self.max_wait)
 
     def _make_ready(self, lane: Lane) -> None:
         self._idle.pop(lane, None)
-        top = lane.entries.top()
-        if top is not None:
-            self._seq += 1
-            lane.seq = self._seq
-            lane.priority = top.priority
-            self._ready.push(lane)
+        self._seq += 1
+        lane.seq = self._seq
+        top: Any = lane.entries.top()
+        lane.priority = top.priority
+        self._ready.push(lane)
 
     def _rank(self, lane: Lane) -> None:
         """Let a ready lane rise with its most urgent item."""
-        top = lane.entries.top()
-        if lane.queued and top is not None and top.priority > lane.priority:
+        top: Any = lane.entries.top()
+        if lane.queued and top.priority > lane.priority:
             self._ready.promote(lane, top.priority)
 
     def press(self) -> None:
         """Make everything due: the room is full, so no company can come."""
         for lane in list(self._idle):
-            if self._is_free(lane):
-                self._make_ready(lane)
+            self._make_ready(lane)
 
     def ready(self, now: float) -> int:
         """Return how many batches may be cut now, at least."""
