@@ -642,7 +642,7 @@ class Batcher(Entrance, Generic[T, R]):
             in_flight=self._flying,
             waiting=len(self._line),
             in_backoff=self._in_backoff,
-            batches=self._batches,
+            batches=sum(self._reasons.values()),
             items=self._items,
             failed=self._failed,
             reasons=dict(self._reasons),

@@ -145,9 +145,10 @@ class Dispatch(Outcomes):
         if fifo is None:
             self._flying_weight += run.weight
             self._changed()
-        elif self._max_wait or not fifo.items:
+            return run
+        if self._max_wait or not fifo.items:
             self._fast = None  # the next item asks, and wakes us
-        if fifo is not None and fifo.items and self._busy < self._max_concurrency:
+        if fifo.items and self._busy < self._max_concurrency:
             self._pump(now)
         return run
 
@@ -198,14 +199,19 @@ class Dispatch(Outcomes):
         A full one may follow at once. Before one that can still grow, and after so many items, the loop
         has its turn: everybody who is runnable may join.
         """
-        if self._fifo is not None and not self._fifo.items:
+        buffer: Fifo | Lanes
+        if (fifo := self._fifo) is not None:
+            if not fifo.items:
+                return False
+            buffer = fifo
+            ready = fifo.ready(self._now() if self._max_wait else 0.0)
+        else:
+            buffer = self._ranked
+            ready = buffer.ready(self._now())
+        starting = self._starting
+        if starting >= ready or starting >= self._pace or not slot.held:
             return False
-        now = self._now() if self._max_wait or self._fifo is None else 0.0
-        buffer = self._fifo if self._fifo is not None else self._lanes
-        ready = min(self._pace, buffer.ready(now))  # type: ignore[union-attr]
-        if not slot.held or self._starting >= ready:
-            return False
-        if slot.handled >= TURN or not buffer.is_full():  # type: ignore[union-attr]
+        if slot.handled >= TURN or not buffer.is_full():
             slot.handled = 0
             slot.starting = True
             self._starting += 1

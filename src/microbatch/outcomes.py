@@ -40,13 +40,9 @@ class Outcomes(State):
         elif run.group is not None and not _has_exception(results):
             run.group.settle_run(run.first, results)
             self._items += run.left
-            self._flying -= run.left
-            run.left = 0
         else:
             self._deliver_all(run, results)
             self._items += run.left
-            self._flying -= run.left
-            run.left = 0
         self._end(run)
 
     def _deliver_all(self, run: Run, results: list[Any]) -> None:
@@ -232,16 +228,16 @@ class Outcomes(State):
             run.timer = None
         self._running -= 1
         self._flying -= run.left
-        self._batches += 1
-        self._reasons[run.reason] = self._reasons.get(run.reason, 0) + 1
+        self._reasons[run.reason] += 1
         if self._observer is not None and (run.record is not None or run.errors is not None):
             self._observer.end(run, self._now())
         if self._adaptive is not None:
             self._adaptive.record(run.size, self._now() - run.started, failed=failed)
         if run.slot is not None:
             run.slot.handled += run.size
-        lane = run.lane
-        run.items = run.waiters = run.entries = run.lane = run.group = None  # type: ignore[assignment]
+        run.items = run.waiters = run.group = lane = None  # type: ignore[assignment]
+        if run.entries is not None:
+            lane, run.lane, run.entries = run.lane, None, None
         if self._lanes is not None:
             if lane is not None:
                 self._lanes.landed(lane, self._now())

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -88,7 +88,6 @@ class State:
         "_backoff_seq",
         "_backoff_weight",
         "_backoffs",
-        "_batches",
         "_breathe",
         "_busy",
         "_cancel_abandoned",
@@ -189,8 +188,8 @@ class State:
         self._fatal: BaseException | None = None
         #: Called in the batch's context before its handler is: what the durable worker prepares there.
         self._on_start: Callable[[Run], None] | None = None
-        self._batches = self._items = self._failed = 0
-        self._reasons: dict[str, int] = {}
+        self._items = self._failed = 0
+        self._reasons: dict[str, int] = defaultdict(int)  # batches that ended, by why they left
         #: Seconds that the oldest item of each of the last batches waited.
         self._waits: deque[float] = deque(maxlen=WAITS_KEPT)
         self._context: Context | None = None
