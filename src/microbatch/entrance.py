@@ -111,7 +111,8 @@ class Entrance(Dispatch):
         if fifo is not None and not priority and (room := self._room()) > 0:
             if waiter is None:
                 waiter = self._create_waiter()
-            timed = self._timed or self._busy >= self._max_concurrency  # else it waits for its turn only
+            # Where a slot is free it waits for its turn alone, so nobody asks since when.
+            timed = self._timed or self._busy >= self._max_concurrency
             fifo.open(room, self._now() if timed else None)
             fifo.items.append(item)
             fifo.waiters.append(waiter)
