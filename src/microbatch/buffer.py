@@ -171,14 +171,15 @@ class Fifo:
                     more = self._alive(*self._take(self.size - len(items), now))
                     items += more[0]
                     waiters += more[1]
-            if items:
-                run = Run(items, waiters, self._reason(len(items)))
-                run.uniform = uniform
-                run.since = since
-                if uniform and type(waiters[0]) is Group:
-                    run.group, run.first = waiters[0], waiters[0].taken
-                    run.group.taken += run.size
-                return run
+                if not items:
+                    continue
+            run = Run(items, waiters, "size" if len(items) >= self.size else self._reason())
+            run.uniform = uniform
+            run.since = since
+            if uniform and type(waiters[0]) is Group:
+                run.group, run.first = waiters[0], waiters[0].taken
+                run.group.taken += run.size
+            return run
         return None
 
     def _take(self, size: int, now: float) -> tuple[list[Any], list[Any]]:
@@ -193,9 +194,10 @@ class Fifo:
             if not head:
                 return items, waiters
             return items[head:], waiters[head:]
-        taken = items[head:end], waiters[head:end]
+        part = slice(head, end)
+        taken = items[part], waiters[part]
         # Nothing may keep what is handled alive, but moving all that follow would be quadratic.
-        items[head:end] = waiters[head:end] = [None] * size
+        items[part] = waiters[part] = [None] * size
         self.head = end
         if now >= self._mark_at:
             self._mark(len(items) if self._marks else end, now)
@@ -216,9 +218,8 @@ class Fifo:
         self.limit -= head
         self._marks = deque((max(0, start - head), since) for start, since in self._marks)
 
-    def _reason(self, count: int) -> Reason:
-        if count >= self.size:
-            return "size"
+    def _reason(self) -> Reason:
+        """Tell why a batch leaves that is not full."""
         if self.closing:
             return "close"
         return "wait" if self.max_wait > 0 else "idle"
