@@ -243,14 +243,16 @@ async def test_cancellation_at_every_await_leaves_no_transaction_open(path, name
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("ROLLBACK")
         connection.close()
-        await durable.resume()
-        assert await durable.submit(7) == 14
         if name == "open":
             await durable.aclose()
         if not cancelled:
             break
         steps += 1 if steps < 3 else 4
-    await durable.aclose()
+    if name == "open":
+        durable = batcher(path, Handler())
+    async with durable:
+        await durable.resume()
+        assert await durable.submit(7) == 14
     check_counts(path)
 
 

@@ -21,13 +21,12 @@ from durable_support import (
     until,
 )
 
-from microbatch.durable import DurableQueue, ItemFailed
-from microbatch.durable.neighbours import ALIVE_INTERVAL
+from microbatch.durable import DurableQueue, ItemFailed, neighbours
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(os.name != "posix", reason="kills processes")]
 
 
-async def test_an_item_of_a_killed_process_is_handled_again_within_a_second(path):
+async def test_an_item_of_a_killed_process_is_handled_again_within_a_second(path, real_pace):
     """The lock is gone with the process: nobody waits for a lease."""
 
     async def redelivery():
@@ -51,7 +50,7 @@ async def test_an_item_of_a_killed_process_is_handled_again_within_a_second(path
     check_counts(path)
 
 
-async def test_and_so_it_is_at_a_restart(path):
+async def test_and_so_it_is_at_a_restart(path, real_pace):
     """The first redelivery does not wait for anything."""
 
     async def restart():
@@ -198,7 +197,7 @@ async def test_a_stopped_process_keeps_its_items_and_goes_on(path):
                 await looked(durable)
                 stats = await durable.stats()
                 assert (stats.claimed, handler.batches) == (1, [])
-                assert stats.oldest_age >= 2 * ALIVE_INTERVAL
+                assert stats.oldest_age >= 2 * neighbours.ALIVE_INTERVAL
                 other.signal(signal.SIGCONT)
                 other.tell()
                 assert await durable.result(ticket, 5) == 2
@@ -228,7 +227,7 @@ async def test_an_item_that_kills_every_process_ends_as_a_dead_letter(path):
     check_counts(path)
 
 
-async def test_an_item_enqueued_by_another_process_starts_soon(path):
+async def test_an_item_enqueued_by_another_process_starts_soon(path, real_pace):
     """Within 100 ms at the default poll_interval."""
     started = []
 

@@ -8,7 +8,7 @@ import logging
 import pytest
 from durable_support import Handler, batcher, locked_out, until
 
-from microbatch.durable import DurableQueue, QueueCorrupt, UnknownTicket
+from microbatch.durable import DurableQueue, QueueCorrupt, QueueUnavailable, UnknownTicket
 from microbatch.durable.codec import Codec
 from microbatch.durable.opening import OwnTask
 from microbatch.durable.waiters import Waiters
@@ -70,11 +70,21 @@ async def test_rows_that_make_no_sense_are_damage(path):
         await queue.enqueue(1)
 
 
-async def test_a_trouble_that_lasts_is_told_once(path, caplog):
+async def test_a_trouble_that_lasts_is_told_once(path, caplog, monkeypatch):
     """A log must not fill up over night."""
     async with batcher(path, Handler()) as durable:
         await durable.submit(1)
+        peek, failures = durable._store.peek, []
+
+        async def counted(seen):
+            try:
+                return await peek(seen)
+            except QueueUnavailable:
+                failures.append(seen)
+                raise
+
+        monkeypatch.setattr(durable._store, "peek", counted)
         with locked_out(path):
-            await asyncio.sleep(0.8)
+            await until(lambda: len(failures) > 3)
         await until(lambda: "can be used again" in caplog.text)
     assert caplog.text.count("trying again") == 1

@@ -491,7 +491,7 @@ async def test_stats_show_the_age_of_what_is_stuck(path):
         handler.free.set()
 
 
-async def test_an_idle_worker_costs_little(path):
+async def test_an_idle_worker_costs_little(path, real_pace):
     """Polling is 20 looks a second: under a hundredth of a core, and never above two on a busy machine."""
     async with DurableBatcher(path, Handler(), item_type=int) as durable:
         await durable.submit(1)
