@@ -25,10 +25,11 @@ def connect(path, **settings):
     return connection
 
 
-async def test_it_commits_with_the_application(path):
+@pytest.mark.parametrize("telemetry", [None, False])
+async def test_it_commits_with_the_application(path, telemetry):
     """The outbox pattern without an outbox."""
     handler = Handler()
-    async with batcher(path, handler) as durable:
+    async with batcher(path, handler, telemetry=telemetry) as durable:
         connection = connect(path)
         connection.execute("CREATE TABLE orders (number INTEGER)")
         connection.execute("BEGIN IMMEDIATE")

@@ -212,3 +212,22 @@ def test_a_loop_that_ends_while_it_closes(path, caplog):
             assert await other.result(1, 5) == 2
 
     asyncio.run(second())
+
+
+def test_a_loop_that_ends_after_an_opening_failed(path):
+    """The next one tries anew: there is nothing to forget."""
+    path.mkdir()
+    durable = batcher(path, Handler())
+
+    async def first():
+        with pytest.raises(QueueUnavailable, match="it is a directory"):
+            await durable.submit(1)
+
+    asyncio.run(first())
+    path.rmdir()
+
+    async def second():
+        assert await durable.submit(1) == 2
+        await durable.aclose()
+
+    asyncio.run(second())

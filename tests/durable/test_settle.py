@@ -190,3 +190,21 @@ async def test_only_items_that_are_still_ours_are_shown_to_it(path, effects):
         handler.free.set()
         assert await durable.result(2, 5) == 4
     assert rows(path, "SELECT * FROM effects") == [(2, 4)]
+
+
+async def test_it_is_not_called_for_items_that_are_nobodys(path, effects):
+    """All of them were taken away."""
+    handler = Handler()
+    handler.hold()
+    called = []
+
+    async def on_settle(connection, items, results):
+        called.append(items)
+
+    async with batcher(path, handler, on_settle=on_settle) as durable:
+        await durable.enqueue(1)
+        await until(lambda: handler.batches)
+        execute(path, "UPDATE microbatch_items SET claim = claim + 1")
+        handler.free.set()
+        await until(lambda: not durable._hands.held)
+    assert called == []

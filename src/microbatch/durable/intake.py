@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -182,10 +183,9 @@ class Intake:
         take = None if hands is None else hands.take()
         try:
             if all(type(request) is Plain for request in requests):
-                try:
+                # If one of them is odd, the longer way finds out which.
+                with contextlib.suppress(sqlite3.Error):
                     return await self._append(requests, take)
-                except sqlite3.Error:
-                    pass  # one of them is odd: the longer way finds out which
             return await self._enqueue(requests, take)
         finally:
             if hands is not None and take is not None:
