@@ -108,6 +108,8 @@ class Recorder:
                 self.instruments = Instruments.of(figures)
                 if batcher is not None:
                     self.instruments.batchers.add(batcher)
+                if self.observer.counted is not None:
+                    self.instruments.queues.add(self.observer.counted)
 
     # Items
 

@@ -16,6 +16,7 @@ import contextlib
 import logging
 import math
 import sys
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -52,6 +53,8 @@ FAILED_ITEMS: Final = "microbatch.batch.failed_items"
 WAIT: Final = "microbatch.batch.wait"
 LINKS_DROPPED: Final = "microbatch.links.dropped"
 SKIPPED: Final = "microbatch.skipped"
+STATE: Final = "microbatch.item.state"
+FILE_PART: Final = "microbatch.file.part"
 ERROR_TYPE: Final = "error.type"
 OTHER: Final = "_OTHER"
 MESSAGING_SYSTEM: Final = "messaging.system"
@@ -101,6 +104,19 @@ GAUGES: Final[Mapping[str, tuple[str, str]]] = {
     "microbatch.queue.weight": ("By", "What the items not yet resolved weigh."),
 }
 
+#: Name: kind of observable instrument, unit, description. What a durable queue last counted in its file.
+QUEUE_GAUGES: Final[Mapping[str, tuple[str, str, str]]] = {
+    "microbatch.queue.depth": ("up_down_counter", "{item}", "Items that have not ended."),
+    "microbatch.queue.dead": ("up_down_counter", "{item}", "Dead letters."),
+    "microbatch.queue.oldest_age": ("gauge", "s", "How long the oldest item has been due."),
+    "microbatch.queue.file.size": (
+        "up_down_counter",
+        "By",
+        "The file's pages in use, and its log.",
+    ),
+    "microbatch.queue.lock_waits": ("counter", "{wait}", "How often the file was found locked."),
+}
+
 # Bounds
 
 #: Submitters that a batch is linked to: the SDK keeps no more by default.
@@ -111,6 +127,13 @@ ERROR_TYPES_MAX: Final = 100
 
 #: Seconds between two looks for an SDK, while there is none.
 LOOK_INTERVAL: Final = 1.0
+
+#: Seconds between two counts of a durable queue's file, while somebody collects metrics: a third of what
+#: readers usually let pass between two collections.
+COUNT_INTERVAL: Final = 5.0
+
+#: Seconds after which a count is no longer told, if no other follows: the file cannot be read.
+COUNT_KEPT: Final = 60.0
 
 #: Seconds between two records of a batcher's failed batches in the log; those between are counted.
 LOG_INTERVAL: Final = 10.0
@@ -177,6 +200,36 @@ class Telemetry:
 
 _DEFAULT: Final = Telemetry()
 
+
+class Counted:
+    """What a durable queue last counted in its file, for readers of gauges in whatever thread.
+
+    Args:
+        name: The queue's name for telemetry.
+        place: The file, and the queue in it: who counts the same place counts the same items.
+
+    Attributes:
+        stats: The counts, a ``QueueStats``; None while there are none.
+    """
+
+    __slots__ = ("__weakref__", "_kept", "name", "place")
+
+    def __init__(self, name: str, place: object) -> None:
+        self.name: str = name
+        self.place: object = place
+        self._kept: tuple[float, Any] = (0.0, None)
+
+    def keep(self, stats: Any) -> None:
+        """Take in what was counted just now; None forgets what was before."""
+        self._kept = (time.monotonic(), stats)
+
+    @property
+    def stats(self) -> Any:
+        """Return the counts, unless they are too old."""
+        at, stats = self._kept
+        return stats if time.monotonic() - at < COUNT_KEPT else None
+
+
 #: What an error counts as: its class, and the code of an ItemError.
 Kind = tuple[type[BaseException], str | None]
 
@@ -205,6 +258,7 @@ class Observer:
         name: The batcher's name.
         settings: What to tell.
         queue: The durable queue whose items the batches are, if they are.
+        counted: What that queue counts for gauges, if it does.
         per_item: True if a waiter has to tell of its end.
         recorder: What records, while somebody listens.
         tracing: True while spans are recorded, so that it matters who submits.
@@ -216,6 +270,7 @@ class Observer:
         "_logged_at",
         "_muted",
         "_muted_items",
+        "counted",
         "look_at",
         "name",
         "per_item",
@@ -231,6 +286,7 @@ class Observer:
         self.name: str = name
         self.settings: Telemetry = _DEFAULT if settings is None else settings
         self.queue: str | None = queue
+        self.counted: Counted | None = None
         self.per_item: bool = self.settings.trace_items or self.settings.item_metrics
         self.recorder: Recorder | None = None
         self.tracing: bool = False
@@ -238,6 +294,11 @@ class Observer:
         self._kinds: dict[Kind, str] = {}
         self._logged_at = -math.inf
         self._muted = self._muted_items = 0
+
+    @property
+    def measuring(self) -> bool:
+        """Tell whether somebody takes figures."""
+        return self.recorder is not None and self.recorder.instruments is not None
 
     def look(self, batcher: Any, now: float) -> None:
         """See whether anybody listens.
