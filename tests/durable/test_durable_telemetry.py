@@ -1,4 +1,4 @@
-"""Traces through the file: who enqueued, in this process or in one that is long dead."""
+"""Traces through the file, of this process or one that is long dead; and gauges of what it holds."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ import os
 import signal
 import sqlite3
 import sys
+import threading
 from pathlib import Path
 
 import anyio
 import pytest
-from durable_support import Handler, batcher, execute, until
+from durable_support import Handler, batcher, execute, locked_out, until
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.sdk.metrics.export import Gauge
 from opentelemetry.trace import SpanKind
 from telemetry_support import Sdk
 
 import microbatch
-from microbatch.durable import DurableQueue
+from microbatch import Telemetry, _instruments, _recording, telemetry
+from microbatch.durable import DurableQueue, ItemFailed, QueueStats, counting
+from microbatch.durable.file_store import FileStore
 
 pytestmark = pytest.mark.anyio
 
@@ -120,3 +125,200 @@ async def links(path):
         await until(lambda: sdk.spans("process default"))
     (process,) = sdk.spans("process default")
     return [f"{link.context.trace_id:032x}" for link in process.links]
+
+
+# Gauges
+
+
+def gauges(sdk: Sdk) -> dict[str, dict[str | None, float]]:
+    """Return the values of a queue's gauges, by what tells their series apart."""
+    return {
+        name: {
+            next(
+                (v for k, v in p.attributes.items() if k != "microbatch.batcher.name"), None
+            ): p.value
+            for p in sdk.points(name)
+        }
+        for name in telemetry.QUEUE_GAUGES
+    }
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Count at every look instead of every five seconds."""
+    monkeypatch.setattr(counting, "COUNT_INTERVAL", 0.0)
+
+
+async def test_gauges_show_what_the_file_holds(path, quick):
+    """Depth by state, dead letters, ages, sizes: what an alert looks at while nobody is awake."""
+    sdk = Sdk()
+    handler = Handler(fails={1: ValueError("no")})
+    async with batcher(path, handler, max_batch_size=1, telemetry=sdk.telemetry()) as durable:
+        with pytest.raises(ItemFailed):
+            await durable.submit(1)
+        handler.hold()
+        await durable.enqueue(2, delay=1000)
+        await durable.enqueue_many([3, 4, 5])
+
+        def depth():
+            return gauges(sdk)["microbatch.queue.depth"]
+
+        await until(lambda: depth() == {"ready": 2, "scheduled": 1, "claimed": 1})
+        await until(lambda: gauges(sdk)["microbatch.queue.oldest_age"][None] > 0.05)
+        found = gauges(sdk)
+        assert found["microbatch.queue.dead"] == {None: 1}
+        assert found["microbatch.queue.file.size"]["pages"] >= 4096
+        assert found["microbatch.queue.file.size"]["log"] > 0
+        assert found["microbatch.queue.lock_waits"] == {None: 0}
+        handler.free.set()
+        await until(lambda: depth() == {"ready": 0, "scheduled": 1, "claimed": 0})
+        assert sdk.names() == {durable.name}
+    assert not any(gauges(sdk).values())
+    assert sdk.names() == set()
+
+
+async def test_a_queue_without_a_handler_has_gauges_too(path, quick):
+    """Its process may be the only one that is left: nobody handles, and the depth grows."""
+    sdk = Sdk()
+    async with DurableQueue(path, item_type=int, telemetry=sdk.telemetry()) as queue:
+        await until(lambda: gauges(sdk)["microbatch.queue.depth"])
+        async with DurableQueue(path, item_type=int, telemetry=False) as other:
+            await other.enqueue(1)
+        await until(lambda: gauges(sdk)["microbatch.queue.depth"].get("ready") == 1)
+        assert queue.name == "default"
+    assert not any(gauges(sdk).values())
+
+
+async def test_reading_gauges_asks_no_file(path, monkeypatch):
+    """Readers have threads of their own, and a file may be locked: they are told what was counted last."""
+    sdk = Sdk()
+    asked = []
+    stats = FileStore.stats
+
+    async def counted(store):
+        asked.append(threading.current_thread())
+        return await stats(store)
+
+    monkeypatch.setattr(FileStore, "stats", counted)
+    async with batcher(path, Handler(), telemetry=sdk.telemetry()) as durable:
+        await until(lambda: gauges(sdk)["microbatch.queue.dead"])
+        with locked_out(path):
+            for _ in range(20):
+                assert (await anyio.to_thread.run_sync(gauges, sdk))["microbatch.queue.dead"]
+        await durable.submit(1)
+    assert asked == [threading.main_thread()]  # once in COUNT_INTERVAL, by the queue's own task
+
+
+@pytest.mark.parametrize("wanted", ["nothing", "no provider", "traces"])
+async def test_nothing_is_counted_where_nobody_takes_figures(path, wanted, quick, monkeypatch):
+    """An idle queue must cost nothing for gauges that nobody reads."""
+
+    async def counted(store):
+        raise AssertionError
+
+    monkeypatch.setattr(FileStore, "stats", counted)
+    traces = Telemetry(tracer_provider=Sdk().tracer_provider, meter_provider=NoOpMeterProvider())
+    told = {"nothing": False, "no provider": None, "traces": traces}[wanted]
+    async with batcher(path, Handler(), telemetry=told) as durable:
+        assert await durable.submit(1) == 2
+        await anyio.sleep(0.1)
+    async with DurableQueue(path, item_type=int, telemetry=told) as queue:
+        await queue.enqueue(1)
+
+
+async def test_an_sdk_that_is_set_up_later_gets_gauges_too(path, quick, monkeypatch):
+    """Within a second, as for all else; a queue that sleeps finds it when it is used."""
+    sdk = Sdk()
+    providers = [NoOpMeterProvider()]
+    monkeypatch.setattr(_recording, "get_meter_provider", lambda: providers[0])
+    monkeypatch.setattr(telemetry, "LOOK_INTERVAL", 0.02)
+    async with (
+        batcher(path, Handler(), name="worker") as durable,
+        DurableQueue(path, item_type=int) as queue,
+    ):
+        await queue.enqueue(1)
+        assert not any(gauges(sdk).values())
+        providers[0] = sdk.meter_provider
+        await anyio.sleep(0.03)
+        await queue.enqueue(2)
+        await until(lambda: len(sdk.points("microbatch.queue.dead")) == 2)
+        assert durable.name == "worker"
+
+
+async def test_gauges_end_with_the_event_loop(tmp_path, quick):
+    """A queue that was never closed must not tell for ever what was there once."""
+    sdk = Sdk()
+
+    def serve():
+        queue = DurableQueue(tmp_path / "other.db", item_type=int, telemetry=sdk.telemetry())
+
+        async def main():
+            await queue.enqueue(1)
+            await until(lambda: gauges(sdk)["microbatch.queue.dead"])
+
+        anyio.run(main)
+        return queue
+
+    queue = await anyio.to_thread.run_sync(serve)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(telemetry, "COUNT_KEPT", 0.0)  # a minute later
+        assert not any(gauges(sdk).values())
+    assert any(gauges(sdk).values())
+    await queue.enqueue(2)  # in this loop, where it begins anew
+    await until(lambda: gauges(sdk)["microbatch.queue.depth"].get("ready") == 2)
+    await queue.aclose()
+    assert not any(gauges(sdk).values())
+
+
+async def test_one_file_counts_once_and_files_of_one_name_add_up(path):
+    """Two objects may look at the same queue; what both see is there once."""
+    sdk = Sdk()
+    instruments = _instruments.Instruments.of(sdk.meter_provider)
+    kept = []
+    for place, number in (("a", 1), ("a", 1), ("b", 10), ("c", None)):
+        one = telemetry.Counted("same", place)
+        kept.append(one)
+        instruments.queues.add(one)
+        if number is not None:
+            one.keep(
+                QueueStats(
+                    ready=number,
+                    scheduled=0,
+                    claimed=0,
+                    done=0,
+                    dead=number,
+                    cancelled=0,
+                    oldest_age=float(number),
+                    file_bytes=number,
+                    wal_bytes=2,
+                    lock_waits=number,
+                    paused=False,
+                )
+            )
+    assert gauges(sdk) == {
+        "microbatch.queue.depth": {"ready": 11, "scheduled": 0, "claimed": 0},
+        "microbatch.queue.dead": {None: 11},
+        "microbatch.queue.oldest_age": {None: 10.0},
+        "microbatch.queue.file.size": {"pages": 11, "log": 4},
+        "microbatch.queue.lock_waits": {None: 12},
+    }
+
+
+async def test_units_and_kinds_of_a_queues_gauges_are_as_documented(path, quick):
+    """Rates of a counter, sums of up-down counters, the last value of a gauge: backends go by these."""
+    sdk = Sdk()
+    async with DurableQueue(path, item_type=int, telemetry=sdk.telemetry()):
+        await until(lambda: gauges(sdk)["microbatch.queue.dead"])
+        metrics = sdk.metrics()
+    kinds = {
+        name: (
+            "gauge"
+            if isinstance(metric.data, Gauge)
+            else "counter"
+            if metric.data.is_monotonic
+            else "up_down_counter",
+            metric.unit,
+        )
+        for name, metric in metrics.items()
+    }
+    assert kinds == {name: row[:2] for name, row in telemetry.QUEUE_GAUGES.items()}

@@ -18,6 +18,7 @@ from microbatch.telemetry import observer_of
 from .administration import Administered
 from .clock import Clock
 from .codec import Codec
+from .counting import Counting
 from .file_store import FileStore
 from .intake import GROUP_MAX, Intake, Plain, Request, new_item, request_of
 from .joining import Joining, enqueue_on, enqueue_on_aiosqlite
@@ -120,11 +121,19 @@ class DurableQueue(Administered[T], Generic[T, R]):
         self._synchronous = synchronous
         self._clock = Clock()
         self._store: Store = FileStore(self._path, queue, synchronous, self._limits, self._clock)
+        self._counting = Counting(
+            path=self._path,
+            queue=queue,
+            name=self._name,
+            store=self._store,
+            observer=self._observer,
+            clock=self._clock,
+        )
         super().__init__()
 
     def _forget(self) -> None:
         super()._forget()
-        self._watch = Watch(self._name, self._look, self._pause_before_look)
+        self._watch = Watch(self._name, self._look, self._pause_before_look, self._counting)
         self._waiters = Waiters(self._results, self._queue_name)
         self._lookups: Batcher[int, Found | None] = Batcher(
             self._look_up,
@@ -162,6 +171,7 @@ class DurableQueue(Administered[T], Generic[T, R]):
 
     def _lose_loop(self) -> None:
         self._store.forget()
+        self._counting.forget()
         super()._lose_loop()
 
     async def _drain(self) -> None:
@@ -179,6 +189,7 @@ class DurableQueue(Administered[T], Generic[T, R]):
     async def _stop_watching(self) -> None:
         self._watching.task.cancel()
         await self._watching.ended.wait()
+        self._counting.forget()
 
     # Enqueueing
 

@@ -13,6 +13,8 @@ from .errors import QueueUnavailable
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from .counting import Counting
+
 logger: logging.Logger = logging.getLogger("microbatch.durable")
 
 #: Seconds between two looks, or two attempts to settle, while the file cannot be used.
@@ -26,18 +28,24 @@ class Watch:
         name: The queue's name, for logs.
         look: Sees whether anything has changed.
         pause: Returns the seconds until the next look; None to wait until the alarm rings.
+        counting: Counts, now and then, for whoever reads gauges.
 
     Attributes:
         seen: The version of the file that was looked at last; -1 to look at whatever there is.
     """
 
     def __init__(
-        self, name: str, look: Callable[[], Awaitable[None]], pause: Callable[[], float | None]
+        self,
+        name: str,
+        look: Callable[[], Awaitable[None]],
+        pause: Callable[[], float | None],
+        counting: Counting,
     ) -> None:
         self.seen: int = -1
         self._name = name
         self._look = look
         self._pause = pause
+        self._counting = counting
         self._alarm = anyio.Event()
         self._trouble = False
 
@@ -53,10 +61,12 @@ class Watch:
         """Look until cancelled."""
         while True:
             self._alarm = anyio.Event()
-            with anyio.move_on_after(self._pause()):
+            pauses = (self._pause(), self._counting.due_in())
+            with anyio.move_on_after(min((p for p in pauses if p is not None), default=None)):
                 await self._alarm.wait()
             try:
                 await self._look()
+                await self._counting.look()
             except QueueUnavailable as error:
                 if not self._trouble:
                     self._trouble = True
