@@ -182,6 +182,20 @@ async def test_submit_many_refuses_what_cannot_be_iterated() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("call", ["submit_many", "submit_many_report"])
+async def test_submit_many_reads_its_iterable_at_once(call: str) -> None:
+    """Before anything is waited for: what comes later to the list, or reads the same file, is not in it."""
+    async with Batcher(Recorder(), max_pending=2) as batcher:
+        items = [1, 2, 3]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(getattr(batcher, call), items)
+            while not batcher.stats().pending:
+                await anyio.lowlevel.checkpoint()
+            items.clear()
+    assert batcher.stats().items == 3
+
+
+@pytest.mark.anyio
 async def test_an_iterator_that_raises_ends_submit_many_with_its_error() -> None:
     """What it had submitted is withdrawn: the caller has no place to get results for it."""
 

@@ -521,6 +521,102 @@ def test_two_loops_one_after_the_other_simply_work(backend_name: str) -> None:
     assert counted(batcher).items == 9
 
 
+STAYING: dict[str, dict[str, Any]] = {
+    "buffered": {"max_wait": 50.0, "partition": lambda item: item},
+    "with a priority": {"max_wait": 50.0},
+    "shared": {"max_wait": 50.0, "coalesce": lambda item: "one"},
+    "in back-off": {
+        "retry": Retry(on=ValueError, attempts=5, backoff=Backoff(initial=50.0, jitter=0))
+    },
+}
+
+
+@pytest.mark.asyncio_logs
+@pytest.mark.parametrize("where", STAYING)
+@pytest.mark.parametrize("used_again", [False, True])
+def test_what_stayed_behind_in_an_ended_loop_may_be_cancelled(
+    where: str, used_again: bool, backend_name: str
+) -> None:
+    """It is nobody's then: no count goes below zero, and no task is started in a loop that is gone."""
+    handler = Recorder(fails={1, 2})
+    batcher: Batcher[int, int] = Batcher(handler, name="stays", **STAYING[where])
+    left: list[Any] = []
+
+    async def leave() -> None:
+        priority = int(where == "with a priority")
+        left.extend(batcher.submit_nowait(item, priority=priority) for item in (1, 2))
+        await turns()
+        while where == "in back-off" and counted(batcher).in_backoff < 2:
+            await turns(1)
+        assert counted(batcher).pending == len(left) - (where == "shared")
+        clock.append(anyio.current_time() + 100)
+
+    async def go_on() -> None:
+        handler.fails = ()
+        pending = batcher.submit_nowait(3)
+        assert counted(batcher).pending == 1
+        assert [one.cancel() for one in left] == [True, True]
+        assert counted(batcher).pending == 1
+        await batcher.flush()
+        assert await pending == 30
+        assert counted(batcher).pending == 0
+        await batcher.aclose()
+
+    clock: list[float] = []
+    run(backend_name, leave, real_time=True)
+    if used_again:
+        run(backend_name, go_on)
+    else:
+        batcher._now = lambda: clock[0]  # whatever waited for its time is due by now
+        batches = len(handler.batches)
+        assert [one.cancel() for one in left] == [True, True]
+        assert counted(batcher).pending == 0
+        assert len(handler.batches) == batches
+
+
+async def test_a_batcher_is_entered_once() -> None:
+    """Whoever left the inner block would close it for the outer one, in the midst of its work."""
+    handler = Recorder()
+    async with Batcher(handler, name="orders") as batcher:
+        with pytest.raises(
+            RuntimeError, match=r"^batcher .orders. was entered already: .* enter it once"
+        ):
+            async with batcher:
+                raise AssertionError
+        assert await batcher.submit(1) == 10
+    with pytest.raises(BatcherClosed, match=r"^batcher .orders. is closed"):
+        async with batcher:
+            raise AssertionError
+    assert handler.batches == [[1]]
+
+
+async def test_a_batcher_that_was_used_may_still_be_entered() -> None:
+    """submit() works from the first call on; who enters later drains what is there."""
+    batcher = Batcher(Recorder(), max_wait=1.0)
+    pending = batcher.submit_nowait(1)
+    async with batcher:
+        pass
+    assert await pending == 10
+
+
+@pytest.mark.asyncio_logs
+def test_a_batcher_whose_loop_ended_within_its_block_may_be_entered_in_the_next(
+    backend_name: str,
+) -> None:
+    """Nobody can leave that block any more."""
+    batcher = Batcher(Recorder())
+
+    async def leave() -> None:
+        await batcher.__aenter__()
+
+    async def use() -> Any:
+        async with batcher:
+            return await batcher.submit(1)
+
+    run(backend_name, leave)
+    assert run(backend_name, use) == 10
+
+
 def test_a_batcher_moves_from_one_kind_of_loop_to_another(backend_name: str) -> None:
     """Nothing of the first loop's kind may be remembered."""
     batcher = Batcher(Recorder())

@@ -377,9 +377,13 @@ class Batcher(Entrance, Generic[T, R]):
     async def submit_many(self, items: Iterable[T], *, priority: float = 0) -> list[R]:
         """Hand in many items and wait for all results, in the items' order.
 
-        Items are taken in as room allows. Costs a fiftieth of a task for each.
+        The iterable is read to its end at once, before anything is waited for; for sources that are
+        endless or larger than memory there is ``map_batches``. Items are taken in as room allows. Costs
+        a fiftieth of a task for each.
 
         Raises:
+            TypeError: If items cannot be iterated. What the iterable raises is raised here, and none of
+                its items is handled.
             BatchFailed: If an item failed or was skipped: a group of their exceptions, with the
                 ``report`` of all. Items that found no room, where full items are rejected, are among
                 them.
@@ -403,6 +407,7 @@ class Batcher(Entrance, Generic[T, R]):
         Like ``submit_many``, but errors are outcomes in the report.
 
         Raises:
+            TypeError: If items cannot be iterated. What the iterable raises is raised here too.
             BatcherClosed: If the batcher is closed already.
             WouldDeadlock: Inside a running batch of this batcher.
             RuntimeError: If the batcher serves another event loop that is still alive.
@@ -603,11 +608,17 @@ class Batcher(Entrance, Generic[T, R]):
 
         Raises:
             BatcherClosed: If the batcher is closed.
-            RuntimeError: If it serves another event loop that is still alive.
+            RuntimeError: If it was entered already, or serves another event loop that is still alive.
         """
         if self._state != "open":
             raise BatcherClosed(self._name)
         self._bind()
+        if self._entered:
+            raise RuntimeError(
+                f"batcher {self._name!r} was entered already: whoever leaves first would close it for "
+                "the other, so enter it once, around all that use it"
+            )
+        self._entered = True
         self._context = contextvars.copy_context()
         return self
 

@@ -172,9 +172,9 @@ class Entrance(Dispatch):
                 raise self._full(entry.weight)
         target = entry if sharer is None else sharer
         if waiter is None:
-            waiter = self._watched(runtime, partial(self._left, target))
+            waiter = self._watched(runtime, partial(self._cancelled, runtime, target))
         else:
-            waiter.on_cancel = partial(self._left, target)
+            waiter.on_cancel = partial(self._cancelled, runtime, target)
         if sharer is not None:
             self._share(sharer, waiter, entry.priority)
         elif line:
@@ -238,7 +238,7 @@ class Entrance(Dispatch):
             if isinstance(waiter, Member):
                 waiter[0].entries.append(entry)
             else:
-                runtime.watch(waiter, partial(self._left, entry))
+                runtime.watch(waiter, partial(self._cancelled, runtime, entry))
                 self._converted.append(entry)
         self._tell_withdrawn(fifo)
 
@@ -252,7 +252,7 @@ class Entrance(Dispatch):
         total = len(items)
         group = Group(total, next(self._ids))
         self._ids = count(group.first_id + total)
-        group.waiter = self._watched(runtime, partial(self._group_left, group))
+        group.waiter = self._watched(runtime, partial(self._group_cancelled, runtime, group))
         position = 0
         if self._fifo is not None and not priority:
             position = self._enter_fifo(self._fifo, group, items)
@@ -319,7 +319,7 @@ class Entrance(Dispatch):
             else:
                 self._line.discard(entry)
                 if sharer is not None and not isinstance(entry.waiter, Member):
-                    entry.waiter.on_cancel = partial(self._left, sharer)
+                    entry.waiter.on_cancel = partial(self._cancelled, self._runtime, sharer)  # type: ignore[arg-type]
             if sharer is not None:
                 self._share(sharer, entry.waiter, entry.priority)
             else:
@@ -335,8 +335,21 @@ class Entrance(Dispatch):
             feed.seq = next(self._line_seq)
             self._line.push(feed)
 
-    def _left(self, entry: Entry, waiter: Any) -> None:
+    def _cancelled(self, runtime: Runtime, entry: Entry, waiter: Any) -> None:
         """A caller was cancelled."""
+        if self._serves(runtime):
+            self._left(entry, waiter)
+
+    def _group_cancelled(self, runtime: Runtime, group: Group, waiter: Any) -> None:
+        if self._serves(runtime):
+            self._group_left(group, waiter)
+
+    def _serves(self, runtime: Runtime) -> bool:
+        """Tell whether an event loop is still the one that is served: what it left behind is nobody's."""
+        return runtime is self._runtime and (runtime.is_current() or not runtime.has_ended())
+
+    def _left(self, entry: Entry, waiter: Any) -> None:
+        """A caller has gone."""
         if isinstance(entry.waiter, Shared):
             sharers = entry.waiter.waiters
             sharers.remove(waiter)

@@ -98,6 +98,7 @@ class State:
         "_create_waiter",
         "_drain_timeout",
         "_empty",
+        "_entered",
         "_failed",
         "_fast",
         "_fatal",
@@ -208,6 +209,7 @@ class State:
         self._converted: list[Entry] = []  # entries made of chunks
         self._refused = 0  # calls since those were looked at
         self._paused = False  # somebody else cancelled our task: the loop may be ending
+        self._entered = False  # an `async with` of it is under way
         self._slots: set[Slot] = set()
         self._busy = 0  # slots taken
         self._starting = 0  # of them those whose task is about to cut a batch
