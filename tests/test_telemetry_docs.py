@@ -17,6 +17,7 @@ from support import Recorder
 from telemetry_support import Sdk
 
 from microbatch import Backoff, Batcher, BatcherFull, Retry, Telemetry, telemetry
+from microbatch.durable import DurableQueue
 
 DOCS = Path(__file__).parent.parent / "docs"
 DASHBOARD = DOCS / "telemetry/dashboard.json"
@@ -24,7 +25,7 @@ ALERTS = DOCS / "telemetry/alerts.yml"
 
 
 @pytest.fixture(scope="module")
-def emitted() -> dict[str, set[str]]:
+def emitted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
     """Every sample name that Prometheus scrapes, with the labels of its series."""
     reader = PrometheusMetricReader()
     provider = MeterProvider([reader], shutdown_on_exit=False)
@@ -35,12 +36,21 @@ def emitted() -> dict[str, set[str]]:
     async def main() -> None:
         nonlocal scraped
         handler = Recorder(fails={1})
-        async with Batcher(
-            handler, max_pending=3, weigh=float, retry=retry, telemetry=settings
-        ) as batcher:
+        async with (
+            Batcher(
+                handler, max_pending=3, weigh=float, retry=retry, telemetry=settings
+            ) as batcher,
+            DurableQueue(path, item_type=int, telemetry=settings) as queue,
+        ):
+            await queue.enqueue(1)
             await batcher.submit_many_report([1, 2])
-            scraped = generate_latest(REGISTRY).decode()
+            while (
+                "microbatch_queue_depth" not in scraped
+            ):  # it is counted by a task of the queue's own
+                await anyio.sleep(0.01)
+                scraped = generate_latest(REGISTRY).decode()
 
+    path = tmp_path_factory.mktemp("emitted") / "queue.db"
     anyio.run(main)
     provider.shutdown()
     found: dict[str, set[str]] = {}
@@ -78,13 +88,19 @@ def test_every_series_in_the_dashboard_and_the_rules_is_emitted(
 def test_every_label_in_the_dashboard_and_the_rules_is_emitted(
     emitted: dict[str, set[str]],
 ) -> None:
-    """The same for what they are grouped by."""
+    """The same for what they are grouped by, metric by metric."""
     known = set().union(*emitted.values())
     for expression in expressions():
         grouped = re.findall(r"by \(([^)]*)\)", expression)
         labels = {label.strip() for group in grouped for label in group.split(",")}
         labels |= set(re.findall(r"[{,](\w+)(?:=~|!=|=)", expression))
         assert labels <= known, expression
+        of_these = [
+            emitted[name]
+            for name in re.findall(r"\b(microbatch_\w+?)(?=[{\[)])", expression)
+            if name in emitted
+        ]
+        assert labels - {"le"} <= set().union(*of_these), expression
 
 
 def test_every_metric_is_shown_somewhere(emitted: dict[str, set[str]]) -> None:
@@ -136,6 +152,10 @@ def test_the_reference_has_every_metric_with_its_instrument_and_unit() -> None:
         **{name: ("histogram", row[0]) for name, row in telemetry.HISTOGRAMS.items()},
         **{name: ("counter", row[0]) for name, row in telemetry.COUNTERS.items()},
         **{name: ("gauge", row[0]) for name, row in telemetry.GAUGES.items()},
+        **{
+            name: ("counter" if row[0] == "counter" else "gauge", row[1])
+            for name, row in telemetry.QUEUE_GAUGES.items()
+        },
     }
     assert shown == code
 
