@@ -295,7 +295,9 @@ def test_a_batch_that_is_begun_has_room_for_the_rest_of_it() -> None:
     fifo.items += range(6)
     fifo.waiters += [Caller() for _ in range(6)]
     fifo.waiters[0].gone = True
-    assert cut(fifo).items == [1, 2, 3]
+    three = fifo.waiters[1:4]
+    run = cut(fifo)
+    assert (run.items, run.waiters) == ([1, 2, 3], three)
     assert (fifo.head, fifo.withdrawn) == (4, 1)
     fifo.open(100, 0.0)
     assert fifo.limit == 7
@@ -315,6 +317,79 @@ def test_a_fifo_that_counts_the_time_reads_the_clock_for_each_batch() -> None:
     assert [since for _, _, since in fifo.clear()] == [100.0] * 10 + [110.0] * 10 + [120.0] * 5 + [
         200.0
     ] * 2
+
+
+def test_what_is_left_beside_full_batches_waits_by_its_own_time() -> None:
+    """It is not due because those before it are; without a wait it is, whatever the time."""
+    fifo = filled(35, max_wait=1.0)
+    cut(fifo)
+    assert (fifo.deadline(), fifo.ready(101.29), fifo.ready(101.3)) == (101.3, 2, 3)
+    assert filled(35).ready(0.0) == 4
+    closing = filled(5, max_wait=1.0)
+    closing.closing = True
+    assert (closing.ready(0.0), cut(closing, now=0.0).reason) == (1, "close")
+
+
+def unmarked(fifo: Fifo, count: int) -> None:
+    fifo.open(1_000, None)
+    fifo.items += range(count)
+    fifo.waiters += [Caller() for _ in range(count)]
+
+
+def test_what_no_clock_was_read_for_waits_since_the_first_cut_that_left_it() -> None:
+    """So also in a Fifo that was emptied, in whichever way."""
+    fifo = Fifo(2, 0.0)
+    for now in (10.0, 20.0, 30.0, 40.0):
+        unmarked(fifo, 3)
+        run = cut(fifo, now=now)
+        assert (run.items, run.since) == ([0, 1], now)
+        if now < 30:
+            run = cut(fifo, now=now + 5)
+            assert (run.items, run.since) == ([2], now)
+        elif now < 40:
+            fifo.waiters[-1].gone = True
+            fifo.sweep()
+        else:
+            assert [(item, since) for item, _, since in fifo.clear(45.0)] == [(2, 40.0)]
+    unmarked(fifo, 3)
+    assert cut(fifo, now=10.0).since == 10.0
+    assert cut(fifo, now=20.0).since == 10.0
+    unmarked(fifo, 1)
+    assert [since for _, _, since in fifo.clear(45.0)] == [45.0]
+
+
+def test_cuts_are_told_apart_by_the_millisecond_and_only_while_items_come() -> None:
+    """A note for each cut would cost as much as one for each batch of one."""
+    fifo = Fifo(1, 0.0)
+    unmarked(fifo, 10)
+    for number in range(50):
+        cut(fifo, now=100 + number / 10_000)
+        fifo.items.append(number)
+        fifo.waiters.append(Caller())
+    assert len(fifo._marks) <= 7
+    fifo = Fifo(1, 0.0)
+    unmarked(fifo, 100)
+    for number in range(50):
+        cut(fifo, now=100.0 + number)
+    assert len(fifo._marks) <= 2
+
+
+def test_sweeping_keeps_the_times_of_those_who_stay() -> None:
+    """Places move up, and the times with them; an empty Fifo is swept for nothing."""
+    fifo = Fifo(2, 1.0)
+    fifo.sweep()
+    for number in range(6):
+        if len(fifo.items) >= fifo.limit:
+            fifo.open(100, 100.0 + number)
+        fifo.items.append(number)
+        fifo.waiters.append(Caller())
+    for place in (0, 2, 3):
+        fifo.waiters[place].gone = True
+    fifo.sweep()
+    assert (fifo.items, fifo.withdrawn) == ([1, 4, 5], 3)
+    fifo.waiters[1].gone = True
+    assert [(item, since) for item, _, since in fifo.clear()] == [(1, 100.0), (5, 104.0)]
+    assert fifo.withdrawn == 4
 
 
 class Other:
@@ -368,14 +443,15 @@ def test_of_several_kinds_of_waiters_those_who_have_gone_are_left_out() -> None:
 
 def test_a_batch_of_one_bulk_is_told_as_that() -> None:
     """Its results then go in as a slice; from where on, the group knows."""
-    group = group_of(15)
+    group = group_of(25)
     fifo = Fifo(10, 0.0)
-    fifo.open(100, 0.0, 15)
-    fifo.items += range(15)
-    fifo.waiters += [group] * 15
-    for first, size in ((0, 10), (10, 5)):
+    fifo.open(100, 0.0, 25)
+    fifo.items += range(25)
+    fifo.waiters += [group] * 25
+    for first, size in ((0, 10), (10, 10), (20, 5)):
         run = cut(fifo)
         assert (run.uniform, run.group, run.first, run.size) == (True, group, first, size)
+    assert batch_of(one := group_of(1)).group is one
     group = group_of(2)
     group.waiter.gone = True
     assert batch_of(group, group) is None

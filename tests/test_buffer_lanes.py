@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import Caller
@@ -145,15 +146,17 @@ def test_a_ranking_forgets_what_was_taken() -> None:
     assert ranking._heap is None
 
 
-def test_a_heap_is_made_anew_once_it_is_twice_what_stays_and_16() -> None:
+@pytest.mark.parametrize("total", [1_000, 1_001])
+def test_a_heap_is_made_anew_once_it_is_twice_what_stays_and_16(total: int) -> None:
     """Not at every step, which would be quadratic, and not never."""
-    ranking = filled(0, *[1] * 999)
+    ranking = filled(0, *[1] * (total - 1))
     elements = list(ranking)
-    for element in elements[: 1000 - 492]:
-        ranking.discard(element)
-    assert len(ranking._heap or ()) == 1000
-    ranking.discard(elements[1000 - 492])
-    assert len(ranking._heap or ()) == 491
+    while elements:
+        ranking.discard(elements.pop())
+        if 2 * len(elements) + 16 < total:
+            break
+        assert len(ranking._heap or ()) == total
+    assert len(ranking._heap or ()) == len(elements) == (total - 17) // 2
 
 
 # Lanes
@@ -659,12 +662,610 @@ def test_a_key_is_found_while_its_first_item_is_buffered() -> None:
 def test_who_has_gone_is_dropped_and_counted() -> None:
     """When a batch is cut, and when somebody asks."""
     lanes = lanes_of(2)
-    gone, _, other = [put(lanes, number) for number in range(3)]
-    gone.waiter.gone = True
-    assert cut(lanes).items == [1, 2]
-    assert (lanes.withdrawn, gone.waiter) == (1, None)
-    other = put(lanes, 3)
-    put(lanes, 4)
+    gone, too, _, _ = [put(lanes, number) for number in range(4)]
+    gone.waiter.gone = too.waiter.gone = True
+    assert cut(lanes).items == [2, 3]
+    assert (lanes.withdrawn, gone.waiter, too.waiter) == (2, None, None)
+    other = put(lanes, 4)
+    put(lanes, 5)
     other.waiter.gone = True
     lanes.sweep()
-    assert (lanes.withdrawn, lanes.count, other.waiter) == (2, 1, None)
+    assert (lanes.withdrawn, lanes.count, other.waiter) == (3, 1, None)
+
+
+def test_a_lane_that_is_empty_is_forgotten() -> None:
+    """Whether its items were withdrawn or found gone: keys may be as many as there are users."""
+    lanes = lanes_of(2)
+    lanes.withdraw(put(lanes, "a", partition="a"))
+    put(lanes, "b", partition="b").waiter.gone = True
+    assert lanes.cut(0.0) is None
+    assert (lanes.ready(0.0), lanes.count, lanes._lanes) == (0, 0, {})
+
+
+def test_a_lane_is_kept_while_a_batch_of_it_is_in_flight() -> None:
+    """It counts them: what comes meanwhile must not find a new lane without any."""
+    lanes = lanes_of(1, lane_limit=2)
+    for number in range(2):
+        put(lanes, number)
+    first, second = cut(lanes), cut(lanes)
+    lanes.landed(first.lane, 0.0)
+    put(lanes, 2)
+    put(lanes, 3)
+    assert cut(lanes).items == [2]
+    assert lanes.cut(0.0) is None
+    lanes.landed(second.lane, 0.0)
+    assert cut(lanes).items == [3]
+
+
+def test_what_waited_for_its_partition_waits_for_company_too() -> None:
+    """The place is free, but the batch is neither full nor old enough."""
+    lanes = lanes_of(2, 1.0, lane_limit=1)
+    for number in range(3):
+        put(lanes, number, 100.0)
+    run = cut(lanes, 100.0)
+    lanes.landed(run.lane, 100.5)
+    assert (lanes.ready(100.5), lanes.deadline()) == (0, 101.0)
+    assert cut(lanes, 101.0).items == [2]
+
+
+def test_a_lone_lane_is_ready_for_each_of_its_full_batches() -> None:
+    """So that a task starts for each while slots are free; of many lanes each counts once, at least."""
+    lanes = lanes_of(2)
+    for number in range(7):
+        put(lanes, number)
+    assert lanes.ready(0.0) == 3
+    lanes = lanes_of(2, 1.0)
+    put(lanes, "a", partition="a")
+    for partition in "abcde":
+        put(lanes, partition, partition=partition)
+    assert lanes.ready(0.0) == 1
+
+
+def test_a_batch_is_full_when_the_next_one_to_leave_is() -> None:
+    """The loop then needs no turn for it to grow."""
+    lanes = lanes_of(2)
+    assert not lanes.is_full()
+    put(lanes, 0)
+    assert not lanes.is_full()
+    put(lanes, 1)
+    assert lanes.is_full()
+
+
+def test_flushing_makes_due_what_is_there_and_nothing_that_comes_later() -> None:
+    """In every lane; a mark counts each."""
+    lanes = lanes_of(2, 1.0)
+    put(lanes, "a", partition="a")
+    put(lanes, "b", partition="b")
+    told: list[int] = []
+    mark = Mark(lambda: told.append(1))
+    lanes.flush(mark, 0.0)
+    assert (mark.left, lanes.ready(0.0)) == (2, 2)
+    for name in "ab":
+        run = cut(lanes)
+        assert (run.items, run.reason) == ([name], "flush")
+        run.entries[0].release()
+    assert told == [1]
+    put(lanes, "late", 0.5, partition="a")
+    assert lanes.ready(0.5) == 0
+    assert cut(lanes, 1.5).reason == "wait"
+
+
+def test_what_was_flushed_and_comes_back_is_due_at_once() -> None:
+    """flush() waits for retries too, so they must not wait for company."""
+    lanes = lanes_of(2, 1.0)
+    entry = Entry("again", Caller())
+    entry.marks = [Mark(lambda: None)]
+    lanes.add(entry, 0.0)
+    assert lanes.ready(0.0) == 1
+    assert cut(lanes).reason == "flush"
+
+
+def test_while_closing_whatever_comes_is_due() -> None:
+    """Items that were in back-off come when nobody else will."""
+    lanes = lanes_of(2, 1.0)
+    lanes.closing = True
+    put(lanes, "a")
+    assert lanes.ready(0.0) == 1
+    assert cut(lanes).reason == "close"
+
+
+def test_a_full_room_makes_each_lane_ready_once() -> None:
+    """However often it is asked for."""
+    lanes = lanes_of(2, 1.0)
+    put(lanes, "a", partition="a")
+    put(lanes, "b", partition="b")
+    lanes.press()
+    lanes.press()
+    assert lanes.ready(0.0) == 2
+    assert [cut(lanes).items, cut(lanes).items] == [["a"], ["b"]]
+    assert lanes.cut(0.0) is None
+
+
+def test_lanes_leave_by_their_most_urgent_item() -> None:
+    """One that a more urgent caller joins, or shares, overtakes."""
+    lanes = lanes_of(2)
+    first = put(lanes, "a", partition="a")
+    put(lanes, "b", partition="b")
+    put(lanes, "c", partition="c")
+    put(lanes, "urgent", priority=1, partition="c")
+    lanes.promote(first, 2)
+    assert first.priority == 2
+    assert cut(lanes).items == ["a"]
+    assert cut(lanes).items == ["urgent", "c"]
+    assert cut(lanes).items == ["b"]
+
+
+def test_promoting_raises_and_never_lowers() -> None:
+    """Whoever shares an urgent item with less urgency does not slow it down."""
+    lanes = lanes_of(1)
+    put(lanes, 0)
+    entry = put(lanes, 1)
+    lanes.promote(entry, 3)
+    lanes.promote(entry, 1)
+    assert entry.priority == 3
+    assert cut(lanes).items == [1]
+
+
+def test_one_priority_needs_no_heap() -> None:
+    """Order of arrival is all there is: what joins or shares as an equal changes nothing."""
+    lanes = lanes_of(4)
+    entry = put(lanes, 0)
+    for number in range(20):
+        put(lanes, number)
+    lanes.promote(entry, 0)
+    assert entry.lane.entries._heap is None
+    assert lanes._ready._heap is None
+
+
+def test_the_oldest_of_a_batch_is_known_though_the_urgent_come_first() -> None:
+    """Telemetry tells how long it waited."""
+    lanes = lanes_of(2)
+    put(lanes, "old", 1.0)
+    put(lanes, "less", 2.0, priority=1)
+    put(lanes, "urgent", 3.0, priority=5)
+    run = cut(lanes, 4.0)
+    assert (run.items, run.since) == (["urgent", "less"], 2.0)
+
+
+def test_a_key_is_found_while_its_first_item_is_buffered() -> None:
+    """One that comes back from a retry stands beside it, and leaves it its place."""
+    lanes = lanes_of(1)
+    first = put(lanes, 0, key="k")
+    second = put(lanes, 1, key="k")
+    put(lanes, 2)
+    assert (lanes.sharer(None, "k"), lanes.sharer(None, "l"), lanes.sharer("p", "k")) == (
+        first,
+        None,
+        None,
+    )
+    lanes.withdraw(second)
+    assert lanes.sharer(None, "k") is first
+    assert cut(lanes).items == [0]
+    assert lanes.sharer(None, "k") is None
+
+
+def test_who_has_gone_is_dropped_and_counted() -> None:
+    """When a batch is cut, and when somebody asks."""
+    lanes = lanes_of(2)
+    gone, too, _, _ = [put(lanes, number) for number in range(4)]
+    gone.waiter.gone = too.waiter.gone = True
+    assert cut(lanes).items == [2, 3]
+    assert (lanes.withdrawn, gone.waiter, too.waiter) == (2, None, None)
+    other = put(lanes, 4)
+    put(lanes, 5)
+    other.waiter.gone = True
+    lanes.sweep()
+    assert (lanes.withdrawn, lanes.count, other.waiter) == (3, 1, None)
+
+
+def test_a_lane_that_is_empty_is_forgotten() -> None:
+    """Whether its items were withdrawn or found gone: keys may be as many as there are users."""
+    lanes = lanes_of(2)
+    lanes.withdraw(put(lanes, "a", partition="a"))
+    put(lanes, "b", partition="b").waiter.gone = True
+    assert lanes.cut(0.0) is None
+    assert (lanes.ready(0.0), lanes.count, lanes._lanes) == (0, 0, {})
+
+
+def test_a_lane_is_kept_while_a_batch_of_it_is_in_flight() -> None:
+    """It counts them: what comes meanwhile must not find a new lane without any."""
+    lanes = lanes_of(1, lane_limit=2)
+    for number in range(2):
+        put(lanes, number)
+    first, second = cut(lanes), cut(lanes)
+    lanes.landed(first.lane, 0.0)
+    put(lanes, 2)
+    put(lanes, 3)
+    assert cut(lanes).items == [2]
+    assert lanes.cut(0.0) is None
+    lanes.landed(second.lane, 0.0)
+    assert cut(lanes).items == [3]
+
+
+def test_what_waited_for_its_partition_waits_for_company_too() -> None:
+    """The place is free, but the batch is neither full nor old enough."""
+    lanes = lanes_of(2, 1.0, lane_limit=1)
+    for number in range(3):
+        put(lanes, number, 100.0)
+    run = cut(lanes, 100.0)
+    lanes.landed(run.lane, 100.5)
+    assert (lanes.ready(100.5), lanes.deadline()) == (0, 101.0)
+    assert cut(lanes, 101.0).items == [2]
+
+
+def test_a_lone_lane_is_ready_for_each_of_its_full_batches() -> None:
+    """So that a task starts for each while slots are free; of many lanes each counts once, at least."""
+    lanes = lanes_of(2)
+    for number in range(7):
+        put(lanes, number)
+    assert lanes.ready(0.0) == 3
+    lanes = lanes_of(2, 1.0)
+    put(lanes, "a", partition="a")
+    for partition in "abcde":
+        put(lanes, partition, partition=partition)
+    assert lanes.ready(0.0) == 1
+
+
+def test_a_batch_is_full_when_the_next_one_to_leave_is() -> None:
+    """The loop then needs no turn for it to grow."""
+    lanes = lanes_of(2)
+    assert not lanes.is_full()
+    put(lanes, 0)
+    assert not lanes.is_full()
+    put(lanes, 1)
+    assert lanes.is_full()
+
+
+def test_flushing_makes_due_what_is_there_and_nothing_that_comes_later() -> None:
+    """In every lane; a mark counts each."""
+    lanes = lanes_of(2, 1.0)
+    put(lanes, "a", partition="a")
+    put(lanes, "b", partition="b")
+    told: list[int] = []
+    mark = Mark(lambda: told.append(1))
+    lanes.flush(mark, 0.0)
+    assert (mark.left, lanes.ready(0.0)) == (2, 2)
+    for name in "ab":
+        run = cut(lanes)
+        assert (run.items, run.reason) == ([name], "flush")
+        run.entries[0].release()
+    assert told == [1]
+    put(lanes, "late", 0.5, partition="a")
+    assert lanes.ready(0.5) == 0
+    assert cut(lanes, 1.5).reason == "wait"
+
+
+def test_what_was_flushed_and_comes_back_is_due_at_once() -> None:
+    """flush() waits for retries too, so they must not wait for company."""
+    lanes = lanes_of(2, 1.0)
+    entry = Entry("again", Caller())
+    entry.marks = [Mark(lambda: None)]
+    lanes.add(entry, 0.0)
+    assert lanes.ready(0.0) == 1
+    assert cut(lanes).reason == "flush"
+
+
+def test_while_closing_whatever_comes_is_due() -> None:
+    """Items that were in back-off come when nobody else will."""
+    lanes = lanes_of(2, 1.0)
+    lanes.closing = True
+    put(lanes, "a")
+    assert lanes.ready(0.0) == 1
+    assert cut(lanes).reason == "close"
+
+
+def test_a_full_room_makes_each_lane_ready_once() -> None:
+    """However often it is asked for."""
+    lanes = lanes_of(2, 1.0)
+    put(lanes, "a", partition="a")
+    put(lanes, "b", partition="b")
+    lanes.press()
+    lanes.press()
+    assert lanes.ready(0.0) == 2
+    assert [cut(lanes).items, cut(lanes).items] == [["a"], ["b"]]
+    assert lanes.cut(0.0) is None
+
+
+def test_lanes_leave_by_their_most_urgent_item() -> None:
+    """One that a more urgent caller joins, or shares, overtakes."""
+    lanes = lanes_of(2)
+    first = put(lanes, "a", partition="a")
+    put(lanes, "b", partition="b")
+    put(lanes, "c", partition="c")
+    put(lanes, "urgent", priority=1, partition="c")
+    lanes.promote(first, 2)
+    assert first.priority == 2
+    assert cut(lanes).items == ["a"]
+    assert cut(lanes).items == ["urgent", "c"]
+    assert cut(lanes).items == ["b"]
+
+
+def test_promoting_raises_and_never_lowers() -> None:
+    """Whoever shares an urgent item with less urgency does not slow it down."""
+    lanes = lanes_of(1)
+    put(lanes, 0)
+    entry = put(lanes, 1)
+    lanes.promote(entry, 3)
+    lanes.promote(entry, 1)
+    assert entry.priority == 3
+    assert cut(lanes).items == [1]
+
+
+def test_one_priority_needs_no_heap() -> None:
+    """Order of arrival is all there is: what joins or shares as an equal changes nothing."""
+    lanes = lanes_of(4)
+    entry = put(lanes, 0)
+    for number in range(20):
+        put(lanes, number)
+    lanes.promote(entry, 0)
+    assert entry.lane.entries._heap is None
+    assert lanes._ready._heap is None
+
+
+def test_the_oldest_of_a_batch_is_known_though_the_urgent_come_first() -> None:
+    """Telemetry tells how long it waited."""
+    lanes = lanes_of(2)
+    put(lanes, "old", 1.0)
+    put(lanes, "less", 2.0, priority=1)
+    put(lanes, "urgent", 3.0, priority=5)
+    run = cut(lanes, 4.0)
+    assert (run.items, run.since) == (["urgent", "less"], 2.0)
+
+
+def test_a_key_is_found_while_its_first_item_is_buffered() -> None:
+    """One that comes back from a retry stands beside it, and leaves it its place."""
+    lanes = lanes_of(1)
+    first = put(lanes, 0, key="k")
+    second = put(lanes, 1, key="k")
+    put(lanes, 2)
+    assert (lanes.sharer(None, "k"), lanes.sharer(None, "l"), lanes.sharer("p", "k")) == (
+        first,
+        None,
+        None,
+    )
+    lanes.withdraw(second)
+    assert lanes.sharer(None, "k") is first
+    assert cut(lanes).items == [0]
+    assert lanes.sharer(None, "k") is None
+
+
+def test_who_has_gone_is_dropped_and_counted() -> None:
+    """When a batch is cut, and when somebody asks."""
+    lanes = lanes_of(2)
+    gone, too, _, _ = [put(lanes, number) for number in range(4)]
+    gone.waiter.gone = too.waiter.gone = True
+    assert cut(lanes).items == [2, 3]
+    assert (lanes.withdrawn, gone.waiter, too.waiter) == (2, None, None)
+    other = put(lanes, 4)
+    put(lanes, 5)
+    other.waiter.gone = True
+    lanes.sweep()
+    assert (lanes.withdrawn, lanes.count, other.waiter) == (3, 1, None)
+
+
+def test_a_lane_that_is_empty_is_forgotten() -> None:
+    """Whether its items were withdrawn or found gone: keys may be as many as there are users."""
+    lanes = lanes_of(2)
+    lanes.withdraw(put(lanes, "a", partition="a"))
+    put(lanes, "b", partition="b").waiter.gone = True
+    assert lanes.cut(0.0) is None
+    assert (lanes.ready(0.0), lanes.count, lanes._lanes) == (0, 0, {})
+
+
+def test_a_lane_is_kept_while_a_batch_of_it_is_in_flight() -> None:
+    """It counts them: what comes meanwhile must not find a new lane without any."""
+    lanes = lanes_of(1, lane_limit=2)
+    for number in range(2):
+        put(lanes, number)
+    first, second = cut(lanes), cut(lanes)
+    lanes.landed(first.lane, 0.0)
+    put(lanes, 2)
+    put(lanes, 3)
+    assert cut(lanes).items == [2]
+    assert lanes.cut(0.0) is None
+    lanes.landed(second.lane, 0.0)
+    assert cut(lanes).items == [3]
+
+
+def test_what_waited_for_its_partition_waits_for_company_too() -> None:
+    """The place is free, but the batch is neither full nor old enough."""
+    lanes = lanes_of(2, 1.0, lane_limit=1)
+    for number in range(3):
+        put(lanes, number, 100.0)
+    run = cut(lanes, 100.0)
+    lanes.landed(run.lane, 100.5)
+    assert (lanes.ready(100.5), lanes.deadline()) == (0, 101.0)
+    assert cut(lanes, 101.0).items == [2]
+
+
+def test_a_lone_lane_is_ready_for_each_of_its_full_batches() -> None:
+    """So that a task starts for each while slots are free; of many lanes each counts once, at least."""
+    lanes = lanes_of(2)
+    for number in range(7):
+        put(lanes, number)
+    assert lanes.ready(0.0) == 3
+    lanes = lanes_of(2, 1.0)
+    put(lanes, "a", partition="a")
+    for partition in "abcde":
+        put(lanes, partition, partition=partition)
+    assert lanes.ready(0.0) == 1
+
+
+def test_a_batch_is_full_when_the_next_one_to_leave_is() -> None:
+    """The loop then needs no turn for it to grow."""
+    lanes = lanes_of(2)
+    assert not lanes.is_full()
+    put(lanes, 0)
+    assert not lanes.is_full()
+    put(lanes, 1)
+    assert lanes.is_full()
+
+
+def test_flushing_makes_due_what_is_there_and_nothing_that_comes_later() -> None:
+    """In every lane; a mark counts each."""
+    lanes = lanes_of(2, 1.0)
+    put(lanes, "a", partition="a")
+    put(lanes, "b", partition="b")
+    told: list[int] = []
+    mark = Mark(lambda: told.append(1))
+    lanes.flush(mark, 0.0)
+    assert (mark.left, lanes.ready(0.0)) == (2, 2)
+    for name in "ab":
+        run = cut(lanes)
+        assert (run.items, run.reason) == ([name], "flush")
+        run.entries[0].release()
+    assert told == [1]
+    put(lanes, "late", 0.5, partition="a")
+    assert lanes.ready(0.5) == 0
+    assert cut(lanes, 1.5).reason == "wait"
+
+
+def test_what_was_flushed_and_comes_back_is_due_at_once() -> None:
+    """flush() waits for retries too, so they must not wait for company."""
+    lanes = lanes_of(2, 1.0)
+    entry = Entry("again", Caller())
+    entry.marks = [Mark(lambda: None)]
+    lanes.add(entry, 0.0)
+    assert lanes.ready(0.0) == 1
+    assert cut(lanes).reason == "flush"
+
+
+def test_while_closing_whatever_comes_is_due() -> None:
+    """Items that were in back-off come when nobody else will."""
+    lanes = lanes_of(2, 1.0)
+    lanes.closing = True
+    put(lanes, "a")
+    assert lanes.ready(0.0) == 1
+    assert cut(lanes).reason == "close"
+
+
+def test_a_full_room_makes_each_lane_ready_once() -> None:
+    """However often it is asked for."""
+    lanes = lanes_of(2, 1.0)
+    put(lanes, "a", partition="a")
+    put(lanes, "b", partition="b")
+    lanes.press()
+    lanes.press()
+    assert lanes.ready(0.0) == 2
+    assert [cut(lanes).items, cut(lanes).items] == [["a"], ["b"]]
+    assert lanes.cut(0.0) is None
+
+
+def test_lanes_leave_by_their_most_urgent_item() -> None:
+    """One that a more urgent caller joins, or shares, overtakes."""
+    lanes = lanes_of(2)
+    first = put(lanes, "a", partition="a")
+    put(lanes, "b", partition="b")
+    put(lanes, "c", partition="c")
+    put(lanes, "urgent", priority=1, partition="c")
+    lanes.promote(first, 2)
+    assert first.priority == 2
+    assert cut(lanes).items == ["a"]
+    assert cut(lanes).items == ["urgent", "c"]
+    assert cut(lanes).items == ["b"]
+
+
+def test_promoting_raises_and_never_lowers() -> None:
+    """Whoever shares an urgent item with less urgency does not slow it down."""
+    lanes = lanes_of(1)
+    put(lanes, 0)
+    entry = put(lanes, 1)
+    lanes.promote(entry, 3)
+    lanes.promote(entry, 1)
+    assert entry.priority == 3
+    assert cut(lanes).items == [1]
+
+
+def test_one_priority_needs_no_heap() -> None:
+    """Order of arrival is all there is: what joins or shares as an equal changes nothing."""
+    lanes = lanes_of(4)
+    entry = put(lanes, 0)
+    for number in range(20):
+        put(lanes, number)
+    lanes.promote(entry, 0)
+    assert entry.lane.entries._heap is None
+    assert lanes._ready._heap is None
+
+
+def test_the_oldest_of_a_batch_is_known_though_the_urgent_come_first() -> None:
+    """Telemetry tells how long it waited."""
+    lanes = lanes_of(2)
+    put(lanes, "old", 1.0)
+    put(lanes, "less", 2.0, priority=1)
+    put(lanes, "urgent", 3.0, priority=5)
+    run = cut(lanes, 4.0)
+    assert (run.items, run.since) == (["urgent", "less"], 2.0)
+
+
+def test_a_key_is_found_while_its_first_item_is_buffered() -> None:
+    """One that comes back from a retry stands beside it, and leaves it its place."""
+    lanes = lanes_of(1)
+    first = put(lanes, 0, key="k")
+    second = put(lanes, 1, key="k")
+    put(lanes, 2)
+    assert (lanes.sharer(None, "k"), lanes.sharer(None, "l"), lanes.sharer("p", "k")) == (
+        first,
+        None,
+        None,
+    )
+    lanes.withdraw(second)
+    assert lanes.sharer(None, "k") is first
+    assert cut(lanes).items == [0]
+    assert lanes.sharer(None, "k") is None
+
+
+def test_who_has_gone_is_dropped_and_counted() -> None:
+    """When a batch is cut, and when somebody asks."""
+    lanes = lanes_of(2)
+    gone, too, _, _ = [put(lanes, number) for number in range(4)]
+    gone.waiter.gone = too.waiter.gone = True
+    assert cut(lanes).items == [2, 3]
+    assert (lanes.withdrawn, gone.waiter, too.waiter) == (2, None, None)
+    other = put(lanes, 4)
+    put(lanes, 5)
+    other.waiter.gone = True
+    lanes.sweep()
+    assert (lanes.withdrawn, lanes.count, other.waiter) == (3, 1, None)
+
+
+def test_a_lane_that_is_empty_is_forgotten() -> None:
+    """Whether its items were withdrawn or found gone: keys may be as many as there are users."""
+    lanes = lanes_of(2)
+    lanes.withdraw(put(lanes, "a", partition="a"))
+    put(lanes, "b", partition="b").waiter.gone = True
+    assert lanes.cut(0.0) is None
+    assert (lanes.ready(0.0), lanes.count, lanes._lanes) == (0, 0, {})
+
+
+def test_a_lane_is_kept_while_a_batch_of_it_is_in_flight() -> None:
+    """It counts them: what comes meanwhile must not find a new lane without any."""
+    lanes = lanes_of(1, lane_limit=2)
+    for number in range(2):
+        put(lanes, number)
+    first, second = cut(lanes), cut(lanes)
+    lanes.landed(first.lane, 0.0)
+    put(lanes, 2)
+    put(lanes, 3)
+    assert cut(lanes).items == [2]
+    assert lanes.cut(0.0) is None
+    fresh = lanes_of(1)
+    put(fresh, "new")
+    fresh.landed(second.lane, 0.0)
+    assert fresh.ready(0.0) == 1
+    lanes.landed(second.lane, 0.0)
+    assert cut(lanes).items == [3]
+
+
+def test_a_batch_from_before_the_buffer_was_emptied_may_land_later() -> None:
+    """A batcher makes new lanes then, and what was in flight belongs to the old ones."""
+    runs = []
+    for _ in range(3):
+        lanes = lanes_of(1)
+        put(lanes, 0)
+        runs.append(cut(lanes))
+    first, second, third = [run.lane for run in runs]
+    lanes.landed(first, 0.0)
+    assert lanes._lanes == {None: third}
+    lanes.landed(third, 0.0)
+    lanes.landed(second, 0.0)
+    assert lanes._lanes == {}
