@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 sys.path.insert(0, str(Path(__file__).parent))  # for durable_support.py and crash.py
+
+from durable_support import NewThreads
 
 
 @pytest.fixture(params=["asyncio"])
@@ -37,6 +40,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def path(tmp_path: Path) -> Path:
     """Where a queue's file will be."""
     return tmp_path / "queue.db"
+
+
+@pytest.fixture
+def ended_loops() -> Iterator[None]:
+    """For tests that end event loops without closing: what complains about that does so before they end."""
+    threads = NewThreads()
+    yield
+    for thread in threads.running():
+        thread.join(20)
+    gc.collect()
+    assert not threads.running()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 import anyio.to_thread
 import msgspec
+import pytest
 from support import HAS_UVLOOP
 
 from microbatch import current_batch
@@ -99,6 +100,17 @@ async def looked(durable: Any, times: int = 2) -> None:
     for _ in range(times + 1):
         before = durable._neighbours._next_look
         await until(lambda before=before: durable._neighbours._next_look > before, 20)
+
+
+def ends_loops(test: Any) -> Any:
+    """Mark a test that ends event loops without closing: aiosqlite's thread says so, and ends."""
+    for warning in (
+        "pytest.PytestUnhandledThreadExceptionWarning",
+        "pytest.PytestUnraisableExceptionWarning",
+        "ResourceWarning",
+    ):
+        test = pytest.mark.filterwarnings(f"ignore::{warning}")(test)
+    return pytest.mark.usefixtures("ended_loops")(test)
 
 
 class NewThreads:

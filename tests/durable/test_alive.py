@@ -89,11 +89,19 @@ def test_a_lock_in_another_file_is_judged_by_its_process(presence):
     """That file was deleted, so nobody can ask it."""
     first = presence()
     first.take(1)
-    me = birth_of(os.getpid())
-    assert first.sees(row(2, 1, born=me))
-    assert not first.sees(row(2, 1, born="another birth"))
+    parent = os.getppid()
+    assert first.sees(row(2, 1, pid=parent, born=birth_of(parent)))
+    assert not first.sees(row(2, 1, pid=parent, born="another birth"))
     assert not first.sees(row(2, 1, pid=2**22 + 1))
-    assert first.sees(row(2, 1, born=None))
+    assert first.sees(row(2, 1, pid=parent, born=None))
+
+
+def test_this_process_knows_what_it_holds_in_whatever_file(presence):
+    """A row that came with a copy of the file is nobody's; one that is just moving is somebody's."""
+    first = presence()
+    first.take(1)
+    assert first.sees(row(1, 1))
+    assert not first.sees(row(2, 1))
 
 
 def test_a_process_of_another_user_lives(presence, monkeypatch):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from durable_support import Handler, batcher, execute, locked_out, until
+from durable_support import Handler, batcher, ends_loops, execute, locked_out, until
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics.export import Gauge
 from opentelemetry.trace import SpanKind
@@ -245,6 +245,7 @@ async def test_an_sdk_that_is_set_up_later_gets_gauges_too(path, quick, monkeypa
         assert durable.name == "worker"
 
 
+@ends_loops
 async def test_gauges_end_with_the_event_loop(tmp_path, quick):
     """A queue that was never closed must not tell for ever what was there once."""
     sdk = Sdk()

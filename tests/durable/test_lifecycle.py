@@ -11,7 +11,7 @@ import warnings
 
 import anyio
 import pytest
-from durable_support import Handler, NewThreads, batcher, check_counts, rows, until
+from durable_support import Handler, NewThreads, batcher, check_counts, ends_loops, rows, until
 from support import run
 
 from microbatch import BatcherClosed
@@ -108,13 +108,7 @@ async def test_closing_leaves_no_thread_and_no_task(path):
     assert sorted(p.name for p in path.parent.iterdir()) == ["queue.db", "queue.db-alive"]
 
 
-# aiosqlite's thread has a result for a loop that has ended, says so, and ends.
-thread_may_complain = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnhandledThreadExceptionWarning", "ignore::ResourceWarning"
-)
-
-
-@thread_may_complain
+@ends_loops
 def test_one_object_serves_one_loop_after_the_other(path):
     """asyncio.run twice, with a close that never happened: the items go on."""
     handler = Handler()
@@ -140,7 +134,7 @@ def test_one_object_serves_one_loop_after_the_other(path):
     check_counts(path)
 
 
-@thread_may_complain
+@ends_loops
 def test_another_object_takes_over_from_an_ended_loop(path):
     """The process still holds the lock: its consumers are told apart in memory."""
     handler = Handler()

@@ -7,9 +7,18 @@ import gc
 
 import anyio
 import pytest
-from durable_support import Handler, NewThreads, batcher, check_counts, locked, rows, until
+from durable_support import (
+    Handler,
+    NewThreads,
+    batcher,
+    check_counts,
+    ends_loops,
+    locked,
+    rows,
+    until,
+)
 
-from microbatch import BatcherClosed
+from microbatch import BatcherClosed, Retry
 from microbatch.durable import DurableQueue, QueueUnavailable
 
 in_a_loop = pytest.mark.anyio
@@ -149,21 +158,13 @@ async def test_closing_at_once_between_a_submit_and_its_commit(path):
     assert rows(path, "SELECT state FROM microbatch_items") == []
 
 
-# aiosqlite's thread has a result for a loop that has ended, says so, and ends.
-thread_may_complain = pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
-    "ignore::pytest.PytestUnraisableExceptionWarning",
-    "ignore::ResourceWarning",
-)
-
-
 def end_without_cancelling(loop):
     """End an event loop as some frameworks do: nobody is told."""
     loop.close()
     gc.collect()
 
 
-@thread_may_complain
+@ends_loops
 def test_a_loop_that_ends_while_it_opens(path):
     """The next loop opens it: the lock that guards the opening has gone with its loop."""
     asyncio.run(make(path))
@@ -186,7 +187,7 @@ def test_a_loop_that_ends_while_it_opens(path):
     asyncio.run(second())
 
 
-@thread_may_complain
+@ends_loops
 def test_a_loop_that_ends_while_it_closes(path, caplog):
     """It is closed then, and says so instead of waiting for a task that is gone."""
     handler = Handler()
@@ -231,3 +232,58 @@ def test_a_loop_that_ends_after_an_opening_failed(path):
         await durable.aclose()
 
     asyncio.run(second())
+
+
+@in_a_loop
+async def test_closing_while_a_claim_is_under_way(path):
+    """What it brings goes back at once, as if nobody had claimed it."""
+    handler = Handler()
+    durable = batcher(path, handler)
+    await durable.stats()
+    hands = durable._hands
+    hands.taking = False
+    ticket = await durable.enqueue(1)
+    async with anyio.create_task_group() as tasks:
+        with locked(path):
+            hands.taking = True
+            hands.more_to_do()
+            assert hands.claiming
+            waits = durable._store._database.lock_waits
+            await until(lambda: durable._store._database.lock_waits > waits)
+            tasks.start_soon(durable.aclose)
+            await until(lambda: durable._state == "closing")
+    assert handler.batches == []
+    assert rows(path, "SELECT state, attempts, suspect FROM microbatch_items") == [(0, 0, 0)]
+    check_counts(path)
+    async with batcher(path, handler) as other:
+        assert await other.result(ticket, 20) == 2
+
+
+@in_a_loop
+async def test_a_close_in_the_middle_of_a_commit_buries_nothing(path, monkeypatch):
+    """The item was claimed as it was stored, and its only attempt counted; but no handler has seen it."""
+    handler = Handler()
+    durable = batcher(path, handler, retry=Retry(on=OSError, attempts=1))
+    await durable.stats()
+    append, stored = durable._store.append, anyio.Event()
+
+    async def late(payloads, take):
+        answer = await append(payloads, take)
+        stored.set()
+        await anyio.sleep_forever()
+        return answer
+
+    monkeypatch.setattr(durable._store, "append", late)
+    async with anyio.create_task_group() as tasks:
+
+        async def enqueue():
+            with pytest.raises(BatcherClosed):
+                await durable.enqueue(1)
+
+        tasks.start_soon(enqueue)
+        await stored.wait()
+        assert rows(path, "SELECT state, attempts FROM microbatch_items") == [(2, 1)]
+        await durable.aclose(0)
+    assert rows(path, "SELECT state FROM microbatch_items") == [(0,)]
+    async with batcher(path, handler) as other:
+        assert await other.result(1, 20) == 2

@@ -150,6 +150,10 @@ class Presence:
         """Return whether a consumer lives. If in doubt it does: an item handled late is better than twice."""
         with _mutex:
             lock_file = _open_files.get(consumer.lock_file)
+            if lock_file is None and consumer.pid == os.getpid():
+                # This process knows what it holds. If it is nowhere, the row came with a copy of the file;
+                # if it is elsewhere, it may just be moving.
+                return any(consumer.id in other.held for other in _open_files.values())
             if lock_file is None:
                 # Its lock is in a file that has been deleted since, so it cannot be asked for. A living
                 # process notices that too and moves (`follow`); until then its number must do.

@@ -11,7 +11,7 @@ from microbatch.batcher import Batcher
 
 from .errors import QueueUnavailable
 from .outcomes import failure
-from .records import State
+from .records import Settlement, State
 from .watching import TROUBLE_PAUSE
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from microbatch.retry import Retry
 
+    from .counting import Counting
     from .file_store import Store
     from .hands import Hands
     from .outcomes import Outcome
@@ -47,6 +48,7 @@ class Settling:
         watch: Looks for outcomes that others have settled.
         retry: What becomes of items whose ``on_settle`` failed.
         on_settle: The user's effects.
+        counting: Counts what became of items.
 
     Attributes:
         ends: When to give up what does not reach the disk, by the event loop's clock; None for never.
@@ -63,6 +65,7 @@ class Settling:
         watch: Watch,
         retry: Retry | None,
         on_settle: Callable[[aiosqlite.Connection, list[Any], list[Any]], Awaitable[None]] | None,
+        counting: Counting,
     ) -> None:
         self._name = name
         self._path = path
@@ -72,6 +75,7 @@ class Settling:
         self._watch = watch
         self._retry = retry
         self._on_settle = on_settle
+        self._counting = counting
         self._trouble = False
         self.ends: float | None = None
         self._groups: Batcher[Any, None] = Batcher(
@@ -170,13 +174,20 @@ class Settling:
                 self._hands.claim_ended(claim)
         self._trouble = False
         self._settled(outcomes, settled)
-        if claim is not None:
+        outcomes.clear()  # whatever happens from here on, they are on the disk
+        if claim is None:
+            return
+        if self._hands.taking:
             self._hands.take_in(claim, claimed)
+        elif claimed:  # closed meanwhile: nobody is there to handle them
+            back = [Settlement(row.id, row.claim, State.READY, uncounted=True) for row in claimed]
+            await self._store.settle_and_claim(self._hands.consumer, back, None)
 
     def _settled(self, outcomes: Sequence[Outcome], settled: set[int]) -> None:
         """Tell those who wait that outcomes are on the disk."""
         hands = self._hands
         hands.unsettled -= len(outcomes)
+        self._counting.settled(outcomes, settled)
         if len(settled) < len(outcomes):
             dropped = len(outcomes) - len(settled)
             logger.warning(

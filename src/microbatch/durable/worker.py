@@ -45,6 +45,9 @@ logger: logging.Logger = logging.getLogger("microbatch.durable")
 #: Seconds for the last outcomes to reach the disk, once closing has no more time for handlers.
 SETTLE_GRACE = 5.0
 
+#: More deaths than any item has.
+_NEVER = 2**62
+
 _UNSET: Any = object()
 
 
@@ -176,6 +179,7 @@ class DurableBatcher(DurableQueue[T, R]):
             watch=self._watch,
             retry=self._retry,
             on_settle=self._on_settle,
+            counting=self._counting,
         )
         self._neighbours = Neighbours(
             name=self._name,
@@ -239,8 +243,8 @@ class DurableBatcher(DurableQueue[T, R]):
         self._settling.ends = anyio.current_time() + SETTLE_GRACE
         await self._settling.aclose(SETTLE_GRACE + 1.0)
         try:
-            # What could not be settled is taken back like a dead process's.
-            await self._store.reclaim(self._hands.consumer, attempts_max(self._retry))
+            # What could not be settled is taken back like a dead process's, but a close buries nothing.
+            await self._store.reclaim(self._hands.consumer, _NEVER)
         except (QueueUnavailable, sqlite3.Error) as error:
             logger.warning(
                 "queue %r: %s; its items go back when this process ends", self._name, error
