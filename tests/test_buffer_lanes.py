@@ -147,7 +147,6 @@ def test_a_ranking_forgets_what_was_taken() -> None:
 
 
 @pytest.mark.parametrize("total", [1_000, 1_001])
-@pytest.mark.parametrize("total", [1_000, 1_001])
 def test_a_heap_is_made_anew_once_it_is_twice_what_stays_and_16(total: int) -> None:
     """Not at every step, which would be quadratic, and not never."""
     ranking = filled(0, *[1] * (total - 1))
