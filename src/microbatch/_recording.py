@@ -274,18 +274,33 @@ class Recorder:
         instruments.wait_duration.record(record.wait, with_reason, context)
         failing = {} if error is None else {telemetry.ERROR_TYPE: error}
         instruments.batch_duration.record(figures.duration, {**mine, **failing}, context)
-        if figures.succeeded:
-            instruments.items.add(figures.succeeded, mine, context)
-        if figures.skipped:
-            instruments.items.add(figures.skipped, {**mine, telemetry.SKIPPED: True}, context)
-        self._count(instruments.items, run.errors, context)
-        self._count(instruments.retries, run.retried, context)
-        self.tell_refused()
+        if self.observer.queue is None:
+            self.tell_ends(figures.succeeded, figures.skipped, run.errors, run.retried, context)
+            self.tell_refused()
         if self._messaging and self._settings.semconv_metrics:
             instruments.consumed.add(run.size, self._messaging, context)
             instruments.process_duration.record(
                 figures.duration, {**self._messaging, **failing}, context
             )
+
+    def tell_ends(
+        self,
+        succeeded: int,
+        skipped: int,
+        failed: dict[Kind, int] | None,
+        retried: dict[Kind, int] | None,
+        context: Context | None,
+    ) -> None:
+        """Count what became of items; the kinds of failures may hold skipped ones, which are none."""
+        instruments, mine = self.instruments, self._attributes
+        if instruments is None:
+            return
+        if succeeded:
+            instruments.items.add(succeeded, mine, context)
+        if skipped:
+            instruments.items.add(skipped, {**mine, telemetry.SKIPPED: True}, context)
+        self._count(instruments.items, failed, context)
+        self._count(instruments.retries, retried, context)
 
     def tell_refused(self) -> None:
         """Count what ended before a handler saw it: not at once, since each call costs 20 us."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from . import _checks
-from .errors import BatcherClosed, BatcherFull, HandlerTimeout, ItemError, Skipped
+from .errors import BatcherClosed, BatcherFull, Full, HandlerTimeout, ItemError, Skipped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -144,7 +144,6 @@ class _CancelledError(Exception):
 
 
 _KNOWN: Final[Mapping[type[BaseException], str]] = {
-    BatcherFull: "queue_full",
     BatcherClosed: "closed",
     HandlerTimeout: "timeout",
     _CancelledError: "cancelled",
@@ -382,10 +381,27 @@ class Observer:
             yield trace
 
     def refused(self, kind: Kind, count: int = 1) -> None:
-        """Count items that ended before any handler saw them; told with the next batch."""
+        """Count items that ended before any handler saw them; told with the next batch.
+
+        Not those of a durable queue: they are on the disk still.
+        """
         recorder = self.recorder
-        if recorder is not None:
+        if recorder is not None and self.queue is None:
             recorder.refused[kind] = recorder.refused.get(kind, 0) + count
+
+    def settled(
+        self,
+        succeeded: int,
+        skipped: int,
+        failed: dict[Kind, int] | None,
+        retried: dict[Kind, int] | None,
+    ) -> None:
+        """Count what became of a durable queue's items, now that it is on the disk."""
+        assert self.recorder is not None  # noqa: S101 - else there is nobody to tell
+        try:
+            self.recorder.tell_ends(succeeded, skipped, failed, retried, None)
+        except Exception as error:  # noqa: BLE001 - an SDK's: the outcomes go their way
+            self._stop(error)
 
     def close(self) -> None:
         """Tell what no further batch will."""
@@ -414,6 +430,8 @@ class Observer:
         cls, code = kind
         if cls in _KNOWN:
             return _KNOWN[cls]
+        if issubclass(cls, Full):  # whatever was full: a batcher's room, or a queue's file
+            return "queue_full"
         if code is not None and code in self.settings.error_codes:
             return code
         if cls is ItemError:

@@ -14,11 +14,12 @@ import pytest
 from durable_support import Handler, batcher, ends_loops, execute, locked_out, until
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics.export import Gauge
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import NoOpTracerProvider, SpanKind
+from support import outcome
 from telemetry_support import Sdk
 
 import microbatch
-from microbatch import Telemetry, _instruments, _recording, telemetry
+from microbatch import Backoff, Retry, Skipped, Telemetry, _instruments, _recording, telemetry
 from microbatch.durable import DurableQueue, ItemFailed, QueueStats, counting
 from microbatch.durable.file_store import FileStore
 
@@ -323,3 +324,84 @@ async def test_units_and_kinds_of_a_queues_gauges_are_as_documented(path, quick)
         for name, metric in metrics.items()
     }
     assert kinds == {name: row[:2] for name, row in telemetry.QUEUE_GAUGES.items()}
+
+
+# Outcomes
+
+
+async def test_items_are_counted_by_what_the_disk_says_of_them(path):
+    """One that goes again has no outcome yet; what cannot be stored counts as failed, though its handler did not."""
+    sdk = Sdk()
+    calls: list[int] = []
+
+    async def handler(items: list[int]) -> list[object]:
+        calls.extend(items)
+        results: dict[int, object] = {
+            2: ConnectionError("again") if calls.count(2) < 3 else 4,
+            3: ValueError("no"),
+            4: Skipped("seen before"),
+            5: object(),  # nothing that a file can hold
+        }
+        return [results.get(item, item * 2) for item in items]
+
+    retry = Retry(on=ConnectionError, attempts=3, backoff=Backoff(initial=0.001))
+    async with batcher(
+        path, handler, name="b", retry=retry, result_type=None, telemetry=sdk.telemetry()
+    ) as durable:
+        outcomes = [await outcome(durable.submit(item)) for item in range(1, 7)]
+    assert outcomes[:2] == [2, 4]
+    assert [type(one) for one in outcomes[2:5]] == [ItemFailed] * 3
+    items = {
+        (p.attributes.get("error.type"), p.attributes.get("microbatch.skipped")): p.value
+        for p in sdk.points("microbatch.items")
+    }
+    assert items == {
+        (None, None): 3,
+        (None, True): 1,
+        ("ValueError", None): 1,
+        ("TypeError", None): 1,
+    }
+    assert sdk.counts("microbatch.retries") == {"ConnectionError": 2}
+    assert {p.attributes["microbatch.batcher.name"] for p in sdk.points("microbatch.items")} == {
+        "b"
+    }
+    assert [s.attributes["microbatch.attempt"] for s in sdk.spans("process default")].count(3) == 1
+
+
+async def test_what_goes_back_to_the_file_is_not_counted(path):
+    """Its outcome comes later, here or elsewhere: neither cancelled nor closed is true of it."""
+    sdk = Sdk()
+    handler = Handler()
+    handler.hold()
+    async with batcher(path, handler, max_batch_size=2, telemetry=sdk.telemetry()) as durable:
+        await durable.enqueue_many(range(6))
+        await until(lambda: handler.batches)
+        await durable.aclose(0)
+    assert sdk.points("microbatch.items") == []
+    async with batcher(path, Handler(), telemetry=sdk.telemetry()) as durable:
+        await until(lambda: sdk.counts("microbatch.items") == {None: 6})
+
+
+async def test_refused_items_are_counted(path):
+    """An alert on refusals must see those of a full queue as those of a full batcher."""
+    sdk = Sdk()
+    settings = Telemetry(tracer_provider=NoOpTracerProvider(), meter_provider=sdk.meter_provider)
+    async with DurableQueue(path, item_type=int, max_depth=3, telemetry=settings) as queue:
+        await until(lambda: sdk.points("microbatch.queue.dead"))
+        await queue.enqueue_many([1, 2])
+        for refused in (queue.enqueue_many([3, 4]), queue.enqueue(5, key="k")):
+            await outcome(refused)
+        for last in (queue.enqueue(6), queue.enqueue(7), queue.enqueue(5, key="k")):
+            await outcome(last)
+    assert sdk.counts("microbatch.items") == {"queue_full": 4}
+
+
+async def test_a_broken_instrument_loses_no_outcome(path, caplog):
+    """Telemetry is switched off, and the log says so; the items are settled all the same."""
+    sdk = Sdk()
+    async with batcher(path, Handler(), telemetry=sdk.telemetry()) as durable:
+        assert await durable.submit(1) == 2
+        durable._observer.recorder.instruments.items = None
+        assert await durable.submit(2) == 4
+        assert await durable.submit(3) == 6
+    assert "telemetry failed and is off from now on" in caplog.text

@@ -1,18 +1,22 @@
-"""Counting what the file holds, now and then, for whoever reads gauges."""
+"""Counting: what the file holds, now and then, for whoever reads gauges; and what became of items."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from microbatch.telemetry import COUNT_INTERVAL, Counted
+from microbatch.telemetry import COUNT_INTERVAL, Counted, counted, kind_of
+
+from .records import State
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from microbatch.telemetry import Observer
+    from microbatch.telemetry import Kind, Observer
 
     from .clock import Clock
     from .file_store import Store
+    from .outcomes import Outcome
 
 
 class Counting:
@@ -63,6 +67,37 @@ class Counting:
         if self.due_in() == 0.0:
             self._next = self._clock.now() + COUNT_INTERVAL
             self._counted.keep(await self._store.stats())
+
+    def settled(self, outcomes: Sequence[Outcome], settled: set[int]) -> None:
+        """Count what became of items, now that it is on the disk.
+
+        Not when their batch ends: there it is open still whether a failed one goes again, and one that
+        was cut short goes back.
+        """
+        observer = self._observer
+        if observer is None or not observer.measuring:
+            return
+        succeeded = skipped = 0
+        failed: dict[Kind, int] | None = None
+        retried: dict[Kind, int] | None = None
+        for outcome in outcomes:
+            state, error = outcome.settlement.state, cast("Exception", outcome.error)
+            if outcome.entry.id not in settled:
+                continue
+            if state == State.DEAD:
+                failed = counted(failed, error)
+            elif state == State.SCHEDULED:
+                retried = counted(retried, error)
+            elif state == State.DONE:
+                skipped += outcome.error is not None
+                succeeded += outcome.error is None
+        observer.settled(succeeded, skipped, failed, retried)
+
+    def refused(self, error: Exception, items: int) -> None:
+        """Count items that were not stored."""
+        observer = self._observer
+        if observer is not None and observer.measuring:
+            observer.settled(0, 0, {kind_of(error): items}, None)
 
     def forget(self) -> None:
         """Let gauges end: the queue is closed, or its event loop is gone."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from .clock import Clock
     from .codec import Codec
+    from .counting import Counting
     from .file_store import Store
     from .hands import Hands
     from .limits import Limits
@@ -119,6 +120,7 @@ class Intake:
         hands: Whose handler may keep items as they are stored; None if there is no handler.
         more_to_do: Called when items were stored that nobody has kept.
         watch: Looks for results that are there already.
+        counting: Counts what was not stored.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class Intake:
         hands: Hands | None,
         more_to_do: Callable[[], None],
         watch: Watch,
+        counting: Counting,
     ) -> None:
         self._queue_name = queue
         self._store = store
@@ -140,6 +143,7 @@ class Intake:
         self._hands = hands
         self._more_to_do = more_to_do
         self._watch = watch
+        self._counting = counting
         self._groups: Batcher[Any, Any] = Batcher(
             self._store_group,
             max_batch_size=GROUP_MAX,
@@ -205,9 +209,11 @@ class Intake:
         answers: list[Any] = list(range(first, first + accepted))
         if accepted < len(requests):
             allowed = getattr(self._limits, limit)
-            answers += [
+            refused = [
                 QueueFull(self._queue_name, limit, allowed) for _ in range(len(requests) - accepted)
             ]
+            self._counting.refused(refused[0], len(refused))
+            answers += refused
         return answers
 
     async def _enqueue(self, requests: list[Plain | Request], take: Take | None) -> list[Any]:
@@ -217,6 +223,7 @@ class Intake:
         ready = False
         for whole, answer in zip(wholes, answers, strict=True):
             if isinstance(answer, Exception):
+                self._counting.refused(answer, len(whole.items))
                 continue
             if whole.waiter is not None:
                 self._waiters.add(answer[0].id, whole.waiter)

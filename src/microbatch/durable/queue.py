@@ -151,6 +151,7 @@ class DurableQueue(Administered[T], Generic[T, R]):
             hands=self._make_hands(),
             more_to_do=self._more_to_do,
             watch=self._watch,
+            counting=self._counting,
         )
 
     def _make_hands(self) -> Hands | None:
