@@ -6,6 +6,7 @@ from typing import Any
 
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider, sampling
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -23,9 +24,15 @@ class Sdk:
     def __init__(self, sampler: sampling.Sampler = sampling.ALWAYS_ON) -> None:
         self._exporter = InMemorySpanExporter()
         self._reader = InMemoryMetricReader()
-        self.tracer_provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
+        # What describes the machine would be looked for in all that is installed.
+        nothing = Resource.get_empty()
+        self.tracer_provider = TracerProvider(
+            sampler=sampler, resource=nothing, shutdown_on_exit=False
+        )
         self.tracer_provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self.meter_provider = MeterProvider([self._reader], shutdown_on_exit=False)
+        self.meter_provider = MeterProvider(
+            [self._reader], resource=nothing, shutdown_on_exit=False
+        )
         self.tracer = self.tracer_provider.get_tracer("test")
         self.scope: tuple[str, str | None, str | None] | None = None
 

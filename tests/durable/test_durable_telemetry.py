@@ -201,6 +201,7 @@ async def test_reading_gauges_asks_no_file(path, monkeypatch):
         return await stats(store)
 
     monkeypatch.setattr(FileStore, "stats", counted)
+    monkeypatch.setattr(counting, "COUNT_INTERVAL", 1000.0)
     async with batcher(path, Handler(), telemetry=sdk.telemetry()) as durable:
         await until(lambda: gauges(sdk)["microbatch.queue.dead"])
         with locked_out(path):
