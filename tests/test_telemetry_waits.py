@@ -240,6 +240,30 @@ async def test_a_withdrawal_is_counted_once_whatever_notices_it(way: str, settin
     assert [item for batch in gate.batches for item in batch if item % 2] == []
 
 
+@pytest.mark.parametrize("way", ["a cut", "a sweep", "closing at once"])
+async def test_a_withdrawal_is_counted_once_though_its_notice_comes_late(way: str) -> None:
+    """asyncio tells of a cancellation a turn later: by then its item may have been dropped already."""
+    sdk = Sdk()
+    gate = Gate()
+    async with Batcher(gate, max_batch_size=3, telemetry=sdk.telemetry()) as batcher:
+        running = batcher.submit_nowait(0)
+        await turns()
+        waiting = [batcher.submit_nowait(item) for item in range(1, 11)]
+        urgent = batcher.submit_nowait(99, priority=-1)  # from now on there is an entry for each
+        if way == "a cut":
+            gate.opened.set()  # its turn comes before the notices
+        assert all(pending.cancel() for pending in waiting[::2])
+        if way == "a sweep":
+            batcher.stats()
+        elif way == "closing at once":
+            await batcher.aclose(0)
+        gate.opened.set()
+        await outcomes(running, urgent, *waiting[1::2])
+        await turns()
+    ended = "closed" if way == "closing at once" else None
+    assert counted(sdk) == {ended: 7, "cancelled": 5}
+
+
 async def test_withdrawals_are_counted_once_while_the_lists_are_compacted() -> None:
     """Beyond a thousand items that have left, places are given back: nobody may count as gone twice."""
     sdk = Sdk()

@@ -375,12 +375,16 @@ async def test_what_goes_back_to_the_file_is_not_counted(path):
     handler = Handler()
     handler.hold()
     async with batcher(path, handler, max_batch_size=2, telemetry=sdk.telemetry()) as durable:
-        await durable.enqueue_many(range(6))
+        await durable.enqueue_many(range(4))
         await until(lambda: handler.batches)
         await durable.aclose(0)
+    for close in (0, 10):  # claimed, and waiting for company
+        async with batcher(path, handler, max_wait=1000.0, telemetry=sdk.telemetry()) as durable:
+            await until(lambda durable=durable: durable._hands.held)
+            await durable.aclose(close)
     assert sdk.points("microbatch.items") == []
     async with batcher(path, Handler(), telemetry=sdk.telemetry()) as durable:
-        await until(lambda: sdk.counts("microbatch.items") == {None: 6})
+        await until(lambda: sdk.counts("microbatch.items") == {None: 4})
 
 
 async def test_refused_items_are_counted(path):
