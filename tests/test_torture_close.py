@@ -509,6 +509,85 @@ def test_a_loop_that_ends_while_callers_wait_for_room_leaves_no_room_taken(
         run(backend_name, crowd)
 
 
+def stopped_in_a_batch(batcher: Batcher[int, int], items: int) -> tuple[Any, list[Any]]:
+    """Return a loop that was stopped while a handler worked, and what was handed in there."""
+    loop = VirtualLoop()
+    pending: list[Any] = []
+
+    async def leave() -> None:
+        pending.extend(map(batcher.submit_nowait, range(items)))
+        await turns()
+
+    loop.run_until_complete(leave())
+    return loop, pending
+
+
+@pytest.mark.asyncio_logs
+def test_a_task_of_a_closed_loop_that_is_collected_later_changes_nothing() -> None:
+    """Without asyncio.run nobody cancels it: it ends when the garbage collector comes, in the next loop's time."""
+    gate = Gate()
+    batcher = Batcher(gate, max_batch_size=1)
+    gc.collect()
+    gc.disable()
+    try:
+        loop, pending = stopped_in_a_batch(batcher, 3)
+        loop.close()
+        del loop
+
+        async def go_on() -> None:
+            gate.opened = anyio.Event()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(batcher.submit_many, range(5))
+                await turns()
+                before = counted(batcher)
+                assert (before.pending, before.in_flight) == (5, 1)
+                pending.clear()
+                gc.collect()
+                await turns()
+                assert counted(batcher) == before
+                gate.opened.set()
+            assert (counted(batcher).pending, counted(batcher).batches) == (0, 5)
+            await batcher.aclose()
+
+        run("asyncio", go_on)
+    finally:
+        gc.enable()
+
+
+def destroy(task: Any) -> None:
+    """Do what the garbage collector does; it would also say that the task was pending, in a later test."""
+    task._log_destroy_pending = False
+    task.get_coro().close()
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_batch_whose_task_is_destroyed_fails_its_callers(closed: bool) -> None:
+    """In a loop that merely stopped they still wait, and the batcher goes on; in a closed one nobody does."""
+    gate = Gate()
+    batcher = Batcher(gate, max_batch_size=1)
+    loop, pending = stopped_in_a_batch(batcher, 2)
+    (task,) = asyncio.all_tasks(loop)
+    if closed:
+        loop.close()
+    destroy(task)
+    if closed:
+        assert not pending[0].done()
+        return
+
+    async def go_on() -> None:
+        error = await outcome(pending[0])
+        assert (type(error), str(error)) == (RuntimeError, "the batch's task is gone")
+        gate.opened.set()
+        assert await pending[1] == 10
+        await batcher.aclose()
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled() or task.exception() is not None
+
+    loop.run_until_complete(go_on())
+    loop.close()
+
+
 def test_two_loops_one_after_the_other_simply_work(backend_name: str) -> None:
     """pytest gives every test a loop of its own; module-level batchers must bear it."""
     handler = Recorder()

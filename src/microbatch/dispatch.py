@@ -236,6 +236,8 @@ class Dispatch(Outcomes):
         problem = ""
         try:
             async for pair in generator:
+                if run.ended:  # given up, and it went on all the same
+                    return
                 if not (isinstance(pair, tuple) and len(pair) == 2):
                     raise TypeError(
                         f"a generator handler must yield (index, result) pairs, got {pair!r}"
@@ -245,12 +247,10 @@ class Dispatch(Outcomes):
                     raise TypeError(f"a generator handler must yield int indices, got {index!r}")
                 if not 0 <= index < size:
                     problem = f"index {index} is out of range"
-                elif run.waiters[index] is None and not run.ended:
+                elif run.waiters[index] is None:
                     problem = f"index {index} came twice"
                 if problem:
                     raise ResultCountError(size, size - run.left, problem)
-                if run.ended:
-                    return
                 self._settle(run, index, result)
             missing = [i for i, waiter in enumerate(run.waiters) if waiter is not None]
             if missing:
@@ -263,8 +263,8 @@ class Dispatch(Outcomes):
     def _crash(self, run: Run, slot: Slot, error: BaseException) -> bool:
         """Deal with what must not reach a caller, nor kill the loop; tell whether to raise it on."""
         runtime = self._runtime
-        if runtime is None or not runtime.is_current():  # the loop is gone
-            return True
+        if runtime is None or slot not in self._slots or not runtime.is_current():
+            return True  # its event loop is gone, and this is the garbage collector closing it
         cancelled = isinstance(error, anyio.get_cancelled_exc_class())
         outside = cancelled and runtime.was_cancelled(slot.task)  # else the handler made it up
         self._paused = self._paused or (outside and not run.cancelled)
@@ -278,13 +278,16 @@ class Dispatch(Outcomes):
 
     def _vacate(self, slot: Slot, *, forced: bool) -> None:
         """A slot's task is about to end; forced: by what others raised into it."""
-        self._slots.discard(slot)
+        try:
+            self._slots.remove(slot)
+        except KeyError:  # of an event loop that is gone, and forgotten with it: its counts are too
+            return
         run, slot.run = slot.run, None
         if slot.starting:
             slot.starting = False
             self._starting -= 1
         self._free(slot)
-        if forced and (self._runtime is None or self._runtime.has_ended()):
+        if forced and self._runtime.has_ended():  # type: ignore[union-attr]
             return
         if run is not None:
             run.slot = None
