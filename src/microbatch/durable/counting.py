@@ -52,15 +52,18 @@ class Counting:
         if observer is not None:
             observer.counted = self._counted
 
+    def see(self) -> None:
+        """See whether somebody listens, if it is time to ask again."""
+        observer = self._observer
+        if observer is not None and (now := self._clock.now()) >= observer.look_at:
+            observer.look(None, now)
+
     def due_in(self) -> float | None:
         """Return the seconds until the next count; None while nobody would read it."""
-        observer = self._observer
-        if observer is None:
+        self.see()
+        if self._observer is None or not self._observer.measuring:
             return None
-        now = self._clock.now()
-        if now >= observer.look_at:
-            observer.look(None, now)
-        return max(0.0, self._next - now) if observer.measuring else None
+        return max(0.0, self._next - self._clock.now())
 
     async def look(self) -> None:
         """Count, if it is time to."""

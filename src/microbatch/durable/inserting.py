@@ -98,13 +98,10 @@ def appending(  # noqa: PLR0917
 def _append(
     queue: int, now: float, first_id: int, payloads: Sequence[bytes], owner: tuple[Any, ...]
 ) -> Generator[Step, Any, None]:
-    state, attempts, consumer, claim = owner
+    state, *rest = owner
     for start, size in _parts(len(payloads)):
-        values: list[Any] = []
-        chosen = payloads[start : start + size]
-        for row, payload in enumerate(chosen, first_id + start):
-            values += (row, queue, int(state), now, attempts, consumer, claim, now, payload)
-        yield sql.APPEND[size], values, False
+        shared = (first_id + start, queue, int(state), now, *rest)
+        yield sql.APPEND[size], (*shared, *payloads[start : start + size]), False
 
 
 def _parts(total: int) -> Iterator[tuple[int, int]]:

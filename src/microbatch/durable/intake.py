@@ -121,6 +121,8 @@ class Intake:
         more_to_do: Called when items were stored that nobody has kept.
         watch: Looks for results that are there already.
         counting: Counts what was not stored.
+        observer: What tells whether somebody listens; None if nobody is to be told anything.
+        clock: The queue's clock.
     """
 
     def __init__(
@@ -135,6 +137,8 @@ class Intake:
         more_to_do: Callable[[], None],
         watch: Watch,
         counting: Counting,
+        observer: Observer | None,
+        clock: Clock,
     ) -> None:
         self._queue_name = queue
         self._store = store
@@ -144,6 +148,8 @@ class Intake:
         self._more_to_do = more_to_do
         self._watch = watch
         self._counting = counting
+        self._observer = observer
+        self._clock = clock
         self._groups: Batcher[Any, Any] = Batcher(
             self._store_group,
             max_batch_size=GROUP_MAX,
@@ -156,21 +162,20 @@ class Intake:
         """Let what is under way reach the disk."""
         await self._groups.aclose(drain_timeout)
 
-    def hand_in(
-        self, request: Plain | Request, observer: Observer | None, clock: Clock
-    ) -> Awaitable[Any]:
+    def hand_in(self, request: Plain | Request) -> Awaitable[Any]:
         """Put a request into the next transaction; await what comes of it.
 
         That is the item's id if the request is ``Plain``, else a list of ``Stored``.
         """
-        if observer is not None and (observer.tracing or clock.now() >= observer.look_at):
-            return self._send(request, observer, clock)
+        observer = self._observer
+        if observer is not None and observer.tracing:
+            return self._send(request, observer)
         return self._hand_on(request)
 
-    async def _send(self, request: Plain | Request, observer: Observer, clock: Clock) -> Any:
+    async def _send(self, request: Plain | Request, observer: Observer) -> Any:
         """Hand in a request within a span of its own, whose context goes to the disk."""
         whole = _whole(request)
-        with observer.sending(len(whole.items), clock.now()) as trace:
+        with observer.sending(len(whole.items), self._clock.now()) as trace:
             whole.items = [new._replace(trace=trace) for new in whole.items]
             stored = await self._hand_on(whole)
         return stored if whole is request else stored[0].id
@@ -183,6 +188,7 @@ class Intake:
 
     async def _store_group(self, requests: list[Any]) -> list[Any]:
         """Store what many callers brought: a Batcher's handler."""
+        self._counting.see()  # for the next ones: once a group is often enough
         hands = self._hands
         take = None if hands is None else hands.take()
         try:

@@ -78,8 +78,8 @@ class Opened:
             self._state = "new" if self._state in ("new", "open") else "closed"
             self._lose_loop()
 
-    async def _open(self) -> Runtime:
-        """Make sure that the queue is open, in this process and this event loop."""
+    def _opened(self) -> Runtime | None:
+        """Return the event loop that is served if the queue is open, in this process and in that loop."""
         runtime = self._runtime
         if (
             self._state == "open"
@@ -87,6 +87,12 @@ class Opened:
             and runtime.is_current()
             and self._process == os.getpid()
         ):
+            return runtime
+        return None
+
+    async def _open(self) -> Runtime:
+        """Make sure that the queue is open, in this process and this event loop."""
+        if (runtime := self._opened()) is not None:
             return runtime
         self._check_place()
         if self._state in ("closing", "closed"):

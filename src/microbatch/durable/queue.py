@@ -152,6 +152,8 @@ class DurableQueue(Administered[T], Generic[T, R]):
             more_to_do=self._more_to_do,
             watch=self._watch,
             counting=self._counting,
+            observer=self._observer,
+            clock=self._clock,
         )
 
     def _make_hands(self) -> Hands | None:
@@ -165,6 +167,7 @@ class DurableQueue(Administered[T], Generic[T, R]):
 
     async def _start(self) -> None:
         await self._store.open()
+        self._counting.see()
         self._watching: OwnTask = self._spawn(self._watch.run(), "watch")
 
     async def _stop_halfway(self) -> None:
@@ -225,15 +228,15 @@ class DurableQueue(Administered[T], Generic[T, R]):
         Cancellation stops the waiting, never a stored item.
         """
         request = request_of(self._items, item, key, priority, delay)
-        runtime = await self._open()
+        runtime = self._opened() or await self._open()
         self._guard("submit")
         waiter = runtime.create_waiter()
         try:
             if isinstance(request, Plain):
-                number = await self._hand_in(request._replace(waiter=waiter))
+                number = await self._intake.hand_in(request._replace(waiter=waiter))
             else:
                 request.waiter = waiter
-                ((number, *_),) = await self._hand_in(request)
+                ((number, *_),) = await self._intake.hand_in(request)
         except BaseException:
             waiter.cancel()  # the transaction may be under way: its outcome is for nobody then
             raise
@@ -248,14 +251,12 @@ class DurableQueue(Administered[T], Generic[T, R]):
         whether the item was stored: use ``key``.
         """
         request = request_of(self._items, item, key, priority, delay)
-        await self._open()
-        if isinstance(request, Plain):
-            return Ticket(await self._hand_in(request), self._queue_name)
-        ((number, *_),) = await self._hand_in(request)
+        if self._opened() is None:
+            await self._open()
+        if type(request) is Plain:
+            return Ticket(await self._intake.hand_in(request), self._queue_name)
+        ((number, *_),) = await self._intake.hand_in(request)
         return Ticket(number, self._queue_name, key)
-
-    def _hand_in(self, request: Plain | Request) -> Awaitable[Any]:
-        return self._intake.hand_in(request, self._observer, self._clock)
 
     async def enqueue_many(
         self, items: Iterable[T], *, priority: int = 0, delay: float = 0
@@ -270,7 +271,7 @@ class DurableQueue(Administered[T], Generic[T, R]):
             news.append(new)
             values.append(value)
         await self._open()
-        stored = await self._hand_in(Request(news, values)) if news else []
+        stored = await self._intake.hand_in(Request(news, values)) if news else []
         return [Ticket(row.id, self._queue_name) for row in stored]
 
     @overload

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+import msgspec
 
 if TYPE_CHECKING:
     from .errors import ItemFailed
@@ -26,8 +28,7 @@ class State(IntEnum):
     DEAD = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Ticket(msgspec.Struct, frozen=True, repr_omit_defaults=True):
     """The handle of an enqueued item: what ``result`` and ``cancel`` take, in any process, at any time.
 
     Attributes:
@@ -41,7 +42,7 @@ class Ticket:
     id: int
     queue: str = "default"
     key: str | None = None
-    nonce: int | None = field(default=None, repr=False)
+    nonce: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,12 +139,12 @@ INSERT = {
     + ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"] * rows)
     for rows in ROWS
 }
-#: The same for items that have nothing but a payload.
+#: The same for items that have nothing but a payload: the first id, what they share, and the payloads.
 APPEND = {
     rows: "INSERT INTO microbatch_items "  # noqa: S608 - made of constants
     + COLUMNS.format("")
     + " VALUES "
-    + ", ".join(["(?, ?, ?, 0, ?, ?, ?, ?, ?, ?)"] * rows)
+    + ", ".join(f"(?1 + {row}, ?2, ?3, 0, ?4, ?5, ?6, ?7, ?4, ?{8 + row})" for row in range(rows))
     for rows in ROWS
 }
 KEY = "SELECT item, fingerprint FROM microbatch_keys WHERE queue = ? AND key = ? AND expires > ?"
