@@ -98,10 +98,12 @@ def test_a_lock_in_another_file_is_judged_by_its_process(presence):
 
 def test_this_process_knows_what_it_holds_in_whatever_file(presence):
     """A row that came with a copy of the file is nobody's; one that is just moving is somebody's."""
-    first = presence()
+    first, ended = presence(), presence(lives=lambda: False)
     first.take(1)
+    ended.take(3)
     assert first.sees(row(1, 1))
     assert not first.sees(row(2, 1))
+    assert not first.sees(row(3, 1))
 
 
 def test_a_process_of_another_user_lives(presence, monkeypatch):

@@ -153,7 +153,8 @@ class Presence:
             if lock_file is None and consumer.pid == os.getpid():
                 # This process knows what it holds. If it is nowhere, the row came with a copy of the file;
                 # if it is elsewhere, it may just be moving.
-                return any(consumer.id in other.held for other in _open_files.values())
+                held = (other.held.get(consumer.id) for other in _open_files.values())
+                return any(lives is not None and lives() for lives in held)
             if lock_file is None:
                 # Its lock is in a file that has been deleted since, so it cannot be asked for. A living
                 # process notices that too and moves (`follow`); until then its number must do.
