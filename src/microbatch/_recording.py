@@ -293,8 +293,7 @@ class Recorder:
     ) -> None:
         """Count what became of items; the kinds of failures may hold skipped ones, which are none."""
         instruments, mine = self.instruments, self._attributes
-        if instruments is None:
-            return
+        assert instruments is not None  # noqa: S101 - else nobody counts
         if succeeded:
             instruments.items.add(succeeded, mine, context)
         if skipped:

@@ -20,8 +20,11 @@ from telemetry_support import Sdk
 
 import microbatch
 from microbatch import Backoff, Retry, Skipped, Telemetry, _instruments, _recording, telemetry
-from microbatch.durable import DurableQueue, ItemFailed, QueueStats, counting
+from microbatch.durable import DurableQueue, ItemFailed, QueueFull, QueueStats, counting
+from microbatch.durable.clock import Clock
 from microbatch.durable.file_store import FileStore
+from microbatch.durable.outcomes import Entry, success
+from microbatch.durable.records import Claimed
 
 pytestmark = pytest.mark.anyio
 
@@ -224,8 +227,10 @@ async def test_nothing_is_counted_where_nobody_takes_figures(path, wanted, quick
     async with batcher(path, Handler(), telemetry=told) as durable:
         assert await durable.submit(1) == 2
         await anyio.sleep(0.1)
-    async with DurableQueue(path, item_type=int, telemetry=told) as queue:
+    async with DurableQueue(path, item_type=int, telemetry=told, max_depth=1) as queue:
         await queue.enqueue(1)
+        with pytest.raises(QueueFull):
+            await queue.enqueue(2)
 
 
 async def test_an_sdk_that_is_set_up_later_gets_gauges_too(path, quick, monkeypatch):
@@ -385,6 +390,22 @@ async def test_what_goes_back_to_the_file_is_not_counted(path):
     assert sdk.points("microbatch.items") == []
     async with batcher(path, Handler(), telemetry=sdk.telemetry()) as durable:
         await until(lambda: sdk.counts("microbatch.items") == {None: 4})
+
+
+async def test_an_outcome_that_came_too_late_is_not_counted(path):
+    """Others have the item by then, and will count it."""
+    sdk = Sdk()
+    observer = telemetry.observer_of("n", sdk.telemetry(), "q")
+    counts = counting.Counting(
+        path=path, queue="q", name="n", store=None, observer=observer, clock=Clock()
+    )
+    assert counts.due_in() == 0.0
+    mine, theirs = (
+        success(Entry(Claimed(number, 1, b"", 0, 1, False, None, None, None), 5), None, None)
+        for number in (1, 2)
+    )
+    counts.settled([mine, theirs], {1})
+    assert sdk.counts("microbatch.items") == {None: 1}
 
 
 async def test_refused_items_are_counted(path):
