@@ -11,7 +11,7 @@ import anyio.lowlevel
 import pytest
 from support import Gate, Recorder, counted, outcome, run, turns
 
-from microbatch import Batcher, BatcherClosed, HandlerTimeout, current_batch, state
+from microbatch import Batcher, BatcherClosed, BatcherFull, HandlerTimeout, current_batch, state
 from microbatch import batcher as batcher_module
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
@@ -329,3 +329,81 @@ async def test_a_forked_childs_batcher_starts_empty() -> None:
     assert await second == 20
     pending.cancel()
     await batcher.aclose()
+
+
+async def test_a_bulk_that_a_fork_took_along_is_nobodys_when_it_is_cancelled() -> None:
+    """As above: the child's books know nothing of it."""
+    batcher = Batcher(Gate(), max_pending=1, max_wait=5.0)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(batcher.submit_many, range(3))
+        await turns()
+        assert counted(batcher).waiting == 1
+        state._forget_everything()
+        second = batcher.submit_nowait(2)
+        tasks.cancel_scope.cancel()
+    stats = counted(batcher)
+    assert (stats.pending, stats.waiting) == (1, 0)
+    assert second.cancel()
+    await batcher.aclose()
+
+
+async def test_a_bulk_that_leaves_leaves_the_callers_that_share_its_items() -> None:
+    """Two bulks that ask for the same, one of which gives up: the other gets its results."""
+    gate = Gate()
+    batcher = Batcher(gate, coalesce=lambda item: item, max_wait=1.0)
+    results: list[Any] = []
+
+    async def stay() -> None:
+        results.extend(await batcher.submit_many([1, 2]))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(stay)
+        async with anyio.create_task_group() as leaving:
+            leaving.start_soon(batcher.submit_many, [1, 2, 3])
+            await turns()
+            assert counted(batcher).buffered == 3
+            leaving.cancel_scope.cancel()
+        assert counted(batcher).buffered == 2
+        gate.opened.set()
+    assert results == [10, 20]
+    assert gate.batches == [[1, 2]]
+    await batcher.aclose()
+
+
+async def test_without_telemetry_every_way_out_is_the_same() -> None:
+    """Refused, cancelled, closed while waiting for room, buffered or in a bulk: nobody is told, nothing is lost."""
+    batcher = Batcher(Gate(), max_pending=3, partition=lambda item: 0, telemetry=False)
+    first = batcher.submit_nowait(1)
+    await turns()
+    gone = batcher.submit_nowait(2)
+    assert gone.cancel()
+    assert counted(batcher).pending == 1
+    kept: list[Any] = []
+
+    async def keep(awaitable: Any) -> None:
+        kept.append(type(await outcome(awaitable)))
+
+    async with anyio.create_task_group() as tasks:
+        async with anyio.create_task_group() as leaving:
+            leaving.start_soon(batcher.submit_many, range(5))
+            await turns()
+            assert counted(batcher).waiting == 1
+            leaving.cancel_scope.cancel()
+        assert (counted(batcher).pending, counted(batcher).waiting) == (1, 0)
+        tasks.start_soon(keep, batcher.submit_many([1, 2]))
+        await turns()
+        with pytest.raises(BatcherFull):
+            batcher.submit_nowait(3)
+        tasks.start_soon(keep, batcher.submit(4))
+        await turns()
+        assert counted(batcher).waiting == 1
+        await batcher.aclose(0)
+        assert type(await outcome(first)) is BatcherClosed
+    assert sorted(kind.__name__ for kind in kept) == ["BatchFailed", "BatcherClosed"]
+
+
+@pytest.mark.real_time
+async def test_without_telemetry_a_thread_may_submit_too() -> None:
+    """It has no caller to be told of."""
+    async with Batcher(Recorder(), telemetry=False) as batcher:
+        assert await anyio.to_thread.run_sync(batcher.submit_from_thread, 1) == 10

@@ -22,6 +22,7 @@ import pydantic_core
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic_core import PydanticCustomError
 from support import outcome
 
 from microbatch import BatchFailed, BatchReport, HandlerTimeout, ItemError, ResultCountError
@@ -652,6 +653,13 @@ class SelfsameError(Exception):
 class TextsError(Exception):
     """Its copies by reduce say something else."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
     def with_traceback(self, tb: Any) -> Any:
         raise RuntimeError("no")
 
@@ -710,6 +718,17 @@ def test_pydantics_errors_reach_every_caller_with_all_that_they_say() -> None:
     given_on = copy_exception(error)
     assert type(given_on) is pydantic.ValidationError
     assert (str(given_on), given_on.errors()) == (str(error), error.errors())
+
+
+def test_read_only_fields_that_args_no_longer_tell_are_not_lost() -> None:
+    """Made in Rust again: somebody added to its args, so that they would make another error."""
+    error = PydanticCustomError("kind", "text {x}", {"x": 1})
+    copied = copy_exception(error)
+    assert copied is not error
+    assert (copied.type, copied.context, copied.args) == (error.type, error.context, error.args)
+    error.args = ("other", "text")
+    assert copy_exception(error).type == "kind"
+    assert copy_exception(error).args == ("other", "text")
 
 
 @given(

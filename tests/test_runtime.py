@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import logging
+import queue
 import threading
 from typing import Any
 
@@ -14,8 +15,10 @@ import anyio.lowlevel
 import pytest
 import sniffio
 import trio
-from support import outcome, run, turns
+import trio.lowlevel
+from support import Recorder, outcome, run, turns
 
+from microbatch import Batcher
 from microbatch._runtime import ThreadWaiter, current_runtime, in_context
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
@@ -492,3 +495,41 @@ def test_nothing_leaves_a_system_task_of_trio(caplog: Any) -> None:
         "a task of batcher 'orders' failed"
     ]
     assert "KeyError: 'lost'" in caplog.text
+
+
+def test_a_callback_of_whoever_hosts_trio_is_served_as_trio() -> None:
+    """A button's, where trio runs as the guest of a GUI: no task of trio's, and no loop of asyncio's."""
+    todo: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    ended: list[Any] = []
+
+    async def guest() -> Any:
+        batcher: Batcher[int, int] = Batcher(Recorder())
+        pressed: list[Any] = []
+        todo.put(lambda: pressed.append(batcher.submit_nowait(1)))
+        while not pressed:
+            await trio.lowlevel.checkpoint()
+        return await pressed[0]
+
+    trio.lowlevel.start_guest_run(
+        guest, run_sync_soon_threadsafe=todo.put, done_callback=ended.append
+    )
+    while not ended:
+        todo.get(timeout=10)()
+    assert ended[0].unwrap() == 10
+
+
+async def test_a_waiter_tells_its_end_once() -> None:
+    """For a record of each item: cancelling what has ended is no second end."""
+    ends: list[Any] = []
+    for end in ("set_result", "set_exception", "cancel"):
+        waiter = current_runtime().item_waiter(None)
+        waiter.on_end = lambda error, cancelled: ends.append((error, cancelled))
+        argument = {"set_result": [1], "set_exception": [KeyError()], "cancel": []}[end]
+        getattr(waiter, end)(*argument)
+        assert not waiter.cancel()
+        await outcome(waiter) if end != "cancel" else None
+    assert [(type(error), cancelled) for error, cancelled in ends] == [
+        (type(None), False),
+        (KeyError, False),
+        (type(None), True),
+    ]
