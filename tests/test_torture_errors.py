@@ -341,7 +341,6 @@ class Thing:
 @pytest.fixture
 def without_gc() -> Any:
     """Reference counts alone must free everything: a cycle per batch would be memory until the next collection."""
-    gc.collect()
     gc.disable()
     yield
     gc.enable()
