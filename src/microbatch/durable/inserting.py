@@ -98,10 +98,13 @@ def appending(  # noqa: PLR0917
 def _append(
     queue: int, now: float, first_id: int, payloads: Sequence[bytes], owner: tuple[Any, ...]
 ) -> Generator[Step, Any, None]:
-    state, *rest = owner
+    state, attempts, consumer, claim = owner
     for start, size in _parts(len(payloads)):
-        shared = (first_id + start, queue, int(state), now, *rest)
-        yield sql.APPEND[size], (*shared, *payloads[start : start + size]), False
+        values: list[Any] = []
+        chosen = payloads[start : start + size]
+        for row, payload in enumerate(chosen, first_id + start):
+            values += (row, queue, int(state), now, attempts, consumer, claim, now, payload)
+        yield sql.APPEND[size], values, False
 
 
 def _parts(total: int) -> Iterator[tuple[int, int]]:
