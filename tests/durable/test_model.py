@@ -170,7 +170,7 @@ class Both:
 
         with contextlib.suppress(ZeroDivisionError):
             await self.file._database.write(doomed)
-        self.file.forget()
+        await self.file.close()  # its thread has ended then: nothing touches the folder any more
         self.file = self.make()
 
 
