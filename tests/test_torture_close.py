@@ -790,11 +790,14 @@ def test_an_interrupt_in_the_handler_goes_where_it_belongs(backend_name: str, ki
                 ended.append(await outcome(batcher.submit(1)))
             finally:
                 ended.append("left")
-            await anyio.sleep(1)
+            await anyio.sleep(0.1 if waits else 10)
             ended.append("survived")
 
+    # trio lets nothing but Ctrl-C out of a task that is nobody's child: SystemExit waits for the close.
+    waits = (backend_name, kind) == ("trio", SystemExit)
+    # In real time: beside other threads Python may call its signal handlers a little late.
     with pytest.raises(BaseException) as caught:
-        run(backend_name, main)
+        run(backend_name, main, real_time=True)
 
     def leaves(error: BaseException) -> Any:
         if isinstance(error, BaseExceptionGroup):
@@ -807,5 +810,4 @@ def test_an_interrupt_in_the_handler_goes_where_it_belongs(backend_name: str, ki
     assert "left" in ended
     if len(ended) >= 2:
         assert type(ended[0]) is HandlerCrashed
-    # trio lets nothing but Ctrl-C out of a task that is nobody's child: SystemExit waits for the close.
-    assert "survived" not in ended or (backend_name, kind) == ("trio", SystemExit)
+    assert waits or "survived" not in ended
