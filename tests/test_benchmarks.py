@@ -128,8 +128,8 @@ def test_the_overhead_test_runs_under_pytest_benchmark(tmp_path):
         sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "submit and 100",
         f"--benchmark-json={tmp_path / 'out.json'}", str(FOLDER / "test_overhead.py"),
     ]  # fmt: skip
-    environment = {**os.environ, "BENCH_CALLERS": "50", "BENCH_ROUNDS": "2"}
-    environment.pop("PYTEST_ADDOPTS", None)  # they are for this run, not for that one
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    environment |= {"BENCH_CALLERS": "50", "BENCH_ROUNDS": "2"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     benchmarks = json.loads((tmp_path / "out.json").read_text())["benchmarks"]
