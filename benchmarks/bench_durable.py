@@ -29,8 +29,8 @@ import measure
 from microbatch.durable import DurableBatcher, DurableQueue
 from microbatch.durable.clock import Clock
 from microbatch.durable.file_store import FileStore
-from microbatch.durable.records import Claim, NewItem, Settlement, State
 from microbatch.durable.limits import Limits
+from microbatch.durable.records import Claim, NewItem, Settlement, State
 
 SHIM = Path(__file__).parent.parent / "tests" / "durable" / "shim.c"
 PAYLOAD = os.urandom(1000)
