@@ -144,9 +144,7 @@ class Goals:
         peer = "-"
         if contenders.installed(contenders.ALL["batched"]):
             peer = f"batched {latency.idle_batched(seconds=seconds):.3f}"
-        self.add(
-            "idle CPU", 0.001, latency.idle(seconds=seconds), peer=peer, unit=" s/s", digits=5
-        )
+        self.add("idle CPU", 0.001, latency.idle(seconds=seconds), peer=peer, unit=" s/s", digits=5)
 
     def bytes(self):
         names = ["bare task + future", "submit", "dloader", "aiodataloader"]
