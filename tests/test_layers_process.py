@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib.machinery
 import io
 import os
 import signal
@@ -534,13 +535,15 @@ def test_the_main_module_is_imported_once_when_something_of_it_is_needed(
 def test_a_parent_without_a_main_module_to_import_is_told_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In an interactive session there is no file that a worker could import."""
+    """In an interactive session there is no file that a worker could import; else it is told which."""
     import types
 
     monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
     assert _main_module() == (None, None)
     sys.modules["__main__"].__file__ = "program.py"
     assert _main_module() == (None, str(Path("program.py").absolute()))
+    sys.modules["__main__"].__spec__ = importlib.machinery.ModuleSpec("package.program", None)
+    assert _main_module() == ("package.program", None)  # as with python -m
     monkeypatch.undo()
     [ready] = conversation((list(sys.path), (None, None), b"c__main__\nnowhere\n."))
     assert (ready[0], type(ready[1])) == (False, AttributeError)
