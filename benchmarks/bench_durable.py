@@ -493,20 +493,20 @@ def main():
     scale = 0.02 if chosen.tiny else 1
     callers = [1, 10] if chosen.tiny else list(CALLERS)
     data = {"enqueue": enqueue_cells(rounds, callers, scale)}
-    measure.say("Enqueue, items of 1,000 bytes, synchronous=FULL:")
+    measure.say("Enqueue, items of 1,000 bytes, synchronous=FULL:\n")
     show_enqueue(data["enqueue"])
     slow = shimmed(
         ["enqueue_cells", max(1, rounds // 3), callers[1:3], 0.2 * scale], SHIM_DELAY="2000"
     )
     if slow is not None:
         data["enqueue with 2 ms more per fsync"] = slow
-        measure.say("The same with 2 ms more per fsync:")
+        measure.say("The same with 2 ms more per fsync:\n")
         show_enqueue(slow)
     data["work"] = work(rounds, 500 if chosen.tiny else 10_000)
     measure.say(
         "Claim, handle and settle with stored results, batches of 100: "
         f"{data['work']['items_per_second']:,.0f} items/s, "
-        f"{measure.shown(data['work']['share of raw'])} of raw claim and acknowledge (goal >= 0.35)"
+        f"{measure.shown(data['work']['share of raw'])} of raw claim and acknowledge (goal >= 0.35)\n"
     )
     data["peers"] = in_folder(peer_rates, 20 if chosen.tiny else 500)
     measure.table(
@@ -517,16 +517,18 @@ def main():
     data["claim"] = claim_times(20 if chosen.tiny else 200, backlog)
     measure.say(
         f"A claim of 10 with {backlog:,} ready, done and delayed each, against 200 ready: "
-        f"{measure.shown(data['claim']['ratio'])} (goal <= 1.5)"
+        f"{measure.shown(data['claim']['ratio'])} (goal <= 1.5)\n"
     )
     data["bytes per item over its payload"] = bytes_per_item(1_000 if chosen.tiny else 10_000) - 100
     measure.say(
-        f"Bytes per item over its payload of 100: {data['bytes per item over its payload']:.0f}"
+        f"Bytes per item over its payload of 100: {data['bytes per item over its payload']:.0f}\n"
     )
     data["fsyncs"] = shimmed(["count_fsyncs"])
     if data["fsyncs"] is not None:
         measure.say(
-            "fsyncs " + ", ".join(f"{what}: {count:.2f}" for what, count in data["fsyncs"].items())
+            "fsyncs "
+            + ", ".join(f"{what}: {count:.2f}" for what, count in data["fsyncs"].items())
+            + "\n"
         )
     data["redelivery"] = redelivery(1 if chosen.tiny else 9)
     measure.say(
