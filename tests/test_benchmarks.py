@@ -102,6 +102,18 @@ def test_goals_have_a_line_for_each_promise(tmp_path):
     assert all(row["median"] > row["goal"] for row in rows if not row["met"])
 
 
+@slow_machines_too
+def test_the_durable_mode_stands_beside_plain_sqlite(tmp_path):
+    """Its figures are ratios: without the others in the same run they say nothing."""
+    found = run("bench_durable", tmp_path)
+    for cell in found["enqueue"]:
+        assert {"raw", "one transaction each", "enqueue"} <= cell["rates"].keys()
+    assert found["claim"]["ratio"]["median"] > 0
+    if found["fsyncs"] is not None:  # counted by a shim, where there is a C compiler
+        assert found["fsyncs"]["per group of enqueues"] < 1.5
+        assert found["fsyncs"]["per handled batch"] < 2
+
+
 def test_instructions_are_counted_for_contenders_that_run(capsys):
     """The subprocess that callgrind watches is this function."""
     for name in ("floor (a)", "submit", "trio submit"):
