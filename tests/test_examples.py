@@ -16,35 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-
-import microbatch
+from examples_support import ENVIRONMENT, EXAMPLES, output_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
-# An absolute path to the very package under test: the examples run in folders of their own.
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(microbatch.__file__).parents[1])}
-ENVIRONMENT.pop("COVERAGE_PROCESS_START", None)
-
-
-def run_example(name: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run an example with warnings as errors; its output is a pipe, so no progress bar may show."""
-    return subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments],
-        cwd=folder,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-
-
-def output_of(name: str, *arguments: str, folder: Path) -> str:
-    done = run_example(name, *arguments, folder=folder)
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
-    return done.stdout
 
 
 def postgres_program(name: str) -> str | None:

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import microbatch
+from examples_support import output_of
 
-EXAMPLE = Path(__file__).parent.parent / "examples/observe.py"
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(microbatch.__file__).parents[1])}
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_observe_shows_batches_with_their_links(tmp_path: Path) -> None:
     """What arrives over HTTP as protobuf is what the library promised."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLE)],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
-    *batches, metrics, good, missing = done.stdout.splitlines()
+    *batches, metrics, good, missing = output_of("observe.py", folder=tmp_path).splitlines()
     assert [line.partition(", linked to ")[0] for line in batches] == [
         "process cities: 5 items, reason size, 1 failed",
         "process cities: 5 items, reason size, 2 failed",

@@ -5,37 +5,19 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import os
 import re
 import sqlite3
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from examples_support import ENVIRONMENT, EXAMPLES, output_of
 
-import microbatch
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(microbatch.__file__).parents[1])}
-ENVIRONMENT.pop("COVERAGE_PROCESS_START", None)
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.timeout(120)
-
-
-def output_of(name: str, *arguments: str, folder: Path) -> str:
-    """Run an example with warnings as errors; its output is a pipe, so no progress bar may show."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments],
-        cwd=folder,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
-    return done.stdout
 
 
 def counts(output: str) -> dict[str, int]:

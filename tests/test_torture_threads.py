@@ -36,29 +36,27 @@ def tens(items: list[int]) -> list[int]:
 
 
 async def test_a_plain_handler_runs_in_a_thread() -> None:
-    """It may block: the loop goes on meanwhile."""
+    """It may block: the loop goes on meanwhile, here to let it go."""
     threads: list[int] = []
+    blocked, go = threading.Event(), threading.Event()
 
     def handler(items: list[int]) -> list[int]:
         threads.append(threading.get_ident())
-        time.sleep(0.05)
+        blocked.set()
+        assert go.wait(10)
         return tens(items)
 
-    ticks = 0
     async with Batcher(handler) as batcher, anyio.create_task_group() as tasks:
 
-        async def tick() -> None:
-            nonlocal ticks
-            while True:
-                await anyio.sleep(0.005)
-                ticks += 1
+        async def release() -> None:
+            while not blocked.is_set():
+                await anyio.sleep(0.001)
+            go.set()
 
-        tasks.start_soon(tick)
+        tasks.start_soon(release)
         assert await outcomes(*map(batcher.submit, range(5))) == [0, 10, 20, 30, 40]
-        tasks.cancel_scope.cancel()
     assert len(threads) == 1
     assert threads[0] != threading.get_ident()
-    assert ticks >= 3
 
 
 class Callable:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from examples_support import output_of
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 PRINTS = {
     "durable_orders.py": [
         "killed the worker in the middle of its work",
@@ -31,15 +28,4 @@ PRINTS = {
 @pytest.mark.parametrize("name", PRINTS)
 def test_an_example_prints_what_it_claims(name, tmp_path):
     """Exactly once for every order, and no event lost or made up."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLES / name)],
-        cwd=tmp_path,
-        env=environment | {"TMPDIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=50,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == PRINTS[name]
+    assert output_of(name, folder=tmp_path).splitlines() == PRINTS[name]

@@ -1,0 +1,30 @@
+"""How tests run an example: as a user does, by itself, in an empty folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import microbatch
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+# An absolute path to the very package under test: the examples run in folders of their own.
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(microbatch.__file__).parents[1])}
+ENVIRONMENT.pop("COVERAGE_PROCESS_START", None)
+
+
+def output_of(name: str, *arguments: str, folder: Path) -> str:
+    """Run an example with warnings as errors; its output is a pipe, so no progress bar may show."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments],
+        cwd=folder,
+        env=ENVIRONMENT | {"TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    return done.stdout
