@@ -19,7 +19,8 @@ import trio.lowlevel
 from support import Recorder, outcome, run, turns
 
 from microbatch import Batcher
-from microbatch._runtime import ThreadWaiter, current_runtime, in_context
+from microbatch._runtime import current_runtime, in_context
+from microbatch._waiters import ThreadWaiter
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
 
@@ -329,7 +330,7 @@ def test_trio_as_a_guest_of_asyncio_is_served_as_trio() -> None:
         return (await ended).unwrap()  # type: ignore[no-any-return]
 
     assert asyncio.run(host()) == "done"
-    assert seen == ["_AsyncioRuntime", "_TrioRuntime"]
+    assert seen == ["AsyncioRuntime", "TrioRuntime"]
 
 
 async def test_a_breath_lets_everybody_have_a_turn() -> None:

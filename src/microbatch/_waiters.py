@@ -1,13 +1,17 @@
-"""Who waits for an item when that is not one caller with a future: a group's member, a slot's sharers."""
+"""Who waits for an item when that is not one caller with a future: a group, a slot's sharers, a blocked thread."""
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from .handler import copy_exception
 from .outcome import BatchReport, Outcome, outcome_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .buffer import Entry
 
 
@@ -146,3 +150,46 @@ class Shared:
         for waiter in self.waiters:
             if not waiter.done():
                 waiter.set_exception(copy_exception(error))
+
+
+def end_item(waiter: Any, error: Exception | None, *, cancelled: bool = False) -> None:
+    on_end = getattr(waiter, "on_end", None)
+    if on_end is not None:
+        waiter.on_end = None
+        on_end(error, cancelled)
+
+
+class ThreadWaiter:
+    """What a blocked thread waits on, in the place of a future of the loop."""
+
+    __slots__ = ("_answer", "on_cancel", "on_end", "parent")
+
+    def __init__(self) -> None:
+        self._answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        self.on_cancel: Callable[[Any], None] | None = None
+
+    def done(self) -> bool:
+        return self._answer.done()
+
+    def cancelled(self) -> bool:
+        return self._answer.cancelled()
+
+    def cancel(self) -> bool:
+        return self._answer.cancel()
+
+    def set_result(self, result: Any) -> None:
+        with contextlib.suppress(concurrent.futures.InvalidStateError):  # its thread has gone
+            self._answer.set_result(result)
+            end_item(self, None)
+
+    def set_exception(self, exception: Exception) -> None:
+        with contextlib.suppress(concurrent.futures.InvalidStateError):
+            self._answer.set_exception(exception)
+            end_item(self, exception)
+
+    def wait(self, seconds: float) -> bool:
+        """Block up to so many seconds; tell whether the answer is there."""
+        return bool(concurrent.futures.wait([self._answer], seconds).done)
+
+    def result(self) -> Any:
+        return self._answer.result(0)

@@ -33,7 +33,8 @@ import anyio
 import anyio.lowlevel
 
 from . import _checks, batch
-from ._runtime import ThreadWaiter, end_item, running_loop
+from ._asyncio import running_loop
+from ._waiters import ThreadWaiter, end_item
 from .adaptive import AdaptiveSize
 from .buffer import Mark
 from .entrance import Entrance

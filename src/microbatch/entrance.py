@@ -9,7 +9,8 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from . import batch
-from ._runtime import Runtime, current_runtime, running_loop
+from ._asyncio import running_loop
+from ._runtime import Runtime, current_runtime
 from ._waiters import Group, Member, Shared
 from .buffer import Entry, Fifo
 from .dispatch import Dispatch

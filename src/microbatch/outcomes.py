@@ -7,7 +7,8 @@ import random
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ._runtime import InvalidState, in_context
+from ._asyncio import InvalidState
+from ._runtime import in_context
 from ._waiters import Member, Shared
 from .errors import HandlerCrashed, HandlerTimeout, Skipped
 from .handler import copy_exception
