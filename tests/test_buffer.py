@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import Caller
 
+from microbatch._fifo import Fifo
 from microbatch._waiters import Group, Member
-from microbatch.buffer import Entry, Fifo, Mark
+from microbatch.buffer import Entry, Mark
 
 # Mark
 

@@ -1,4 +1,4 @@
-"""Who waits for an item when that is not one caller with a future: a group, a slot's sharers, a blocked thread."""
+"""Who waits where that is not one caller with a future: a group, the sharers of a slot, a blocked thread."""
 
 from __future__ import annotations
 

@@ -18,9 +18,10 @@ from .state import TURN, Slot, logger
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
+    from ._fifo import Fifo
     from ._runtime import Runtime
     from .batch import Run
-    from .buffer import Fifo, Lanes
+    from .buffer import Lanes
 
 #: Handler calls that may still run after their timeout before new batches are refused. A thread cannot
 #: be killed; 8 is far from what exhausts a process and enough to ride out a hiccup (a choice).

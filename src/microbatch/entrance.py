@@ -12,7 +12,7 @@ from . import batch
 from ._asyncio import running_loop
 from ._runtime import Runtime, current_runtime
 from ._waiters import Group, Member, Shared
-from .buffer import Entry, Fifo
+from .buffer import Entry
 from .dispatch import Dispatch
 from .errors import BatcherClosed, BatcherFull, ItemTooHeavy, WouldDeadlock
 from .state import logger
@@ -21,6 +21,7 @@ from .telemetry import CANCELLED, CLOSED, FULL
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ._fifo import Fifo
     from .batch import Run
     from .buffer import Lanes
 

@@ -19,7 +19,8 @@ from collections import defaultdict, deque
 from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
-from .buffer import Entry, Fifo, Lanes, Ranking
+from ._fifo import Fifo
+from .buffer import Entry, Lanes, Ranking
 from .telemetry import CANCELLED
 
 if TYPE_CHECKING:
