@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import importlib.util
+import os
 import selectors
 from collections import Counter
 from typing import Any
@@ -25,6 +26,11 @@ import microbatch
 
 HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
 BACKENDS = ["asyncio", "uvloop", "trio"] if HAS_UVLOOP else ["asyncio", "trio"]
+
+
+def scaled(count: int) -> int:
+    """Return how much of a long run to do: what `.ci/run` has time for, times MICROBATCH_SOAK."""
+    return max(1, int(count * float(os.environ.get("MICROBATCH_SOAK", "1"))))
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):

@@ -1,4 +1,4 @@
-"""Long runs: memory stays flat and nothing is left behind. Marked ``soak``; MICROBATCH_SOAK scales the numbers."""
+"""Long runs: memory stays flat and nothing is left behind. Marked ``soak``; MICROBATCH_SOAK scales the numbers (`support.scaled`)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,11 @@ from typing import Any
 
 import anyio
 import pytest
-from support import Recorder, counted, outcomes, tasks_alive, turns
+from support import Recorder, counted, outcomes, scaled, tasks_alive, turns
 
 from microbatch import Backoff, Batcher, Retry
 
 pytestmark = [pytest.mark.anyio, pytest.mark.soak, pytest.mark.timeout(300)]
-
-SCALE = float(os.environ.get("MICROBATCH_SOAK", "1"))
-
-
-def scaled(count: int) -> int:
-    return max(1, int(count * SCALE))
 
 
 def traced_bytes() -> int:

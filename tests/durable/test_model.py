@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_store import MemoryStore
+from support import scaled
 
 from microbatch.durable.file_store import FileStore
 from microbatch.durable.limits import Limits
@@ -186,7 +187,7 @@ def test_random_programs_agree_with_the_naive_store(program):
 
 @pytest.mark.soak
 @given(st.lists(steps, max_size=80))
-@settings(max_examples=400)
+@settings(max_examples=scaled(200))
 def test_long_random_programs_agree_with_the_naive_store(program):
     """The same at length."""
     run_program(program)

@@ -16,6 +16,7 @@ import anyio
 import msgspec
 import pytest
 from durable_support import Handler, Shim, batcher, check_counts, execute, rows, until
+from support import scaled
 
 pytestmark = [
     pytest.mark.anyio,
@@ -110,9 +111,10 @@ async def test_nothing_acknowledged_is_lost_in_a_power_cut(tmp_path):
 async def test_nothing_acknowledged_is_lost_in_many_power_cuts(tmp_path):
     """The same at length."""
     acknowledged = 0
-    for seed in range(100, 130):
+    cuts = scaled(12)
+    for seed in range(100, 100 + cuts):
         acknowledged += await one_cut(tmp_path, seed)
-    assert acknowledged > 100
+    assert acknowledged > 4 * cuts
 
 
 async def test_the_simulation_can_lose_things(tmp_path):
