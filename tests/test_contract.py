@@ -691,6 +691,44 @@ async def test_no_more_batches_are_in_flight_than_max_concurrency(limit: int) ->
     assert handler.sizes == [3] * 20
 
 
+WAYS_TO_BUFFER: list[Any] = [
+    {},
+    {"max_wait": 1},
+    {"weigh": lambda item: 1, "max_batch_weight": 1e9},
+]
+
+
+async def test_batches_whose_handler_answers_without_waiting_share_a_task() -> None:
+    """A task for each would gain nothing: no two of them are ever under way at the same time."""
+    seen = set()
+
+    async def handler(items: list[int]) -> list[int]:
+        seen.add(anyio.get_current_task().id)
+        return items
+
+    async with Batcher(handler, max_batch_size=10, max_concurrency=8) as batcher:
+        assert await outcomes(*map(batcher.submit, range(500))) == list(range(500))
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("settings", WAYS_TO_BUFFER, ids=["chunks", "window", "lanes"])
+async def test_a_batch_that_waits_holds_up_nobody_behind_it(settings: Any) -> None:
+    """Some answer at once, as out of a cache, and one among them does not."""
+    opened = anyio.Event()
+
+    async def handler(items: list[int]) -> list[int]:
+        if 3 in items:
+            await opened.wait()
+        return items
+
+    async with Batcher(handler, max_batch_size=1, max_concurrency=2, **settings) as batcher:
+        pendings = [batcher.submit_nowait(item) for item in range(10)]
+        await anyio.sleep(2)
+        assert [pending.done() for pending in pendings] == [item != 3 for item in range(10)]
+        opened.set()
+        assert await pendings[3] == 3
+
+
 async def test_slots_are_given_back_whatever_the_handler_does() -> None:
     """A slot lost to an error would be lost for good."""
 

@@ -353,6 +353,10 @@ async def test_a_breath_lets_everybody_have_a_turn() -> None:
 # in_context
 
 
+def nothing() -> None:
+    """Be told that a call waits, and not care."""
+
+
 async def work(steps: list[Any]) -> str:
     steps.append(variable.get())
     variable.set("the work's")
@@ -372,20 +376,38 @@ async def test_a_call_in_a_context_sees_that_context_only() -> None:
     base.run(variable.set, "the base's")
     variable.set("ours")
     steps: list[Any] = []
-    assert await in_context(base, work, steps) == "done"
+    assert await in_context(base, work, steps, nothing) == "done"
     assert steps == ["the base's", "the work's"]
     assert variable.get() == "ours"
     assert base[variable] == "the base's"
     steps.clear()
-    assert await in_context(None, work, steps) == "done"
+    assert await in_context(None, work, steps, nothing) == "done"
     assert steps == ["nothing", "the work's"]
+
+
+async def test_who_asks_is_told_when_a_call_in_a_context_first_waits() -> None:
+    """Once, before anything else runs; not at all of a call that answers at once."""
+    told: list[str] = []
+
+    async def call(waits: int) -> str:
+        told.append("called")
+        for _ in range(waits):
+            await anyio.lowlevel.checkpoint()
+            told.append("resumed")
+        return "done"
+
+    assert await in_context(None, call, 0, lambda: told.append("waits")) == "done"
+    assert told == ["called"]
+    told.clear()
+    assert await in_context(None, call, 2, lambda: told.append("waits")) == "done"
+    assert told == ["called", "waits", "resumed", "resumed"]
 
 
 async def test_a_cancellation_reaches_the_call_in_its_context() -> None:
     """It cleans up where it was."""
     steps: list[Any] = []
     with anyio.move_on_after(5):
-        await in_context(None, work, steps)
+        await in_context(None, work, steps, nothing)
     assert steps == ["nothing", "the work's", (True, "the work's")]
 
 
@@ -398,7 +420,7 @@ async def test_what_a_call_in_a_context_raises_comes_through() -> None:
         raise KeyError(later)
 
     for later in (False, True):
-        error = await outcome(in_context(None, fail, later))
+        error = await outcome(in_context(None, fail, later, nothing))
         assert type(error) is KeyError
         assert error.args == (later,)
 
@@ -407,7 +429,7 @@ async def test_what_a_call_in_a_context_raises_comes_through() -> None:
             yield from anyio.lowlevel.checkpoint().__await__()
             return variable.get()
 
-    assert await in_context(None, lambda _: Awaitable(), None) == "nothing"
+    assert await in_context(None, lambda _: Awaitable(), None, nothing) == "nothing"
 
 
 def test_a_call_in_a_context_is_closed_with_who_awaits_it() -> None:
@@ -426,7 +448,7 @@ def test_a_call_in_a_context_is_closed_with_who_awaits_it() -> None:
             steps.append(variable.get())
 
     async def outer() -> None:
-        await in_context(None, call, None)
+        await in_context(None, call, None, nothing)
 
     coroutine = outer()
     assert coroutine.send(None) == "waiting"

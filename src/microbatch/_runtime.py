@@ -80,20 +80,27 @@ def current_runtime() -> Runtime:
 
 @types.coroutine
 def in_context(
-    base: contextvars.Context | None, function: Callable[[Any], Awaitable[Any]], argument: Any
+    base: contextvars.Context | None,
+    function: Callable[[Any], Awaitable[Any]],
+    argument: Any,
+    on_wait: Callable[[], object],
 ) -> Generator[Any, Any, Any]:
     """Await ``function(argument)`` in a fresh copy of a context, an empty one if base is None.
 
     A task has one context for life, so this steps the coroutine by hand. A new task for every batch
-    would do too, and costs 15,000 instructions more.
+    would do too, and costs 15,000 instructions more. When it first has to wait, ``on_wait`` is called.
     """
     context = contextvars.Context() if base is None else base.copy()
     run = context.run
-    awaitable: Any = run(function, argument)
-    steps = awaitable if hasattr(awaitable, "send") else run(awaitable.__await__)
-    send = steps.send
+    steps: Any = run(function, argument)
+    try:
+        send = steps.send
+    except AttributeError:  # no coroutine
+        steps = run(steps.__await__)
+        send = steps.send
     try:
         yielded = run(send, None)
+        on_wait()
         while True:
             try:
                 sent = yield yielded

@@ -36,8 +36,11 @@ class Dispatch(Outcomes):
 
     __slots__ = ()
 
-    def _pump(self, now: float | None = None) -> None:
-        """Start a task for every batch that is ready while slots are free; else set the timer."""
+    def _pump(self, now: float | None = None, most: int = 1) -> None:
+        """If a batch is ready and a slot is free, see that so many tasks are about to start; set the timer.
+
+        One is enough: should its handler have to wait, it starts the others beside it (`_pump_more`).
+        """
         runtime = self._runtime
         if runtime is None or self._paused:
             return
@@ -55,7 +58,7 @@ class Dispatch(Outcomes):
             when = buffer.deadline()  # type: ignore[union-attr]
             if when is not None and when <= now:
                 when = None
-        ready = min(ready, self._pace)
+        ready = min(ready, most)
         while self._starting < ready and self._busy < self._max_concurrency:
             self._start(runtime)
         if self._backoffs and (when is None or self._backoffs[0][0] < when):
@@ -98,8 +101,11 @@ class Dispatch(Outcomes):
             await self._started()
             while (run := self._cut(slot)) is not None:
                 try:
-                    returned = await in_context(self._context, self._call, run)
-                    results = results_of(returned, run.size)
+                    returned = await in_context(self._context, self._call, run, self._pump_more)
+                    if type(returned) is list and len(returned) == run.size:
+                        results = returned
+                    else:
+                        results = results_of(returned, run.size)
                 except Exception as error:  # noqa: BLE001 - the handler's: every caller gets it
                     self._fail(run, error)
                 except BaseException as error:
@@ -149,9 +155,16 @@ class Dispatch(Outcomes):
             return run
         if self._max_wait or not fifo.items:
             self._fast = None  # the next item asks, and wakes us
-        if fifo.items and self._busy < self._max_concurrency:
-            self._pump(now)
         return run
+
+    def _pump_more(self) -> None:
+        """A handler has begun to wait: others may run beside it.
+
+        Not before: batches whose handler answers without waiting follow one another in one task, which
+        saves a task for each.
+        """
+        if (self._fifo is None or self._fifo.items) and self._busy < self._max_concurrency:
+            self._pump(most=self._pace)
 
     def _call(self, run: Run) -> Any:
         """Begin the handler call; runs in the batch's own context."""
@@ -200,17 +213,12 @@ class Dispatch(Outcomes):
         A full one may follow at once. Before one that can still grow, and after so many items, the loop
         has its turn: everybody who is runnable may join.
         """
-        buffer: Fifo | Lanes
-        if (fifo := self._fifo) is not None:
-            if not fifo.items:
-                return False
-            buffer = fifo
-            ready = fifo.ready(self._now() if self._max_wait else 0.0)
-        else:
-            buffer = self._ranked
-            ready = buffer.ready(self._now())
-        starting = self._starting
-        if starting >= ready or starting >= self._pace or not slot.held:
+        fifo, starting = self._fifo, self._starting
+        if (fifo is not None and not fifo.items) or starting >= self._pace or not slot.held:
+            return False
+        buffer: Fifo | Lanes = fifo if fifo is not None else self._ranked
+        # Without a wait whatever there is makes a batch, so nothing needs to be counted for the first.
+        if (starting or self._max_wait or fifo is None) and starting >= buffer.ready(self._now()):
             return False
         if slot.handled >= TURN or not buffer.is_full():
             slot.handled = 0

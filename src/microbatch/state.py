@@ -3,9 +3,10 @@
 A batcher is four classes on top of one another, each in a file of its own: `State` holds, `Outcomes` gives
 each waiter its result, `Dispatch` runs batches, `Entrance` takes items in and lets callers go. On top of
 them stands `Batcher`, the face. An item's way: `_enter` takes it into the buffer, or into the line of those
-who wait for room; `_pump` starts a task while batches are ready and slots are free; the task (`_work`) cuts
-its batch only when it first runs, so that everybody who was runnable before has had a turn, calls the
-handler and gives each waiter its outcome; then it goes on with the next batch that is ready, or ends.
+who wait for room; `_pump` starts a task if a batch is ready and a slot is free; the task (`_work`) cuts its
+batch only when it first runs, so that everybody who was runnable before has had a turn, calls the handler,
+which when it has to wait starts the next task (`_pump_more`), and gives each waiter its outcome; then it goes
+on with the next batch that is ready, or ends.
 
 All of it runs in the thread of the event loop that the batcher serves.
 """
