@@ -143,9 +143,9 @@ class Fifo:
             run = Run(items, waiters, "size" if len(items) >= self.size else self._reason())
             run.uniform = uniform
             run.since = since
-            if uniform and type(waiters[0]) is Group:
-                run.group, run.first = waiters[0], waiters[0].taken
-                run.group.taken += run.size
+            if uniform and type(group := waiters[0]) is Group:
+                run.group, run.first = group, group.taken
+                group.taken += run.size
             return run
         return None
 

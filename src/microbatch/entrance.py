@@ -107,7 +107,8 @@ class Entrance(Dispatch):
             runtime = self._bind()
         if self._state != "open":
             raise BatcherClosed(self._name)
-        _check_priority(priority)
+        if priority or type(priority) is not int:
+            _check_priority(priority)
         self._paused = False
         fifo = self._fifo
         if fifo is not None and not priority and (room := self._room()) > 0:
@@ -249,7 +250,8 @@ class Entrance(Dispatch):
         runtime = self._bind()
         if self._state != "open":
             raise BatcherClosed(self._name)
-        _check_priority(priority)
+        if priority or type(priority) is not int:
+            _check_priority(priority)
         self._paused = False
         total = len(items)
         group = Group(total, next(self._ids))
@@ -454,8 +456,6 @@ class Entrance(Dispatch):
 
 
 def _check_priority(priority: Any) -> None:
-    if priority == 0 and type(priority) is int:  # nearly always
-        return
     if isinstance(priority, bool) or not isinstance(priority, numbers.Real) or math.isnan(priority):
         raise TypeError(f"priority must be a number, got {priority!r}")
 
