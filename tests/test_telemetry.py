@@ -11,7 +11,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from opentelemetry.metrics import NoOpMeterProvider
-from opentelemetry.sdk.trace import sampling
+from opentelemetry.sdk.trace import SpanProcessor, sampling
 from opentelemetry.trace import NoOpTracerProvider, SpanKind, StatusCode, get_current_span
 from support import Gate, Recorder, outcome, outcomes, turns
 from telemetry_support import Sdk, plain
@@ -786,6 +786,18 @@ async def test_a_broken_instrument_breaks_no_batch(caplog: pytest.LogCaptureFixt
     assert "telemetry failed" in record.getMessage()
 
 
+async def test_a_broken_instrument_breaks_no_close(caplog: pytest.LogCaptureFixture) -> None:
+    """What no batch told of is told at the end, or not at all."""
+    sdk = Sdk()
+    async with Batcher(echo, max_pending=1, on_full="reject", telemetry=sdk.telemetry()) as batcher:
+        pending = batcher.submit_nowait(1)
+        assert await pending == 1
+        batcher._observer.refused(telemetry.FULL)
+        batcher._observer.recorder.instruments.items = None
+    (record,) = caplog.records
+    assert "telemetry failed" in record.getMessage()
+
+
 async def test_why_a_batch_was_small_stands_in_its_span_and_in_the_stats() -> None:
     """The question that every batcher gets: the reason, and how long the oldest waited."""
     sdk = Sdk()
@@ -807,6 +819,37 @@ async def test_why_a_batch_was_small_stands_in_its_span_and_in_the_stats() -> No
 
 
 # What the durable mode uses
+
+
+class BrokenProcessor(SpanProcessor):
+    """Raises when a span ends."""
+
+    def on_end(self, span: Any) -> None:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("when", ["begin", "end"])
+async def test_broken_telemetry_stops_nobody_from_sending(
+    when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is stored is stored, and what failed fails with its own error."""
+    for failing in (False, True):
+        sdk = Sdk(BrokenSampler(("send" if when == "begin" else "no",)))
+        if when == "end":
+            sdk.tracer_provider.add_span_processor(BrokenProcessor())
+        observer = telemetry.observer_of("q", sdk.telemetry(), "jobs")
+        assert observer is not None
+        caplog.clear()
+        if failing:
+            with pytest.raises(OSError, match="full"), observer.sending(1, 0.0):
+                raise OSError("full")
+        else:
+            with observer.sending(1, 0.0) as trace:
+                assert (trace is None) == (when == "begin")
+        (record,) = caplog.records
+        assert "telemetry failed" in record.getMessage()
+        with observer.sending(1, 0.0) as trace:
+            assert trace is None
 
 
 async def test_sending_is_a_span_whose_context_is_given_to_be_stored() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -88,12 +87,14 @@ class Recorder:
         self._kind = SpanKind.INTERNAL if queue is None else SpanKind.CONSUMER
         self._attributes: dict[str, str] = {telemetry.NAME: name}
         self._messaging: dict[str, str] = {}
+        self._sent: dict[str, str] = {}
         if queue is not None:
             self._messaging = {
                 telemetry.MESSAGING_SYSTEM: "microbatch",
                 telemetry.MESSAGING_OPERATION: telemetry.SPAN_PROCESS,
                 telemetry.MESSAGING_DESTINATION: queue,
             }
+            self._sent = {**self._messaging, telemetry.MESSAGING_OPERATION: telemetry.SPAN_SEND}
 
     def look(self, batcher: Any) -> None:
         """Take up what providers there are by now."""
@@ -159,31 +160,28 @@ class Recorder:
         if self.instruments is not None and self._settings.item_metrics:
             self.instruments.item_duration.record(max(0.0, clock() - since), attributes, context)
 
-    @contextlib.contextmanager
-    def sending(self, count: int) -> Iterator[bytes | None]:
-        """Record that items are stored for a handler elsewhere; give their trace context."""
+    def begin_sending(self, count: int) -> tuple[Span, bytes | None]:
+        """Begin the span of storing items for a handler elsewhere; give what to store of it."""
         assert self.tracer is not None  # noqa: S101
         destination = self._messaging[telemetry.MESSAGING_DESTINATION]
-        facts = {**self._messaging, telemetry.MESSAGING_OPERATION: telemetry.SPAN_SEND}
         attributes: dict[str, str | int] = {
-            **facts,
+            **self._sent,
             telemetry.MESSAGING_OPERATION_TYPE: telemetry.SPAN_SEND,
         }
         if count > 1:  # not for a single one: so the conventions
             attributes[telemetry.MESSAGING_COUNT] = count
         title = f"{telemetry.SPAN_SEND} {destination}"
         span = self.tracer.start_span(title, kind=SpanKind.PRODUCER, attributes=attributes)
-        try:
-            yield encode(span.get_span_context())
-        except Exception as error:
+        return span, encode(span.get_span_context())
+
+    def end_sending(self, span: Span, count: int, error: BaseException | None) -> None:
+        """Record that they are stored, or why not; who was cancelled does not know."""
+        if isinstance(error, Exception):
             span.set_attribute(telemetry.ERROR_TYPE, self.observer.type_of(kind_of(error)))
             span.set_status(_ERROR)
-            raise
-        else:
-            if self._settings.semconv_metrics and self.instruments is not None:
-                self.instruments.sent.add(count, facts)
-        finally:
-            span.end()
+        elif error is None and self._settings.semconv_metrics and self.instruments is not None:
+            self.instruments.sent.add(count, self._sent)
+        span.end()
 
     # Batches
 

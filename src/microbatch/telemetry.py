@@ -374,11 +374,26 @@ class Observer:
         """Tell that items are being stored; give what to store with them: whose they are."""
         if now >= self.look_at:
             self.look(None, now)
-        if self.recorder is None or not self.tracing:
-            yield None
-            return
-        with self.recorder.sending(count) as trace:
+        recorder, span, trace, failure = self.recorder, None, None, None
+        if recorder is not None and self.tracing:
+            try:
+                span, trace = recorder.begin_sending(count)
+            except Exception as error:  # noqa: BLE001 - an SDK's or a sampler's: the items go their way
+                self._stop(error)
+        try:
             yield trace
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            if recorder is not None and span is not None:
+                try:
+                    recorder.end_sending(span, count, failure)
+                except Exception as error:  # noqa: BLE001 - an SDK's or an exporter's
+                    self._stop(error)
+            failure = (
+                None  # in a traceback it would keep the exception alive, and that the traceback
+            )
 
     def refused(self, kind: Kind, count: int = 1) -> None:
         """Count items that ended before any handler saw them; told with the next batch.
@@ -406,7 +421,10 @@ class Observer:
     def close(self) -> None:
         """Tell what no further batch will."""
         if self.recorder is not None and self.recorder.refused:
-            self.recorder.tell_refused()
+            try:
+                self.recorder.tell_refused()
+            except Exception as error:  # noqa: BLE001 - an SDK's or an exporter's
+                self._stop(error)
 
     def _stop(self, error: Exception) -> None:
         """Go on without: whatever telemetry does, batches go their way."""
