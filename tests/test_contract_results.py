@@ -159,6 +159,46 @@ async def test_batches_of_heavy_items_are_as_large_as_the_weight_allows() -> Non
     assert sizes == [50, 50, 50, 25]
 
 
+class AlwaysEqual(type):
+    """Overloads == as a query builder does: what comes of it is true, whatever is compared."""
+
+    def __eq__(cls, other: object) -> bool:
+        return True
+
+    __hash__ = type.__hash__
+
+
+class NeverCompared(type):
+    def __eq__(cls, other: object) -> bool:
+        raise TypeError("not to be compared")
+
+    __hash__ = type.__hash__
+
+
+class Unhashable(type):
+    def __eq__(cls, other: object) -> bool:
+        return cls is other
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("meta", [AlwaysEqual, NeverCompared, Unhashable])
+async def test_a_results_class_may_compare_and_hash_as_it_likes(meta: type) -> None:
+    """An exception among such results is still raised, in its own caller."""
+    result = meta("Row", (), {})()
+
+    async def handler(items: list[int]) -> list[Any]:
+        return [ValueError("no") if item == 1 else result for item in items]
+
+    async with Batcher(handler, max_batch_size=3) as batcher:
+        first, second, third = await outcomes(*map(batcher.submit, range(3)))
+        assert first is result
+        assert type(second) is ValueError
+        assert third is result
+        assert await outcomes(batcher.submit(0), batcher.submit(2)) == [result, result]
+        assert (counted(batcher).items, counted(batcher).failed) == (5, 1)
+
+
 # --- generators -------------------------------------------------------------------------------------------------
 
 
@@ -252,6 +292,24 @@ async def test_an_exception_yielded_for_an_index_is_raised_in_its_caller() -> No
         ]
     assert type(results[0]) is ValueError
     assert results[1] == "fine"
+
+
+async def test_a_pair_from_a_generator_leaves_room_at_once() -> None:
+    """Who waits for room need not wait for the rest of the batch."""
+
+    async def handler(items: list[int]) -> Any:
+        for index, item in enumerate(items):
+            yield index, item
+            await anyio.sleep(1)
+
+    async with (
+        Batcher(handler, max_pending=2) as batcher,
+        anyio.create_task_group() as tasks,
+    ):
+        for item in range(3):
+            tasks.start_soon(batcher.submit, item)
+        await anyio.sleep(0.5)
+        assert (counted(batcher).waiting, counted(batcher).pending) == (0, 2)
 
 
 async def test_a_generator_is_iterated_and_closed_in_one_task() -> None:

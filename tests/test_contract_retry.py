@@ -301,6 +301,28 @@ async def test_an_item_resolved_early_with_a_retryable_error_goes_again() -> Non
     assert calls == 2
 
 
+async def test_a_generators_failed_item_goes_again_while_the_generator_goes_on() -> None:
+    """Its back-off does not wait for the others of its batch."""
+    calls: list[float] = []
+
+    async def handler(items: list[int]) -> Any:
+        calls.append(anyio.current_time())
+        first = len(calls) == 1
+        await anyio.sleep(0.5)
+        for index, item in enumerate(items):
+            yield index, ConnectionError() if first and item == 1 else item
+        await anyio.sleep(10)
+
+    async with Batcher(
+        handler,
+        max_batch_size=2,
+        max_concurrency=2,
+        retry=Retry(on=ConnectionError, backoff=Backoff(initial=1, jitter=0)),
+    ) as batcher:
+        assert await outcomes(batcher.submit(1), batcher.submit(2)) == [1, 2]
+        assert calls[1] - calls[0] == pytest.approx(1.5)
+
+
 async def test_a_generators_failed_items_go_again() -> None:
     """Also when the generator breaks in the middle: what it yielded stands."""
     calls: list[int] = []

@@ -19,6 +19,7 @@ import trio.lowlevel
 from support import Recorder, outcome, run, turns
 
 from microbatch import Batcher
+from microbatch._asyncio import AsyncioRuntime
 from microbatch._runtime import current_runtime, in_context
 from microbatch._waiters import ThreadWaiter
 
@@ -348,6 +349,16 @@ async def test_a_breath_lets_everybody_have_a_turn() -> None:
     assert sorted(seen) == ["other", "us"]
     if not on_trio():  # trio shuffles, on purpose
         assert seen == ["other", "us"]
+
+
+def test_the_clock_is_the_loops_own_be_it_replaced_by_a_test() -> None:
+    """Timers are set by it, so what they are compared with must be the same clock."""
+    loop = asyncio.new_event_loop()
+    try:
+        loop.time = lambda: 12345.0
+        assert AsyncioRuntime(loop).now() == 12345.0
+    finally:
+        loop.close()
 
 
 # in_context

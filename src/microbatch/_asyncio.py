@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import time
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -83,8 +82,9 @@ class AsyncioRuntime:
         # Not loop.create_future, nor with loop=: that is 1,000 instructions more for each item. Who
         # calls has made sure that this loop is the running one.
         self.create_waiter: Callable[[], Any] = asyncio.Future
-        # The very function that the loop's own method calls, where it does nothing else.
-        self.now = time.monotonic if type(loop).time is asyncio.BaseEventLoop.time else loop.time
+        self.now = (
+            loop.time
+        )  # not time.monotonic, which saves a call: tests replace the loop's clock
 
     def breathe(self) -> Awaitable[None]:
         """Give everybody who is runnable a turn."""

@@ -93,9 +93,8 @@ def in_context(
     context = contextvars.Context() if base is None else base.copy()
     run = context.run
     steps: Any = run(function, argument)
-    try:
-        send = steps.send
-    except AttributeError:  # no coroutine
+    send = getattr(steps, "send", None)
+    if send is None:  # no coroutine
         steps = run(steps.__await__)
         send = steps.send
     try:

@@ -261,6 +261,8 @@ class Dispatch(Outcomes):
                 if problem:
                     raise ResultCountError(size, size - run.left, problem)
                 self._settle(run, index, result)
+                if self._lanes is not None:
+                    self._changed()  # it has left room, or is in back-off
             missing = [i for i, waiter in enumerate(run.waiters) if waiter is not None]
             if missing:
                 raise ResultCountError(size, size - run.left, f"index {missing[0]} never came")
