@@ -161,7 +161,7 @@ class Dispatch(Outcomes):
         """A handler has begun to wait: others may run beside it.
 
         Not before: batches whose handler answers without waiting follow one another in one task, which
-        saves a task for each.
+        saves a task for each. (Lanes let a second one start at the cut, where they see who else may come.)
         """
         if (self._fifo is None or self._fifo.items) and self._busy < self._max_concurrency:
             self._pump(most=self._pace)
