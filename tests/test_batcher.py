@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from support import Gate, Recorder, counted, outcome, run, turns
+from support import Gate, Recorder, counted, outcome, outcomes, run, turns
 
 from microbatch import Batcher, BatcherClosed, BatcherFull, HandlerTimeout, current_batch, state
 from microbatch import batcher as batcher_module
@@ -312,6 +312,25 @@ def test_a_task_that_somebody_cancels_before_it_began_loses_nothing() -> None:
             (task,) = set(others()) - before
             task.cancel()
             assert await pending == 10
+
+    run("asyncio", main)
+
+
+def test_a_call_that_shares_an_item_goes_on_for_a_task_that_somebody_cancelled() -> None:
+    """Any call shows that the loop goes on, also one that brings nothing new."""
+
+    async def main() -> None:
+        handler = Recorder()
+        async with Batcher(handler, coalesce=lambda item: item) as batcher:
+            before = set(others())
+            pending = batcher.submit_nowait(1)
+            (task,) = set(others()) - before
+            task.cancel()
+            await turns()
+            start = anyio.current_time()
+            assert await outcomes(batcher.submit(1), pending) == [10, 10]
+            assert anyio.current_time() == start
+        assert handler.batches == [[1]]
 
     run("asyncio", main)
 

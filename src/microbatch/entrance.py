@@ -109,7 +109,9 @@ class Entrance(Dispatch):
             raise BatcherClosed(self._name)
         if priority or type(priority) is not int:
             _check_priority(priority)
-        self._paused = False
+        if self._paused:  # somebody cancelled a task of ours, and the loop goes on after all
+            self._paused = False
+            self._pump()
         fifo = self._fifo
         if fifo is not None and not priority and (room := self._room()) > 0:
             if waiter is None:
