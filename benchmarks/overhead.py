@@ -1,6 +1,6 @@
 """What batching costs: CPU per item and items per second, for every way in and every peer.
 
-    python benchmarks/overhead.py [--loops asyncio uvloop trio] [--few | --full]
+    python benchmarks/overhead.py [--loops asyncio uvloop trio] [--few | --full] [--add]
 
 The handler returns at once, so all that is measured is the batcher and its callers. Within a cell
 (event loop, callers, batch size) everybody runs interleaved in one process.
@@ -8,12 +8,22 @@ The handler returns at once, so all that is measured is the batcher and its call
 
 from __future__ import annotations
 
+import json
+
 import contenders
 import measure
 
 CELLS = [(n, size) for n in (1_000, 10_000) for size in (1, 10, 100, 1000)] + [(100_000, 100)]
 FEW = [(10_000, size) for size in (1, 10, 100, 1000)]
 FULL = [(n, size) for n in (1_000, 10_000, 100_000) for size in (1, 10, 100, 1000)]
+
+
+LOOPS = ["asyncio", "uvloop", "trio"]
+
+
+def key(result):
+    """Tell one cell from the others, in the order in which they are shown."""
+    return LOOPS.index(result["loop"]), result["callers"], result["batch"]
 
 
 def contenders_of(loop, n, size):
@@ -101,22 +111,34 @@ def plot(results, path):
 def main():
     chosen = measure.options(
         __doc__.splitlines()[0],
-        loops={"nargs": "*", "default": ["asyncio", "uvloop", "trio"]},
+        loops={"nargs": "*", "default": LOOPS, "choices": LOOPS},
         few={"action": "store_true", "help": "10,000 callers only"},
-        full={"action": "store_true", "help": "every batch size at 100,000 callers too"},
+        full={"action": "store_true", "help": "every batch size at 100,000 callers, on every loop"},
+        add={
+            "action": "store_true",
+            "help": "only cells that the stored run lacks, put beside them",
+        },
     )
     cells = FULL if chosen.full else FEW if chosen.few else CELLS
     if chosen.tiny:
         cells = [(50, 10)]
-    results = []
+    stored = chosen.out / "overhead.json"
+    results = json.loads(stored.read_text())["cells"] if chosen.add and stored.exists() else []
+    there = {key(result) for result in results}
     for loop in chosen.loops:
         for n, size in cells:
-            if loop != "asyncio" and not chosen.tiny and n > 10_000:
+            if loop != "asyncio" and n > 10_000 and not chosen.full:
                 continue
+            if (LOOPS.index(loop), n, size) in there:
+                continue
+            print(f"{loop}, {n:,} callers, batch {size}", flush=True)
             rounds = 1 if chosen.tiny else rounds_of(n, chosen.rounds or 9)
             results.append(cell(loop, n, size, rounds))
-            show(results[-1])
+            results.sort(key=key)
             measure.save(chosen.out, "overhead", {"cells": results})
+    for result in results:
+        show(result)
+    measure.save(chosen.out, "overhead", {"cells": results})
     if any(r["loop"] == "asyncio" for r in results):
         plot(results, chosen.out / "overhead.svg")
 

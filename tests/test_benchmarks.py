@@ -49,7 +49,11 @@ def run(script: str, out: Path, *arguments: str) -> dict:
 @slow_machines_too
 def test_overhead_compares_every_way_in_on_every_loop(tmp_path):
     """A contender that no longer runs would vanish from the table in silence."""
-    cells = {cell["loop"]: cell["contenders"] for cell in run("overhead", tmp_path)["cells"]}
+    (alone,) = run("overhead", tmp_path, "--loops", "trio")["cells"]
+    found = run("overhead", tmp_path, "--add")["cells"]
+    assert [cell["loop"] for cell in found] == ["asyncio", "uvloop", "trio"]
+    assert found[-1] == alone  # what is there is not run anew
+    cells = {cell["loop"]: cell["contenders"] for cell in found}
     ours = {"submit", "submit_nowait", "submit_many", "submit_from_thread"}
     assert ours <= cells["asyncio"].keys()
     assert ours <= cells["uvloop"].keys()
