@@ -159,10 +159,11 @@ async def test_a_plain_handler_knows_its_batch() -> None:
 async def test_forty_sync_endpoints_do_not_starve_the_plain_handler() -> None:
     """Each holds one of anyio's 40 threads while it waits: a handler that wanted one of them would never run."""
     sizes: list[int] = []
+    everybody = threading.Event()
 
     def handler(items: list[int]) -> list[int]:
         sizes.append(len(items))
-        time.sleep(0.002)
+        assert everybody.wait(10)
         return tens(items)
 
     together = threading.Barrier(40, timeout=10)
@@ -175,9 +176,12 @@ async def test_forty_sync_endpoints_do_not_starve_the_plain_handler() -> None:
     async with Batcher(handler) as batcher, anyio.create_task_group() as tasks:
         for number in range(40):
             tasks.start_soon(anyio.to_thread.run_sync, endpoint, number)
+        while counted(batcher).pending < 40:
+            await anyio.sleep(0.001)
+        everybody.set()
     assert results == {number: number * 10 for number in range(40)}
     assert sum(sizes) == 40
-    assert len(sizes) < 40
+    assert len(sizes) <= 2  # those who came while the first call ran go together
 
 
 async def test_endpoints_that_hold_all_threads_and_use_the_portal_get_their_results() -> None:
@@ -251,23 +255,23 @@ async def test_submit_from_thread_waits_for_room() -> None:
 async def test_submit_from_thread_gives_up_after_its_timeout_and_withdraws() -> None:
     """The thread has gone on, so nobody wants the item any more."""
     seen: list[int] = []
+    hold = anyio.Event()
 
     async def handler(items: list[int]) -> list[int]:
         seen.extend(items)
-        await anyio.sleep(0.2)
+        await hold.wait()
         return items
 
     async with Batcher(handler) as batcher:
         first = batcher.submit_nowait(1)
         await turns()
-        start = time.monotonic()
         with pytest.raises(TimeoutError):
             await anyio.to_thread.run_sync(
                 functools.partial(batcher.submit_from_thread, 2, timeout=0.02)
             )
-        assert time.monotonic() - start < 0.15
         await turns()
         assert counted(batcher).buffered == 0
+        hold.set()
         await first
     assert seen == [1]
 
@@ -392,10 +396,8 @@ async def test_a_thread_that_never_returns_frees_its_slot_on_time() -> None:
 
     try:
         async with Batcher(handler, handler_timeout=0.05) as batcher:
-            start = time.monotonic()
             assert type(await outcome(batcher.submit(0))) is HandlerTimeout
-            assert time.monotonic() - start < 0.5
-            assert batcher.stats().stuck_threads == 1
+            assert batcher.stats().stuck_threads == 1  # it has not returned
             assert await batcher.submit(1) == 1
             hold.set()
             while batcher.stats().stuck_threads:

@@ -82,9 +82,8 @@ class AsyncioRuntime:
         # Not loop.create_future, nor with loop=: that is 1,000 instructions more for each item. Who
         # calls has made sure that this loop is the running one.
         self.create_waiter: Callable[[], Any] = asyncio.Future
-        self.now = (
-            loop.time
-        )  # not time.monotonic, which saves a call: tests replace the loop's clock
+        # Not time.monotonic, which saves a call: tests replace the loop's clock.
+        self.now = loop.time
 
     def breathe(self) -> Awaitable[None]:
         """Give everybody who is runnable a turn."""

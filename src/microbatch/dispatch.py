@@ -102,10 +102,7 @@ class Dispatch(Outcomes):
             while (run := self._cut(slot)) is not None:
                 try:
                     returned = await in_context(self._context, self._call, run, self._pump_more)
-                    if type(returned) is list and len(returned) == run.size:
-                        results = returned
-                    else:
-                        results = results_of(returned, run.size)
+                    results = results_of(returned, run.size)
                 except Exception as error:  # noqa: BLE001 - the handler's: every caller gets it
                     self._fail(run, error)
                 except BaseException as error:

@@ -275,8 +275,8 @@ class State:
     def _room(self) -> int:
         if self._max_pending is None:
             return _UNBOUNDED
-        if (fifo := self._fifo) is not None:
-            return self._max_pending - len(fifo.items) + fifo.head - self._flying
+        if self._fifo is not None:
+            return self._max_pending - self._fifo.count - self._flying
         return self._max_pending - self._buffered() - self._flying - self._in_backoff
 
     def _has_room(self, weight: float) -> bool:

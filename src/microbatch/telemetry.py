@@ -391,9 +391,8 @@ class Observer:
                     recorder.end_sending(span, count, failure)
                 except Exception as error:  # noqa: BLE001 - an SDK's or an exporter's
                     self._stop(error)
-            failure = (
-                None  # in a traceback it would keep the exception alive, and that the traceback
-            )
+            # In a traceback it would keep the exception alive, and that the traceback.
+            failure = None
 
     def refused(self, kind: Kind, count: int = 1) -> None:
         """Count items that ended before any handler saw them; told with the next batch.

@@ -563,7 +563,7 @@ async def test_closing_cancels_what_takes_too_long_and_gives_it_back(path):
         await until(lambda: handler.batches)
         started = time.monotonic()
         await durable.aclose(0.1)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 20  # else the default of 30 s, or for ever
     assert handler.cancelled == 1
     assert rows(path, "SELECT state, attempts, suspect FROM microbatch_items") == [(0, 1, 0)]
     with pytest.raises(BatcherClosed):
