@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import sqlite3
@@ -340,6 +341,35 @@ async def test_pages_overwritten_under_way(path, caplog):
         for name in ("queue.db-wal", "queue.db-shm"):
             path.with_name(name).unlink(missing_ok=True)
         backup.rename(path)
+        await until(lambda: _all_done(durable), 15)
+
+
+async def test_a_backup_put_back_under_way_is_worked_on(path):
+    """Also what this process tried to claim before it saw that the file does not know it."""
+    await fill(path)
+    backup = path.with_name("backup.db")
+    shutil.copy(path, backup)
+    claims = []
+    async with batcher(path, Handler(), max_batch_size=50) as durable:
+        await until(lambda: _all_done(durable), 15)
+        durable._neighbours._next_look = math.inf
+        settle_and_claim = durable._store.settle_and_claim
+
+        async def noted(consumer, settlements, claim):
+            settled, claimed = await settle_and_claim(consumer, settlements, claim)
+            claims.append(claimed)
+            return settled, claimed
+
+        durable._store.settle_and_claim = noted
+        await durable._store._database.glance(
+            lambda raw: raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        )
+        for name in ("queue.db-wal", "queue.db-shm"):
+            path.with_name(name).unlink(missing_ok=True)
+        backup.rename(path)
+        await until(lambda: claims)
+        assert claims == [[]]
+        durable._neighbours._next_look = 0.0
         await until(lambda: _all_done(durable), 15)
 
 

@@ -34,7 +34,7 @@ class Neighbours:
         path: The queue's file.
         store: The queue's store.
         attempts_max: How often an item may be in the hands of a consumer that dies.
-        reclaimed: Called when items were taken back, or buried.
+        reclaimed: Called when items were taken back, or buried, or this consumer has a new number.
 
     Attributes:
         consumer: This consumer's number; 0 before it is registered.
@@ -123,6 +123,7 @@ class Neighbours:
                 "queue %r: its file was replaced: starting over as a new consumer", self._name
             )
             await self.register(self._lives)
+            self._reclaimed()  # a claim by the old number found nothing, whatever there was
         self._others = [consumer for consumer in consumers if consumer.id != self.consumer]
         self._others_known = True
         if any(consumer.pid != os.getpid() for consumer in self._others):
