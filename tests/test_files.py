@@ -185,6 +185,15 @@ async def test_every_bad_line_of_ndjson_is_told_and_the_good_ones_go_on(tmp_path
     assert outcomes[3].as_dict()["error"]["details"] == {"line": 5, "row": "not json"}
 
 
+async def test_a_line_that_is_nested_too_deep_is_a_bad_row(tmp_path: Path) -> None:
+    """It raises a RecursionError: the line's fault, and no reason to lose the others."""
+    path = tmp_path / "deep.ndjson"
+    path.write_bytes(b"1\n" + b"[" * 100_000 + b"]" * 100_000 + b"\n2\n")
+    outcomes = await collect(path)
+    assert values(outcomes) == [1, None, 2]
+    assert "recursion" in str(outcomes[1].error)
+
+
 async def test_every_bad_line_of_csv_is_told_and_the_good_ones_go_on(tmp_path: Path) -> None:
     """A wrong type, too few cells, too many, what is not UTF-8, a quote in the wrong place."""
     path = tmp_path / "users.csv"

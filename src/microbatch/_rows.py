@@ -24,6 +24,9 @@ BLOCK_BYTES = 256 * 1024
 #: Bytes of one row at most. What a line has beyond is dropped, so that it becomes a bad row.
 ROW_BYTES_MAX = 16 * 1024 * 1024
 
+#: What reading a row may raise: msgspec's own errors are ValueErrors only since 0.21.
+_UNREADABLE = (ValueError, RecursionError, msgspec.MsgspecError)
+
 _FIELD = re.compile(r" - at `\$\.?([^`]*)`$")
 
 
@@ -97,7 +100,7 @@ def ndjson_blocks(file: IO[bytes], decoder: msgspec.json.Decoder[Any]) -> Blocks
     for lines in lines_of(file):
         try:
             values = decoder.decode_lines(b"".join(lines))
-        except ValueError:
+        except _UNREADABLE:
             values = []
         if len(values) == len(lines):  # all of them are good, and none is blank
             for line, value in enumerate(values, line + 1):  # noqa: B020
@@ -106,7 +109,7 @@ def ndjson_blocks(file: IO[bytes], decoder: msgspec.json.Decoder[Any]) -> Blocks
             for line, text in enumerate(lines, line + 1):  # noqa: B020
                 try:
                     found.good(line, decoder.decode(text))
-                except ValueError as error:
+                except _UNREADABLE as error:
                     if not text.isspace():
                         found.bad(line, error, text.decode(errors="replace").rstrip())
         yield found.taken()
@@ -132,7 +135,7 @@ def csv_blocks(file: IO[bytes], decode: Callable[[dict[str, Any]], Any]) -> Bloc
             row = dict(zip(names, cells))  # noqa: B905 - counted already
             try:
                 found.good(line, decode(row))
-            except ValueError as error:
+            except _UNREADABLE as error:
                 found.bad(line, error, row)
         elif cells:
             _suspicious(found, line, names, cells, decode)
@@ -171,7 +174,7 @@ def _suspicious(
     else:
         try:
             found.good(line, decode(row))
-        except ValueError as error:
+        except _UNREADABLE as error:
             found.bad(line, error, row)
 
 
@@ -280,7 +283,7 @@ def json_blocks(file: IO[bytes], decoder: msgspec.json.Decoder[Any]) -> Blocks:
             raise
         try:
             found.good(line, decoder.decode(element))
-        except ValueError as error:
+        except _UNREADABLE as error:
             found.bad(line, error, element)
         done = after == "]"
         if text.refilled:
