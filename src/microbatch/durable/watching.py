@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from microbatch._runtime import current_runtime
+
 from .errors import QueueUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from microbatch._runtime import Waiter
 
     from .counting import Counting
 
@@ -46,12 +50,13 @@ class Watch:
         self._look = look
         self._pause = pause
         self._counting = counting
-        self._alarm = anyio.Event()
+        self._alarm: Waiter | None = None
         self._trouble = False
 
     def ring(self) -> None:
         """Look soon: there is a reason to that the task may not know yet."""
-        self._alarm.set()
+        if self._alarm is not None and not self._alarm.done():
+            self._alarm.set_result(None)
 
     def look_anew(self) -> None:
         """Let the next look see everything, whether or not anybody has committed."""
@@ -60,10 +65,7 @@ class Watch:
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
-            self._alarm = anyio.Event()
-            pauses = (self._pause(), self._counting.due_in())
-            with anyio.move_on_after(min((p for p in pauses if p is not None), default=None)):
-                await self._alarm.wait()
+            await self._rest()
             try:
                 await self._look()
                 await self._counting.look()
@@ -81,3 +83,19 @@ class Watch:
                 if self._trouble:
                     self._trouble = False
                     logger.warning("queue %r: its file can be used again", self._name)
+
+    async def _rest(self) -> None:
+        # No scope with a deadline: before 4.16 anyio's may take the cancellation that ends this task for
+        # its own, if both come in the same turn of the event loop, and closing would wait for ever.
+        runtime = current_runtime()
+        self._alarm = runtime.create_waiter()
+        pauses = (self._pause(), self._counting.due_in())
+        pause = min((p for p in pauses if p is not None), default=None)
+        timer = None
+        if pause is not None:
+            timer = runtime.call_at(anyio.current_time() + pause, self.ring)
+        try:
+            await self._alarm
+        finally:
+            if timer is not None:
+                timer.cancel()
