@@ -53,19 +53,13 @@ def ended_loops() -> Iterator[None]:
     assert not threads.running()
 
 
-@pytest.fixture
-def real_pace() -> None:
-    """What a test asks for that measures: the intervals as they are in use."""
-
-
 @pytest.fixture(autouse=True)
-def quick_pace(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers in this process look about, keep up and try again more often, so that tests wait less."""
-    if "real_pace" not in request.fixturenames:
-        monkeypatch.setattr("microbatch.durable.neighbours.ALIVE_INTERVAL", 0.05)
-        monkeypatch.setattr("microbatch.durable.neighbours.UPKEEP_INTERVAL", 0.1)
-        monkeypatch.setattr("microbatch.durable.watching.TROUBLE_PAUSE", 0.05)
-        monkeypatch.setattr("microbatch.durable.settling.TROUBLE_PAUSE", 0.05)
+    monkeypatch.setattr("microbatch.durable.neighbours.ALIVE_INTERVAL", 0.05)
+    monkeypatch.setattr("microbatch.durable.neighbours.UPKEEP_INTERVAL", 0.1)
+    monkeypatch.setattr("microbatch.durable.watching.TROUBLE_PAUSE", 0.05)
+    monkeypatch.setattr("microbatch.durable.settling.TROUBLE_PAUSE", 0.05)
 
 
 @pytest.fixture(autouse=True)

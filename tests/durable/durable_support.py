@@ -74,7 +74,7 @@ def batcher(path: Path, handler: Any, **settings: Any) -> DurableBatcher[Any, An
     )
 
 
-async def until(condition: Any, seconds: float = 5.0) -> None:
+async def until(condition: Any, seconds: float = 20.0) -> None:
     """Wait until a condition holds: for what another thread, process or connection does."""
     ends = time.monotonic() + seconds
     while True:
@@ -87,14 +87,6 @@ async def until(condition: Any, seconds: float = 5.0) -> None:
         await anyio.sleep(0.005)
 
 
-async def soon(seconds: float, measure: Any, attempts: int = 3) -> None:
-    """Measure up to three times what must be quick: other work on the machine may delay it once, not always."""
-    measured: list[float] = []
-    while not measured or min(measured) >= seconds:
-        assert len(measured) < attempts, f"not within {seconds} s: {measured}"
-        measured.append(await measure())
-
-
 async def looked(durable: Any, times: int = 2) -> None:
     """Wait until a worker has looked so many times at who lives, from beginning to end."""
     for _ in range(times + 1):
@@ -103,12 +95,8 @@ async def looked(durable: Any, times: int = 2) -> None:
 
 
 def ends_loops(test: Any) -> Any:
-    """Mark a test that ends event loops without closing: aiosqlite's thread says so, and ends."""
-    for warning in (
-        "pytest.PytestUnhandledThreadExceptionWarning",
-        "pytest.PytestUnraisableExceptionWarning",
-        "ResourceWarning",
-    ):
+    """Mark a test that ends event loops without closing: what it leaves says so."""
+    for warning in ("pytest.PytestUnraisableExceptionWarning", "ResourceWarning"):
         test = pytest.mark.filterwarnings(f"ignore::{warning}")(test)
     return pytest.mark.usefixtures("ended_loops")(test)
 
@@ -127,7 +115,7 @@ class NewThreads:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the file's write lock, as another program would."""
-    connection = sqlite3.connect(path, timeout=5, isolation_level=None)
+    connection = sqlite3.connect(path, timeout=20, isolation_level=None)
     try:
         connection.execute("BEGIN IMMEDIATE")
         yield
@@ -138,7 +126,7 @@ def locked(path: Path) -> Iterator[None]:
 
 def rows(path: Path, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
     """Read the file with a connection of our own."""
-    connection = sqlite3.connect(path, timeout=5)
+    connection = sqlite3.connect(path, timeout=20)
     try:
         return connection.execute(sql, parameters).fetchall()
     finally:
@@ -147,7 +135,7 @@ def rows(path: Path, sql: str, *parameters: Any) -> list[tuple[Any, ...]]:
 
 def execute(path: Path, *statements: str) -> None:
     """Change the file with a connection of our own."""
-    connection = sqlite3.connect(path, timeout=5, isolation_level=None)
+    connection = sqlite3.connect(path, timeout=20, isolation_level=None)
     try:
         for statement in statements:
             connection.execute(statement)
@@ -157,7 +145,7 @@ def execute(path: Path, *statements: str) -> None:
 
 def check_counts(path: Path) -> None:
     """The counts in the queues' rows must be what is really there."""
-    connection = sqlite3.connect(path, timeout=5)
+    connection = sqlite3.connect(path, timeout=20)
     try:
         connection.execute("BEGIN")
         for queue, *kept in connection.execute(

@@ -190,7 +190,7 @@ async def test_on_settle_waits_for_a_locked_file_too(path, monkeypatch):
         with locked(path):
             handler.free.set()
             await anyio.sleep(0.4)
-        assert await durable.result(ticket, 5) == 2
+        assert await durable.result(ticket, 20) == 2
     assert rows(path, "SELECT * FROM effects") == [(1,)]
 
 
@@ -216,7 +216,7 @@ async def test_retention_goes_on_until_it_is_done(path, monkeypatch):
         async def pruned():
             return (await durable.stats()).done == 1
 
-        await until(pruned, 8)
+        await until(pruned)
     check_counts(path)
 
 
@@ -230,7 +230,7 @@ async def test_an_inner_batcher_that_closes_gives_items_back(path, monkeypatch):
         await until(lambda: rows(path, "SELECT state, attempts FROM microbatch_items") == [(0, 0)])
     async with batcher(path, Handler()) as durable:
         await durable.resume()
-        assert await durable.result(first, 5) == 2
+        assert await durable.result(first, 20) == 2
 
         submit, refusals = durable._handling.submit_nowait, [BatcherClosed("x")]
 

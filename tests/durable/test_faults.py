@@ -9,7 +9,6 @@ import shutil
 import sqlite3
 import stat
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -75,7 +74,7 @@ async def test_a_settle_that_finds_the_disk_full_is_tried_until_there_is_room(pa
             await durable.submit(1)
         await anyio.sleep(0.3)
         await limit_pages(durable, 1_000_000)
-        assert await durable.result(1, 5) == b"x" * 100_000
+        assert await durable.result(1, 20) == b"x" * 100_000
     assert handled == [1]
     assert "outcomes wait for the disk" in caplog.text
 
@@ -94,7 +93,7 @@ async def test_closing_gives_up_what_cannot_be_settled(path, monkeypatch):
         started = time.monotonic()
     assert time.monotonic() - started < 20  # else for ever
     async with batcher(path, Handler()) as durable:
-        assert await durable.result(ticket, 5) == 2
+        assert await durable.result(ticket, 20) == 2
 
 
 @pytest.mark.skipif(not Shim.available(), reason="needs a C compiler and Linux")
@@ -133,7 +132,7 @@ async def main():
         except QueueUnavailable as error:
             print(type(error).__name__)
         os.unlink(flag)
-        print(await durable.result(11, 10), len(handled))
+        print(await durable.result(11, 20), len(handled))
 asyncio.run(main())
 """
 
@@ -153,12 +152,18 @@ def locked(path: Path):
 
 async def test_a_locked_file_is_waited_for(path):
     """Others may write too: that is no error."""
+    results = []
     async with batcher(path, Handler()) as durable:
-        with locked(path) as connection:
-            timer = threading.Timer(0.3, connection.rollback)
-            timer.start()
-            assert await durable.submit(1) == 2
-            timer.join()
+
+        async def submit():
+            results.append(await durable.submit(1))
+
+        async with anyio.create_task_group() as tasks:
+            with locked(path):
+                tasks.start_soon(submit)
+                await until(lambda: durable._store._database.lock_waits, 20)
+                assert results == []
+        assert results == [2]
         assert (await durable.stats()).lock_waits > 0
 
 
@@ -181,7 +186,7 @@ async def test_a_file_that_stays_locked_is_an_error_and_then_on_it_goes(path, mo
             handler.free.set()
             await anyio.sleep(0.4)
             assert (await durable.stats()).claimed == 1
-        assert await durable.result(ticket, 5) == 2
+        assert await durable.result(ticket, 20) == 2
         assert await durable.submit(3) == 6
     assert handler.items == [1, 3]
 
@@ -333,7 +338,7 @@ async def test_pages_overwritten_under_way(path, caplog):
             for page in range(path.stat().st_size // 4096):
                 file.seek(page * 4096 + 8)
                 file.write(os.urandom(4000))
-        await until(lambda: caplog.records, 10)
+        await until(lambda: caplog.records)
         with pytest.raises(QueueUnavailable):
             await durable.stats()
         assert set(seen) <= set(range(2000))
@@ -341,7 +346,7 @@ async def test_pages_overwritten_under_way(path, caplog):
         for name in ("queue.db-wal", "queue.db-shm"):
             path.with_name(name).unlink(missing_ok=True)
         backup.rename(path)
-        await until(lambda: _all_done(durable), 15)
+        await until(lambda: _all_done(durable))
 
 
 async def test_a_backup_put_back_under_way_is_worked_on(path):
@@ -351,7 +356,7 @@ async def test_a_backup_put_back_under_way_is_worked_on(path):
     shutil.copy(path, backup)
     claims = []
     async with batcher(path, Handler(), max_batch_size=50) as durable:
-        await until(lambda: _all_done(durable), 15)
+        await until(lambda: _all_done(durable))
         durable._neighbours._next_look = math.inf
         settle_and_claim = durable._store.settle_and_claim
 
@@ -370,7 +375,7 @@ async def test_a_backup_put_back_under_way_is_worked_on(path):
         await until(lambda: claims)
         assert claims == [[]]
         durable._neighbours._next_look = 0.0
-        await until(lambda: _all_done(durable), 15)
+        await until(lambda: _all_done(durable))
 
 
 async def _all_done(durable):
@@ -416,7 +421,7 @@ async def test_another_file_put_in_its_place(path, caplog):
             await durable.stats()
             await durable.enqueue(9)
         handler.free.set()
-        await until(lambda: _ended_if_readable(durable), 10)
+        await until(lambda: _ended_if_readable(durable))
     assert "its file was replaced" in caplog.text
     assert set(handler.items) >= {1, 2}
     check_counts(path)
@@ -472,10 +477,10 @@ async def test_the_wall_clock_set_back_and_forth(path):
             await durable.enqueue(1, delay=0.3)
             traveller.shift(-3600)
             await durable.enqueue(2, delay=0.3)
-            await until(lambda: len(handler.items) == 2, 3)
+            await until(lambda: len(handler.items) == 2)
             await durable.enqueue(3, delay=1800)
             traveller.shift(2 * 3600)
-            await until(lambda: len(handler.items) == 3, 3)
+            await until(lambda: len(handler.items) == 3)
             traveller.shift(-3600)
             assert await durable.submit(4) == 8
 

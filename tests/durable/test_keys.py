@@ -105,7 +105,7 @@ async def test_keep_done_may_drop_the_result_but_not_the_key(path):
     handler = Handler()
     async with batcher(path, handler, keep_done=0) as durable:
         await durable.submit(7, key="k")
-        await until(lambda: _gone(durable), 10)
+        await until(lambda: _gone(durable))
         with pytest.raises(UnknownTicket):
             await durable.submit(7, key="k")
     assert handler.items == [7]

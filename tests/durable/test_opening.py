@@ -210,7 +210,7 @@ def test_a_loop_that_ends_while_it_closes(path, caplog):
         with pytest.raises(BatcherClosed):
             await durable.submit(2)
         async with batcher(path, Handler()) as other:  # nothing of it holds the item
-            assert await other.result(1, 5) == 2
+            assert await other.result(1, 20) == 2
 
     asyncio.run(second())
 

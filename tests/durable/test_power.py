@@ -92,7 +92,7 @@ async def check(path, stored: set[int], done: set[int]) -> None:
     check_counts(path)
     handler = Handler()
     async with batcher(path, handler, max_batch_size=1000) as durable:
-        await until(lambda: _empty(durable), 15)
+        await until(lambda: _empty(durable))
     assert set(handler.items).isdisjoint(effects), "settled and handled again"
 
 

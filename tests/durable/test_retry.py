@@ -70,7 +70,7 @@ async def test_a_back_off_holds_across_a_restart(path):
     async with batcher(path, handler, retry=soon()) as durable:
         stats = await durable.stats()
         assert (stats.scheduled, stats.ready) == (1, 0)
-        assert await durable.result(ticket, 5) == 1
+        assert await durable.result(ticket, 20) == 1
     assert rows(path, "SELECT attempts FROM microbatch_items") == [(2,)]
 
 
@@ -149,8 +149,8 @@ async def test_items_of_a_dead_process_are_handled_alone(path):
     die_with(path, 1, 1, 2, 3)
     handler = Handler()
     async with batcher(path, handler, max_concurrency=4) as durable:
-        assert await durable.result(6, 5) == 10
-        assert await durable.result(3, 5) == 4
+        assert await durable.result(6, 20) == 10
+        assert await durable.result(3, 20) == 4
     assert handler.batches == [[0], [1], [2], [3, 4, 5]] or [2] in handler.batches
     for suspect in (0, 1, 2):
         assert [suspect] in handler.batches
@@ -168,8 +168,8 @@ async def test_an_item_that_killed_three_processes_is_a_dead_letter(path):
             ItemFailed,
             match="after 3 attempts: ProcessDied: its process died while it had the item, 3 times",
         ):
-            await durable.result(1, 5)
-        assert await durable.result(2, 5) == 2
+            await durable.result(1, 20)
+        assert await durable.result(2, 20) == 2
     assert handler.items == [1]
     check_counts(path)
 
@@ -180,7 +180,7 @@ async def test_retry_says_how_many_deaths_are_too_many(path):
     die_with(path, 1, 1)
     async with batcher(path, Handler(), retry=soon(1)) as durable:
         with pytest.raises(ItemFailed, match="ProcessDied"):
-            await durable.result(1, 5)
+            await durable.result(1, 20)
 
 
 async def test_suspects_wait_until_the_hands_are_empty(path):
@@ -197,7 +197,7 @@ async def test_suspects_wait_until_the_hands_are_empty(path):
         await until(lambda: len(handler.items) >= 1)
         held = [list(batch) for batch in handler.batches]
         handler.free.set()
-        assert await durable.result(1, 5) == 0
-        assert await durable.result(ticket, 5) == 18
+        assert await durable.result(1, 20) == 0
+        assert await durable.result(ticket, 20) == 18
     assert [0] in handler.batches
     assert not any(0 in batch and len(batch) > 1 for batch in held)

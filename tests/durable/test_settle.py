@@ -127,7 +127,7 @@ async def test_ending_it_behind_our_back_is_noticed(path, effects):
 
     async with batcher(path, handler, on_settle=ends) as durable:
         ticket = await durable.enqueue(1)
-        assert await durable.result(ticket, 5) == 2
+        assert await durable.result(ticket, 20) == 2
     assert rows(path, "SELECT * FROM effects") == [(1, 2)]
     assert handler.items == [1]
     check_counts(path)
@@ -188,7 +188,7 @@ async def test_only_items_that_are_still_ours_are_shown_to_it(path, effects):
         await until(lambda: handler.batches)
         execute(path, "UPDATE microbatch_items SET claim = claim + 1 WHERE id = 1")
         handler.free.set()
-        assert await durable.result(2, 5) == 4
+        assert await durable.result(2, 20) == 4
     assert rows(path, "SELECT * FROM effects") == [(2, 4)]
 
 

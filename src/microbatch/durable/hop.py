@@ -14,9 +14,12 @@ import os
 import sqlite3
 import stat
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import aiosqlite
+
+from microbatch._runtime import current_runtime
 
 from .errors import QueueUnavailable
 
@@ -116,6 +119,13 @@ def create(path: Path, *, allowed: bool) -> None:
 
 def connect(path: Path) -> aiosqlite.Connection:
     """Return a connection to a file that exists, to be awaited, on a thread that ends with the process."""
+    opened: list[Guarded] = []
+
+    def factory(*arguments: Any, **settings: Any) -> Guarded:
+        raw = Guarded(*arguments, **settings)
+        opened.append(raw)
+        return raw
+
     # aiosqlite's thread is not a daemon, so a program that forgets to close would never exit. A thread
     # inherits that from the thread that makes it: hence this one. Dying in a transaction is what WAL is for.
     made: list[aiosqlite.Connection] = []
@@ -125,17 +135,35 @@ def connect(path: Path) -> aiosqlite.Connection:
             aiosqlite.connect(
                 f"{path.absolute().as_uri()}?mode=rw",
                 uri=True,
-                factory=Guarded,
+                factory=factory,
                 isolation_level=None,
                 timeout=BUSY_TIMEOUT,
                 cached_statements=256,
             )
         )
 
-    thread = threading.Thread(target=make, daemon=True)
-    thread.start()
-    thread.join()
-    return made[0]
+    maker = threading.Thread(target=make, daemon=True)
+    maker.start()
+    maker.join()
+    (connection,) = made
+    with contextlib.suppress(AttributeError):  # it is private, and only ends more tidily for this
+        thread: threading.Thread = connection._thread  # noqa: SLF001
+        thread.run = partial(_run, thread.run, opened, current_runtime().has_ended)  # type: ignore[method-assign]
+    return connection
+
+
+def _run(run: Callable[[], None], opened: list[Guarded], has_ended: Callable[[], bool]) -> None:
+    """Run a connection's thread to its end, however its event loop ends, and close what it opened."""
+    try:
+        run()
+    except RuntimeError:
+        if not has_ended():  # then it had an answer, and nobody is left to take it
+            raise
+    finally:
+        # aiosqlite drops a connection whose opening was cancelled.
+        for raw in opened:
+            with contextlib.suppress(sqlite3.Error):
+                raw.close()
 
 
 async def close(connection: aiosqlite.Connection) -> None:
