@@ -398,7 +398,7 @@ async def test_a_thread_that_never_returns_frees_its_slot_on_time() -> None:
         async with Batcher(handler, handler_timeout=0.05) as batcher:
             assert type(await outcome(batcher.submit(0))) is HandlerTimeout
             assert batcher.stats().stuck_threads == 1  # it has not returned
-            assert await batcher.submit(1) == 1
+            await answers(batcher)
             hold.set()
             while batcher.stats().stuck_threads:
                 await anyio.sleep(0.005)
@@ -423,15 +423,23 @@ async def test_stuck_threads_are_bounded() -> None:
             kinds = [type(error) for error in errors]
             assert kinds[:8] == [HandlerTimeout] * 8
             assert kinds[9:] == [HandlerStuck] * 3
-            assert started in (8, 9)
-            assert batcher.stats().stuck_threads == started
+            refused_from = kinds.index(HandlerStuck)
+            while started < refused_from:  # a thread may begin after its time was over
+                await anyio.sleep(0.005)
+            assert started == batcher.stats().stuck_threads == refused_from
             assert counted(batcher).pending == 0
             hold.set()
             while batcher.stats().stuck_threads:
                 await anyio.sleep(0.005)
-            assert await batcher.submit(1) == 1
+            await answers(batcher)
     finally:
         hold.set()
+
+
+async def answers(batcher: Batcher[int, int]) -> None:
+    """See that a batcher works, however often its short timeout is over first on a busy machine."""
+    while (result := await outcome(batcher.submit(1))) != 1:
+        assert type(result) is HandlerTimeout
 
 
 async def test_closing_does_not_wait_for_ever_for_a_thread() -> None:

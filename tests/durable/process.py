@@ -46,7 +46,7 @@ async def hold_and_fork(path: str) -> None:
     async def handler(items):
         child = os.fork()
         if child == 0:
-            time.sleep(30)
+            time.sleep(120)  # it is killed long before
             os._exit(0)
         say("child", child)
         say("handling", *items)
