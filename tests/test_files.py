@@ -27,7 +27,7 @@ from microbatch import ItemError, Outcome, Skipped, _rows
 from microbatch.files import read_rows, write_rows
 from microbatch.streaming import map_batches
 
-pytestmark = [pytest.mark.anyio, pytest.mark.real_time, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time, pytest.mark.timeout(180)]
 
 FORMATS = ["csv", "json", "ndjson", "csv.gz", "json.gz", "ndjson.gz"]
 

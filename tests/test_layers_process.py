@@ -25,7 +25,7 @@ from microbatch.layers import WorkerDied, in_process
 from microbatch.layers import _worker as worker
 from microbatch.layers._in_process import _Job, _main_module, _Pool, _Worker
 
-pytestmark = [pytest.mark.anyio, pytest.mark.real_time, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time, pytest.mark.timeout(180)]
 
 
 def children() -> list[psutil.Process]:

@@ -391,7 +391,7 @@ async def test_a_thread_that_never_returns_frees_its_slot_on_time() -> None:
 
     def handler(items: list[int]) -> list[int]:
         if 0 in items:
-            hold.wait(10)
+            hold.wait(60)
         return items
 
     try:
@@ -407,26 +407,29 @@ async def test_a_thread_that_never_returns_frees_its_slot_on_time() -> None:
 
 
 async def test_stuck_threads_are_bounded() -> None:
-    """Past eight new batches fail, rather than a thread more for each."""
+    """With more than eight new batches fail, rather than take a thread more each."""
     hold = threading.Event()
     started = 0
 
     def handler(items: list[int]) -> list[int]:
         nonlocal started
         started += 1
-        hold.wait(10)
+        hold.wait(60)
         return items
 
     try:
         async with Batcher(handler, handler_timeout=0.02, max_batch_size=1) as batcher:
-            errors = [await outcome(batcher.submit(0)) for _ in range(12)]
-            kinds = [type(error) for error in errors]
-            assert kinds[:8] == [HandlerTimeout] * 8
-            assert kinds[9:] == [HandlerStuck] * 3
-            refused_from = kinds.index(HandlerStuck)
-            while started < refused_from:  # a thread may begin after its time was over
+            kinds: list[type] = []
+            while HandlerStuck not in kinds:
+                assert len(kinds) < 1000
+                kinds.append(type(await outcome(batcher.submit(0))))
+            # More than nine calls where a machine is too busy to start a thread in time: it is not stuck.
+            assert kinds.count(HandlerTimeout) >= 9
+            assert set(kinds) == {HandlerTimeout, HandlerStuck}
+            while started < batcher.stats().stuck_threads:
                 await anyio.sleep(0.005)
-            assert started == batcher.stats().stuck_threads == refused_from
+            assert started == batcher.stats().stuck_threads == 9
+            assert [type(await outcome(batcher.submit(0))) for _ in range(3)] == [HandlerStuck] * 3
             assert counted(batcher).pending == 0
             hold.set()
             while batcher.stats().stuck_threads:
