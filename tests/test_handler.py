@@ -311,6 +311,33 @@ async def test_the_end_of_a_thread_is_told_however_it_ends() -> None:
 
 @pytest.mark.anyio
 @pytest.mark.real_time
+async def test_a_call_that_was_given_up_before_its_thread_began_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would count as a stuck thread for ever, and nine of them end all work."""
+    called: list[Any] = []
+    ended: list[str] = []
+    late: list[Any] = []
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await call_in_thread(called.append, [1], lambda: ended.append("given up"))
+    assert (called, ended) == ([], ["given up"])
+
+    async def run_sync(work: Any, **_: Any) -> None:
+        late.append(work)
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(anyio.to_thread, "run_sync", run_sync)
+    with anyio.move_on_after(0.01):
+        await call_in_thread(called.append, [1], lambda: ended.append("again"))
+    with anyio.move_on_after(0.01):
+        await call_in_thread(called.append, [1])
+    assert [work() for work in late] == [[], []]  # a thread takes it up after all
+    assert (called, ended) == ([], ["given up", "again"])
+
+
+@pytest.mark.anyio
+@pytest.mark.real_time
 async def test_handlers_threads_take_no_token_of_anyios_default_limiter() -> None:
     """Sync web endpoints hold those while they wait for a batch."""
     limiter = anyio.to_thread.current_default_thread_limiter()

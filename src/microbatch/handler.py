@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 import types
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
@@ -92,9 +93,15 @@ async def call_in_thread(
     Never through anyio's default limiter: where web endpoints wait in its 40 tokens for a batch, the
     batch would wait for a token. How many threads there are is bounded by the batcher's slots.
     A cancelled caller goes on at once and the thread is left to finish; ``ended`` is then called in it.
+    If the call is given up before a thread took it, the function is not called, and that is its end.
     """
+    taken = (
+        threading.Lock()
+    )  # by who comes first: the thread that begins, or the caller that gives up
 
     def work() -> list[Any]:
+        if not taken.acquire(blocking=False):
+            return []
         try:
             return [
                 function(items)
@@ -103,9 +110,14 @@ async def call_in_thread(
             if ended is not None:
                 ended()
 
-    (returned,) = await anyio.to_thread.run_sync(
-        work, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
-    )
+    try:
+        (returned,) = await anyio.to_thread.run_sync(
+            work, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
+        )
+    except BaseException:
+        if taken.acquire(blocking=False) and ended is not None:
+            ended()
+        raise
     if inspect.isawaitable(returned):
         returned = await returned
     return returned
