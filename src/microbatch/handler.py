@@ -95,9 +95,8 @@ async def call_in_thread(
     A cancelled caller goes on at once and the thread is left to finish; ``ended`` is then called in it.
     If the call is given up before a thread took it, the function is not called, and that is its end.
     """
-    taken = (
-        threading.Lock()
-    )  # by who comes first: the thread that begins, or the caller that gives up
+    # Taken by who comes first: the thread that begins, or the caller that gives up.
+    taken = threading.Lock()
 
     def work() -> list[Any]:
         if not taken.acquire(blocking=False):

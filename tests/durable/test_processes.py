@@ -22,6 +22,9 @@ from durable_support import (
 
 from microbatch.durable import DurableQueue, ItemFailed, neighbours
 
+#: As in use: in the tests workers look about more often (`conftest.quick_pace`).
+ALIVE_INTERVAL = neighbours.ALIVE_INTERVAL
+
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(os.name != "posix", reason="kills processes")]
 
 
@@ -51,6 +54,7 @@ async def test_the_first_look_after_a_process_was_killed_takes_its_item_back(pat
                 ended = True
                 assert await durable.result(ticket, 20) == 2
                 assert (True, True) not in seen
+                assert 2 * ALIVE_INTERVAL < 1  # "within a second", as the pages say
                 assert await queue.result(ticket, 20) == 2
     check_counts(path)
 
