@@ -15,9 +15,6 @@ from pathlib import Path
 import pytest
 import trio
 
-#: Each script starts processes of its own, which takes long on a machine that has other things to do.
-slow_machines_too = pytest.mark.timeout(240)
-
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 
@@ -28,6 +25,11 @@ import instructions  # noqa: E402
 import measure  # noqa: E402
 import memory  # noqa: E402
 import report  # noqa: E402
+
+
+def slow(test):
+    """Mark a script's test: it starts processes of its own, which take long where the machine has other things to do."""
+    return pytest.mark.slow(pytest.mark.timeout(240)(test))
 
 
 def run(script: str, out: Path, *arguments: str) -> dict:
@@ -46,7 +48,7 @@ def run(script: str, out: Path, *arguments: str) -> dict:
     return json.loads((out / f"{script}.json").read_text())
 
 
-@slow_machines_too
+@slow
 def test_overhead_compares_every_way_in_on_every_loop(tmp_path):
     """A contender that no longer runs would vanish from the table in silence."""
     (alone,) = run("overhead", tmp_path, "--loops", "trio")["cells"]
@@ -61,7 +63,7 @@ def test_overhead_compares_every_way_in_on_every_loop(tmp_path):
     assert cells["asyncio"]["floor (a)"]["ratio"]["median"] == 1
 
 
-@slow_machines_too
+@slow
 def test_latency_has_a_point_for_every_window(tmp_path):
     """The curve is made of them."""
     found = run("latency", tmp_path)
@@ -70,7 +72,7 @@ def test_latency_has_a_point_for_every_window(tmp_path):
     assert found["load"]["microbatch, max_wait 2 ms"][0]["p50"] >= 6.9
 
 
-@slow_machines_too
+@slow
 def test_gain_counts_fewer_commits_through_a_batcher(tmp_path):
     """The gain is in the commits, whatever the machine's disk does."""
     databases = run("gain", tmp_path)["databases"]
@@ -81,7 +83,7 @@ def test_gain_counts_fewer_commits_through_a_batcher(tmp_path):
         assert commits["microbatch"] < 500
 
 
-@slow_machines_too
+@slow
 def test_memory_is_measured_in_fresh_processes(tmp_path):
     """Figures of one process would depend on what ran before."""
     found = run("memory", tmp_path)
@@ -89,14 +91,14 @@ def test_memory_is_measured_in_fresh_processes(tmp_path):
     assert found["kept"].keys() == memory.KEPT.keys()
 
 
-@slow_machines_too
+@slow
 def test_scale_covers_withdrawal_priorities_and_partitions(tmp_path):
     """Each of them has a path of its own that could turn quadratic."""
     cases = run("scale", tmp_path)["cases"]
     assert {"tasks, all cancelled", "ten priorities", "1,000 partitions"} <= cases.keys()
 
 
-@slow_machines_too
+@slow
 def test_goals_have_a_line_for_each_promise(tmp_path):
     """A goal without a line is one that nobody looks at."""
     sections = ["task_each", "no_task", "waiting_time", "bytes", "trio", "million"]
@@ -106,7 +108,7 @@ def test_goals_have_a_line_for_each_promise(tmp_path):
     assert all(row["median"] > row["goal"] for row in rows if not row["met"])
 
 
-@slow_machines_too
+@slow
 def test_the_durable_mode_stands_beside_plain_sqlite(tmp_path):
     """Its figures are ratios: without the others in the same run they say nothing."""
     found = run("bench_durable", tmp_path)
@@ -137,7 +139,7 @@ def test_instructions_tell_what_starting_costs_from_what_an_item_costs(tmp_path)
         assert 5_000 < count < 500_000
 
 
-@slow_machines_too
+@slow
 def test_the_overhead_test_runs_under_pytest_benchmark(tmp_path):
     """It is how others put their batcher beside ours."""
     command = [

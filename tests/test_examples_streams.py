@@ -119,6 +119,7 @@ def test_the_imported_airports_are_exported_and_read_back(tmp_path: Path) -> Non
     assert again.count("read back: the same") == 2
 
 
+@pytest.mark.slow
 def test_a_bulk_api_is_called_at_its_rate_and_only_failed_items_go_again(tmp_path: Path) -> None:
     """The API counts how often each person came; whole requests that fail are sent again too."""
     output = output_of("call_bulk_api.py", folder=tmp_path)
@@ -133,6 +134,7 @@ def test_a_bulk_api_is_called_at_its_rate_and_only_failed_items_go_again(tmp_pat
     assert "    9: http_422, person 9 has no address, sent 1 times\n" in output
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_streams_and_files_runs(tmp_path: Path) -> None:
     """Tiny, so that it does not rot; every job and every format is in its table."""
     script = EXAMPLES.parent / "benchmarks" / "bench_streams.py"

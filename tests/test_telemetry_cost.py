@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 
 import telemetry_cost  # noqa: E402
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_and_writes_its_figures(tmp_path: Path) -> None:
     """A benchmark that no longer runs is one that nobody believes."""
     script = str(FOLDER / "telemetry_cost.py")

@@ -40,6 +40,7 @@ def crash(folder: Path, rounds: int, seed: int) -> dict[str, int]:
     return counts
 
 
+@pytest.mark.slow
 def test_processes_killed_at_random_lose_nothing_and_repeat_nothing(tmp_path):
     """Ten rounds: acknowledged and lost 0, settled and handled again 0, stuck 0, effects exactly once."""
     counts = crash(tmp_path, 10, 20261122)

@@ -7,6 +7,8 @@ import os
 import pytest
 from examples_support import output_of
 
+pytestmark = pytest.mark.slow
+
 PRINTS = {
     "durable_orders.py": [
         "killed the worker in the middle of its work",

@@ -208,6 +208,7 @@ async def test_a_stopped_process_keeps_its_items_and_goes_on(path):
             assert handler.batches == []
 
 
+@pytest.mark.slow
 async def test_an_item_that_kills_every_process_ends_as_a_dead_letter(path):
     """After three of them; its neighbours are handled, once."""
     async with DurableQueue(path, item_type=int) as queue:
@@ -298,6 +299,7 @@ async def share(path, processes: int, each: int) -> None:
     check_counts(path)
 
 
+@pytest.mark.slow
 async def test_two_processes_share_a_queue_and_handle_nothing_twice(path):
     """Both produce and both handle; while they live, no item has two handlers, and none starves for 5 s."""
     await share(path, 2, 500)
