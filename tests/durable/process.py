@@ -12,7 +12,9 @@ import os
 import sys
 import time
 
-from microbatch.durable import DurableBatcher, DurableQueue
+from durable_support import looked
+
+from microbatch.durable import DurableBatcher, DurableQueue, neighbours
 
 
 def say(*words: object) -> None:
@@ -95,6 +97,20 @@ async def drain(path: str, count: str) -> None:
         while (await durable.stats()).depth:
             await asyncio.sleep(0.02)
     say("handled", round(longest, 3), *mine)
+
+
+async def look_about(path: str, queue: str) -> None:
+    """Look a few times at who lives, and say what could be taken from the dead."""
+    neighbours.ALIVE_INTERVAL = 0.05
+    mine = []
+
+    async def handler(items):
+        mine.extend(items)
+        return items
+
+    async with DurableBatcher(path, handler, item_type=int, queue=queue) as durable:
+        await looked(durable)
+    say("handled", *mine)
 
 
 async def enqueue_late(path: str, times: str) -> None:
