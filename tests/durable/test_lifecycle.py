@@ -12,7 +12,7 @@ import warnings
 import anyio
 import pytest
 from durable_support import Handler, NewThreads, batcher, check_counts, ends_loops, rows, until
-from support import run
+from support import run, scaled
 
 from microbatch import BatcherClosed
 from microbatch.durable import DurableBatcher, DurableQueue, QueueUnavailable
@@ -334,16 +334,40 @@ async def test_many_queues_leave_no_descriptors(path):
 
 
 @in_a_loop
-async def test_retention_keeps_the_file_small(path):
-    """What is done goes away, by count and by age, without anybody asking."""
-    async with batcher(path, Handler(), keep_done=10) as durable:
-        await asyncio.gather(*(durable.submit(n) for n in range(300)))
-        await until(lambda: _done(durable, 10))
+@pytest.mark.parametrize("bound", [{"keep_done": 10}, {"result_ttl": 0}], ids=["count", "age"])
+async def test_retention_keeps_the_file_small(path, bound):
+    """What is done goes away, by count and by age, without anybody asking, and its pages are used again."""
+    used, size = await _sizes_after_rounds(path, 6, bound)
+    # An item is a kilobyte, a round 300 of them; what is kept is ten at most.
+    assert max(used) - min(used) < 100_000, used
+    assert size[-1] - size[0] < 300_000, size
+
+
+@in_a_loop
+@pytest.mark.soak
+async def test_retention_keeps_the_file_small_for_a_long_time(path):
+    """The same at length: 60,000 items of a kilobyte, ten kept."""
+    used, size = await _sizes_after_rounds(path, scaled(200), {"keep_done": 10})
+    assert max(used) - min(used) < 100_000, used
+    assert max(size) - size[0] < 600_000, size
+
+
+async def _sizes_after_rounds(path, rounds, bound):
+    """Handle 300 items of a kilobyte a round; return after each the bytes in use and the file's."""
+
+    async def handler(items):
+        return [len(item) for item in items]
+
+    kept = bound.get("keep_done", 0)
+    used, size = [], []
+    for _ in range(rounds):  # closing brings the log into the file
+        async with batcher(path, handler, item_type=bytes, **bound) as durable:
+            await asyncio.gather(*(durable.submit(bytes(1000)) for _ in range(300)))
+            await until(lambda: _done(durable, kept))
+            used.append((await durable.stats()).file_bytes)
+        size.append(path.stat().st_size)
         check_counts(path)
-    async with batcher(path, Handler(), queue="other", result_ttl=0) as durable:
-        await durable.submit(1)
-        await until(lambda: _done(durable, 0))
-        check_counts(path)
+    return used, size
 
 
 async def _done(durable, count):
