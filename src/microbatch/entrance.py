@@ -129,7 +129,6 @@ class Entrance(Dispatch):
             elif self._busy < self._max_concurrency and not self._starting:
                 self._start(runtime)  # what _pump comes to here, at half its cost for a lone caller
             return waiter
-        self._generalise(runtime)
         entry = self._weighed(item, priority)
         return self._enter_entry(runtime, entry, wait=wait, waiter=waiter)
 
@@ -167,14 +166,16 @@ class Entrance(Dispatch):
         return entry
 
     def _enter_entry(self, runtime: Runtime, entry: Entry, *, wait: bool, waiter: Any) -> Any:
+        refuses = not wait or self._on_full == "reject"
+        if refuses and not self._takes(entry):
+            self._find_gone()
+        # From here on nothing leaves, so the buffer stays the one that it is.
+        self._generalise(runtime)
         lanes = self._ranked
         sharer = None if entry.key is None else lanes.sharer(entry.partition, entry.key)
-        line = sharer is None and (len(self._line) > 0 or not self._has_room(entry.weight))
-        if line and (not wait or self._on_full == "reject"):
-            self._find_gone()
-            line = len(self._line) > 0 or not self._has_room(entry.weight)
-            if line:
-                raise self._full(entry.weight)
+        line = sharer is None and not self._takes(entry)
+        if line and refuses:
+            raise self._full(entry.weight)
         target = entry if sharer is None else sharer
         if waiter is None:
             waiter = self._watched(runtime, partial(self._cancelled, runtime, target))
@@ -194,13 +195,17 @@ class Entrance(Dispatch):
             self._pump()
         return waiter
 
-    def _find_gone(self) -> None:
+    def _takes(self, entry: Entry) -> bool:
+        """Tell whether an entry may go into the buffer: there is room, and nobody waits for it."""
+        return not self._line and self._has_room(entry.weight)
+
+    def _find_gone(self, refusals: int = 1) -> None:
         """Before refusing: do without entries that were cancelled and whose notice comes a turn later.
 
         Only what once stood in chunks gives such notice. Looks at no more than 64 of them for each
-        refusal.
+        refusal. With the last entry the buffer may turn into another one.
         """
-        self._refused += 1
+        self._refused += refusals
         if not self._converted or 64 * self._refused < len(self._converted):
             return
         self._refused = 0
@@ -262,6 +267,8 @@ class Entrance(Dispatch):
         if self._fifo is not None and not priority:
             position = self._enter_fifo(self._fifo, group, items)
         if position < total:
+            if self._on_full == "reject":
+                self._find_gone(total - position)
             self._generalise(runtime)
             group.feed = _Feed(group, items, position, priority)
             group.feed.seq = next(self._line_seq)
