@@ -260,7 +260,9 @@ def test_the_starvation_bound_is_documented_where_it_is_set() -> None:
     from microbatch.buffer import FAIR_TURN
 
     assert FAIR_TURN == 10
-    assert "one batch in ten" in " ".join((microbatch.Batcher.submit.__doc__ or "").split()).lower()
+    text = " ".join((microbatch.Batcher.submit.__doc__ or "").split())
+    assert "One in ten goes by age" in text
+    assert "10 * (n // max_batch_size + 1) batches" in text
 
 
 def test_the_version_is_the_packages() -> None:

@@ -311,8 +311,11 @@ class Batcher(Entrance, Generic[T, R]):
 
         Args:
             item: What the handler gets.
-            priority: Higher goes first; first come first served within one. One batch in ten goes by
-                age, so that nobody starves.
+            priority: Higher goes first; first come first served within one. One in ten goes by age, so
+                that nobody starves. A caller with n older ones before it is let in as one of the next
+                10 * (n + 1). An item with n older ones in its partition leaves with one of that
+                partition's next 10 * (n // max_batch_size + 1) batches, 10 * (n + 1) where weights end
+                them; and of k partitions that are ready each has one of the next 10 * k batches.
 
         Returns:
             The handler's result for this item.

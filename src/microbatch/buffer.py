@@ -179,11 +179,17 @@ class Ranking(Generic[Q]):
         return None
 
     def turn(self) -> Callable[[], Q | None]:
-        """Begin a turn: return the way to look at the next element, by priority or by age."""
-        if self._heap is None:
-            return self.oldest
-        self._turns += 1
-        return self.oldest if self._turns % FAIR_TURN == 0 else self.top
+        """Return the way to look at whose turn it is, by priority or by age."""
+        aged = self._heap is None or self._turns % FAIR_TURN == FAIR_TURN - 1
+        return self.oldest if aged else self.top
+
+    def turned(self) -> None:
+        """Count a turn that was taken.
+
+        Turns in which nobody could be taken do not count: those by age would all be among them.
+        """
+        if self._heap is not None:
+            self._turns += 1
 
 
 class Lane:
@@ -386,6 +392,7 @@ class Lanes:
             if run is None:
                 self._leave(lane)
                 continue
+            self._ready.turned()
             lane.flying += 1
             if lane.entries:
                 self._appraise(lane, now)
@@ -416,13 +423,14 @@ class Lanes:
             flushed = flushed or entry.seq <= lane.due
         if not entries:
             return None
+        # The first one is the oldest, unless the others were chosen by priority.
+        by_age = following == lane.entries.oldest
+        lane.entries.turned()
         if len(entries) >= size:
             reason = "size"
         elif heaviest is not None and weight >= heaviest:
             reason = "weight"
         run = self._run(lane, entries, weight, reason or self._reason(flushed=flushed))
-        # The first one is the oldest, unless the others were chosen by priority.
-        by_age = following == lane.entries.oldest
         run.since = entries[0].since if by_age else min([entry.since for entry in entries])
         return run
 

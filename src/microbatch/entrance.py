@@ -329,6 +329,7 @@ class Entrance(Dispatch):
                 self._advance(waiting)
                 waiting.group.entries.append(entry if sharer is None else sharer)
             else:
+                self._line.turned()
                 self._line.discard(entry)
                 if sharer is not None and not isinstance(entry.waiter, Member):
                     entry.waiter.on_cancel = partial(self._cancelled, self._runtime, sharer)  # type: ignore[arg-type]
@@ -339,6 +340,7 @@ class Entrance(Dispatch):
 
     def _advance(self, feed: _Feed) -> None:
         """Step on after one item went in; after a batch of them let others go first."""
+        self._line.turned()
         feed.ready = None
         feed.position += 1
         feed.taken += 1
