@@ -213,7 +213,7 @@ async def aiomisc(size):
 
     @aggregate(1, max_count=size)
     async def handler(*items):
-        return items
+        return await echo(items)
 
     yield tasks(handler)
 
@@ -224,7 +224,7 @@ async def async_batcher(size):
 
     class Echo(AsyncBatcher):
         async def process_batch(self, batch):
-            return batch
+            return await echo(batch)
 
     batcher = Echo(max_batch_size=size, max_queue_time=0.001, concurrency=64)
     yield tasks(batcher.process)
