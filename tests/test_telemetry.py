@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import re
 from functools import partial
 from typing import Any
 
@@ -453,31 +452,6 @@ async def test_every_batch_is_one_record_and_every_item_one_count() -> None:
         for p in sdk.points("microbatch.items")
     }
     assert items == {(None, None): 80, ("ValueError", None): 10, (None, True): 10}
-
-
-async def test_names_units_and_bounds_are_as_documented() -> None:
-    """Dashboards depend on each of them."""
-    sdk = Sdk()
-    retry = Retry(on=ValueError, attempts=2, backoff=Backoff(initial=0.0))
-    async with Batcher(
-        Recorder(fails={1}),
-        retry=retry,
-        weigh=lambda _: 5,
-        telemetry=sdk.telemetry(item_metrics=True),
-    ) as batcher:
-        await outcomes(batcher.submit(1), batcher.submit(2))
-        metrics = sdk.metrics()
-    units = {**telemetry.HISTOGRAMS, **telemetry.COUNTERS, **telemetry.GAUGES}
-    assert set(metrics) == {name for name in units if name.startswith("microbatch.")}
-    for name, metric in metrics.items():
-        assert metric.unit == units[name][0]
-        assert re.fullmatch(r"s|By|1|\{[a-z]+\}", metric.unit)
-        assert "total" not in name
-        for point in metric.data.data_points:
-            if name in telemetry.HISTOGRAMS:
-                assert tuple(point.explicit_bounds) == telemetry.HISTOGRAMS[name][2]
-    assert {10, 50, 100, 200, 500, 1000} <= set(telemetry.HISTOGRAMS["microbatch.batch.size"][2])
-    assert sdk.scope == ("microbatch", __version__, SCHEMA)
 
 
 async def test_the_oldest_items_wait_is_recorded_by_the_loops_clock() -> None:

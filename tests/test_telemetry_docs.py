@@ -16,8 +16,8 @@ from prometheus_client import REGISTRY, generate_latest
 from support import Recorder
 from telemetry_support import Sdk
 
-from microbatch import Backoff, Batcher, BatcherFull, Retry, Telemetry, telemetry
-from microbatch.durable import DurableQueue
+from microbatch import Backoff, Batcher, BatcherFull, Retry, Telemetry, __version__, telemetry
+from microbatch.durable import DurableBatcher, DurableQueue
 
 DOCS = Path(__file__).parent.parent / "docs"
 DASHBOARD = DOCS / "telemetry/dashboard.json"
@@ -182,3 +182,57 @@ async def test_the_reference_has_every_attribute_of_a_batchs_span() -> None:
     shown = [row[0].strip("`") for row in table("Spans")]
     assert set(shown[4:]) == set(span.attributes)
     assert shown[:4] == ["process {name}", "submit {name}", "send {queue}", "process {queue}"]
+
+
+CONVENTION = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+
+
+def documented_bounds() -> dict[str, tuple[float, ...]]:
+    """The buckets of each histogram, as the page's text tells them."""
+    page = " ".join((DOCS / "reference/telemetry.md").read_text(encoding="utf-8").split())
+    said = re.search(
+        r"sizes ([\d .]+); seconds ([\d .]+); the conventions' own for `([\w.]+)`\.", page
+    )
+    assert said is not None
+    sizes, seconds = (tuple(map(float, said[number].split())) for number in (1, 2))
+    by_unit = {"`{item}`": sizes, "`s`": seconds}
+    histograms = [row for row in table("Metrics") if row[1] == "histogram"]
+    return {row[0].strip("`"): by_unit[row[2]] for row in histograms} | {said[3]: CONVENTION}
+
+
+def test_what_an_sdk_gets_has_the_pages_names_units_kinds_and_bounds(tmp_path: Path) -> None:
+    """Dashboards depend on each of them."""
+    sdk = Sdk()
+    settings = sdk.telemetry(item_metrics=True, semconv_metrics=True)
+    retry = Retry(on=ValueError, attempts=2, backoff=Backoff(initial=0.0))
+
+    async def main() -> None:
+        async with (
+            Batcher(Recorder(fails={1}), weigh=float, retry=retry, telemetry=settings) as batcher,
+            DurableBatcher(
+                tmp_path / "queue.db", Recorder(), item_type=int, telemetry=settings
+            ) as durable,
+        ):
+            await batcher.submit_many_report([1, 2])
+            await durable.submit(3)
+            while "microbatch.queue.depth" not in metrics:  # counted by a task of the queue's own
+                await anyio.sleep(0.01)
+                metrics.update(sdk.metrics())
+
+    metrics: dict[str, Any] = {}
+    anyio.run(main)
+    shown = {row[0].strip("`"): (row[1], row[2].strip("`")) for row in table("Metrics")}
+    assert {name: (kind(metric), metric.unit) for name, metric in metrics.items()} == shown
+    bounds = documented_bounds()
+    assert {10, 50, 100, 200, 500, 1000} <= set(bounds["microbatch.batch.size"])
+    for name, expected in bounds.items():
+        for point in metrics[name].data.data_points:
+            assert tuple(point.explicit_bounds) == expected, name
+    assert sdk.scope == ("microbatch", __version__, "https://opentelemetry.io/schemas/1.44.0")
+
+
+def kind(metric: Any) -> str:
+    """The page's word for an instrument."""
+    if type(metric.data).__name__ == "Histogram":
+        return "histogram"
+    return "counter" if getattr(metric.data, "is_monotonic", False) else "gauge"
