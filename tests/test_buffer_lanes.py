@@ -24,6 +24,11 @@ class Element:
         return f"<{self.seq} at {self.priority}>"
 
 
+def sharer_of(lanes: Lanes, partition: Any, key: Any) -> Entry | None:
+    """Return whose slot a new item of this key would share."""
+    return lanes.place(Entry(0, Caller(), partition=partition, key=key))[1]
+
+
 class NaiveRanking:
     """Looks at everything each time."""
 
@@ -223,7 +228,7 @@ class Program:
     def add(self, one: int, two: int) -> None:
         priority, partition = one % 3, "abc"[two % 3]
         key = (two,) if two % 2 else None
-        sharer = None if key is None else self.lanes.sharer(partition, key)
+        sharer = sharer_of(self.lanes, partition, key)
         keyed = [e for e in self.of(partition) if key is not None and e.key == key]
         assert sharer is (keyed[0] if keyed else None)
         if sharer is not None:
@@ -649,18 +654,15 @@ def test_the_oldest_of_a_batch_is_known_though_the_urgent_come_first() -> None:
 def test_a_key_is_found_while_its_first_item_is_buffered() -> None:
     """One that comes back from a retry stands beside it, and leaves it its place."""
     lanes = lanes_of(1)
-    first = put(lanes, 0, key="k")
-    second = put(lanes, 1, key="k")
+    first = put(lanes, 0, key=("k",))
+    second = put(lanes, 1, key=("k",))
     put(lanes, 2)
-    assert (lanes.sharer(None, "k"), lanes.sharer(None, "l"), lanes.sharer("p", "k")) == (
-        first,
-        None,
-        None,
-    )
+    assert sharer_of(lanes, None, ("k",)) is first
+    assert (sharer_of(lanes, None, ("l",)), sharer_of(lanes, "p", ("k",))) == (None, None)
     lanes.withdraw(second)
-    assert lanes.sharer(None, "k") is first
+    assert sharer_of(lanes, None, ("k",)) is first
     assert cut(lanes).items == [0]
-    assert lanes.sharer(None, "k") is None
+    assert sharer_of(lanes, None, ("k",)) is None
 
 
 def test_who_has_gone_is_dropped_and_counted() -> None:
@@ -683,7 +685,7 @@ def test_a_lane_that_is_empty_is_forgotten() -> None:
     lanes.withdraw(put(lanes, "a", partition="a"))
     put(lanes, "b", partition="b").waiter.gone = True
     assert lanes.cut(0.0) is None
-    assert (lanes.ready(0.0), lanes.count, lanes._lanes) == (0, 0, {})
+    assert (lanes.ready(0.0), lanes.count, list(lanes._lanes)) == (0, 0, [])
 
 
 def test_a_lane_is_kept_while_a_batch_of_it_is_in_flight() -> None:
@@ -710,7 +712,7 @@ def test_a_batch_from_before_the_buffer_was_emptied_may_land_later() -> None:
         runs.append(cut(lanes))
     first, second, third = [run.lane for run in runs]
     lanes.landed(first, 0.0)
-    assert lanes._lanes == {None: third}
+    assert list(lanes._lanes) == [third]
     lanes.landed(third, 0.0)
     lanes.landed(second, 0.0)
-    assert lanes._lanes == {}
+    assert list(lanes._lanes) == []

@@ -196,10 +196,11 @@ class Fifo:
         return "wait" if self.max_wait > 0 else "idle"
 
     def sweep(self) -> None:
-        """Drop every item whose caller has gone."""
+        """Drop every item whose caller has gone. Who was about to append one asks again."""
         if self.head:
             self._compact()
         if self.waiters and _gone(self.waiters):
+            self.limit = 0
             self.items, self.waiters, places = self._alive(self.items, self.waiters)
             moved = {bisect_left(places, start): since for start, since in self._marks}
             self._marks = deque(moved.items())
@@ -209,7 +210,11 @@ class Fifo:
         self._sweep_at = max(_SWEEP_MIN, 4 * len(self.items))
 
     def clear(self, now: float = 0.0) -> Iterator[tuple[Any, Any, float]]:
-        """Take everything out: item, waiter, since when (now, if nothing says so); in order."""
+        """Take everything out: item, waiter, since when (now, if nothing says so); in order.
+
+        Who was about to append one more asks again.
+        """
+        self.limit = 0
         head, items, waiters = self.head, self.items, dressed(self.waiters)
         marks = deque(self._marks)
         self.items, self.waiters, self.head = [], [], 0

@@ -345,7 +345,7 @@ class Batcher(Entrance, Generic[T, R]):
             fifo.items.append(item)
             fifo.waiters.append(waiter)
             if len(fifo.items) >= fifo.limit:
-                self._fill()
+                waiter = self._fill(fifo, waiter)
         try:
             return await waiter  # type: ignore[no-any-return]
         except BaseException:
@@ -375,7 +375,7 @@ class Batcher(Entrance, Generic[T, R]):
         fifo.items.append(item)
         fifo.waiters.append(waiter)
         if len(fifo.items) >= fifo.limit:
-            self._fill()
+            waiter = self._fill(fifo, waiter, wait=False)
         return waiter  # type: ignore[no-any-return]
 
     async def submit_many(self, items: Iterable[T], *, priority: float = 0) -> list[R]:
@@ -579,6 +579,8 @@ class Batcher(Entrance, Generic[T, R]):
     def _close_line(self) -> None:
         observer = self._observer
         for waiting in list(self._line):
+            if not waiting.queued:  # whom telemetry told of another's end has cancelled this one
+                continue
             self._line.discard(waiting)
             left = 1
             if hasattr(waiting, "group"):

@@ -49,6 +49,7 @@ class Entry:
     __slots__ = (
         "attempts",
         "context",
+        "hash",
         "item",
         "key",
         "lane",
@@ -72,7 +73,7 @@ class Entry:
         priority: float = 0,
         weight: float = 0,
         partition: Hashable = None,
-        key: Hashable = None,
+        key: tuple[Hashable] | None = None,
         context: Context | None = None,
     ) -> None:
         self.item: Any = item
@@ -80,7 +81,8 @@ class Entry:
         self.priority: float = priority
         self.weight: float = weight
         self.partition: Hashable = partition
-        self.key: Hashable = key
+        self.key: tuple[Hashable] | None = key  # of one: a key of None is a key too
+        self.hash: int = 0  # the key's, from when it is placed
         self.context: Context | None = context
         self.attempts: int = 1
         self.seq: int = 0
@@ -109,6 +111,7 @@ class Queued(Protocol):
 
 
 Q = TypeVar("Q", bound=Queued)
+V = TypeVar("V")
 
 
 class Ranking(Generic[Q]):
@@ -192,14 +195,70 @@ class Ranking(Generic[Q]):
             self._turns += 1
 
 
+class Keyed(Generic[V]):
+    """Values by users' keys, which are compared in `find` alone: elsewhere nothing of theirs can raise."""
+
+    __slots__ = ("_buckets", "_count")
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, list[tuple[Hashable, V]]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[V]:
+        return (value for bucket in list(self._buckets.values()) for _, value in bucket)
+
+    def find(self, key: Hashable, hashed: int) -> V | None:
+        """Return the value of an equal key; raise what the comparison does, if that is this key's."""
+        for known, value in self._buckets.get(hashed, ()):
+            if key is known or _equal(key, known):
+                return value
+        return None
+
+    def add(self, key: Hashable, hashed: int, value: V) -> None:
+        """Keep a value, the last of those with an equal key."""
+        self._buckets.setdefault(hashed, []).append((key, value))
+        self._count += 1
+
+    def remove(self, hashed: int, value: V) -> None:
+        """Forget a value, which is there."""
+        left = [pair for pair in self._buckets[hashed] if pair[1] is not value]
+        self._count -= 1
+        if left:
+            self._buckets[hashed] = left
+        else:
+            del self._buckets[hashed]
+
+
+def _equal(key: Any, known: Any) -> bool:
+    """Compare a new key with a known one, whose faults are not the new one's."""
+    try:
+        return bool(key == known)
+    except Exception:  # noqa: BLE001 - one of the two keys' own: if it was the new one's, it raises again
+        kind: Any = type(key)
+        own = kind.__eq__(key, known)
+        return own is not NotImplemented and bool(own)
+
+
 class Lane:
-    """The items of one partition."""
+    """The items of one partition.
+
+    Attributes:
+        away: How many of its items are in back-off.
+        hash: The partition's.
+        home: The lanes that it is one of; None while it is of none.
+    """
 
     __slots__ = (
+        "away",
         "deadline",
         "due",
         "entries",
         "flying",
+        "hash",
+        "home",
         "keys",
         "partition",
         "priority",
@@ -208,12 +267,15 @@ class Lane:
         "weight",
     )
 
-    def __init__(self, partition: Hashable) -> None:
+    def __init__(self, partition: Hashable, hashed: int) -> None:
         self.partition: Hashable = partition
+        self.hash: int = hashed
+        self.home: Any = None
         self.entries: Ranking[Entry] = Ranking()
-        self.keys: dict[Hashable, Entry] = {}
+        self.keys: Keyed[Entry] = Keyed()
         self.weight: float = 0.0
         self.flying: int = 0
+        self.away: int = 0
         self.due: int = -1  # the seq up to which entries were asked for by a flush
         self.deadline: float | None = None
         self.priority: float = 0.0
@@ -247,16 +309,39 @@ class Lanes:
         self.weight: float = 0.0
         self.withdrawn: int = 0
         self._seq = 0
-        self._lanes: dict[Hashable, Lane] = {}
+        self._changes = 0  # of what a search for a lane or a key may find
+        self._lanes: Keyed[Lane] = Keyed()
         self._idle: dict[Lane, None] = {}  # lanes with items that nothing has made ready
         self._ready: Ranking[Lane] = Ranking()
         self._deadlines: list[tuple[float, int, Lane]] = []
 
-    def add(self, entry: Entry, now: float) -> None:
-        """Put an entry in its lane, as the youngest there."""
-        lane = self._lanes.get(entry.partition)
+    def place(self, entry: Entry) -> tuple[Lane, Entry | None]:
+        """Find an entry's lane and the buffered entry of its key, if there is one, right before adding it.
+
+        Here alone users' keys are hashed and compared. What that raises is the caller's, and nothing has
+        changed yet. What it calls may change anything: then the search begins anew.
+        """
+        while True:
+            changes, sharer = self._changes, None
+            hashed = hash(entry.partition)
+            lane = self._lanes.find(entry.partition, hashed)
+            if lane is None:
+                lane = Lane(entry.partition, hashed)
+            if entry.key is not None:
+                (key,) = entry.key
+                entry.hash = hash(key)
+                sharer = lane.keys.find(key, entry.hash)
+            if changes == self._changes:
+                return lane, sharer
+
+    def add(self, entry: Entry, now: float, lane: Lane | None = None) -> None:
+        """Put an entry in its lane, as the youngest there; in the one that `place` has found."""
         if lane is None:
-            lane = self._lanes[entry.partition] = Lane(entry.partition)
+            lane, _ = self.place(entry)
+        if lane.home is None:
+            lane.home = self._lanes
+            lane.home.add(lane.partition, lane.hash, lane)
+            self._changes += 1
         self._seq += 1
         entry.seq = self._seq
         entry.since = now
@@ -267,15 +352,11 @@ class Lanes:
         self.weight += entry.weight
         self.count += 1
         if entry.key is not None:
-            lane.keys.setdefault(entry.key, entry)
+            lane.keys.add(entry.key[0], entry.hash, entry)
+            self._changes += 1
         if entry.marks:
             lane.due = entry.seq
         self._appraise(lane, now)
-
-    def sharer(self, partition: Hashable, key: Hashable) -> Entry | None:
-        """Return the buffered entry of this key, if there is one."""
-        lane = self._lanes.get(partition)
-        return None if lane is None else lane.keys.get(key)
 
     def promote(self, entry: Entry, priority: float) -> None:
         """Raise a buffered entry's priority."""
@@ -295,8 +376,9 @@ class Lanes:
         lane.weight -= entry.weight
         self.weight -= entry.weight
         self.count -= 1
-        if entry.key is not None and lane.keys.get(entry.key) is entry:
-            del lane.keys[entry.key]
+        if entry.key is not None:
+            lane.keys.remove(entry.hash, entry)
+            self._changes += 1
         if not self.count:  # weights are floats: do not let rounding add up for ever
             self.weight = 0.0
 
@@ -305,12 +387,17 @@ class Lanes:
         if lane.queued:
             self._ready.discard(lane)
         self._idle.pop(lane, None)
-        if not lane.flying:
-            del self._lanes[lane.partition]
+        self._unlist_unused(lane)
         if not self.count:
             for _, _, late in self._deadlines:
                 late.deadline = None
             self._deadlines.clear()
+
+    def _unlist_unused(self, lane: Lane) -> None:
+        if not (lane.entries or lane.flying or lane.away):
+            lane.home.remove(lane.hash, lane)
+            lane.home = None
+            self._changes += 1
 
     def _appraise(self, lane: Lane, now: float) -> None:
         """Put a lane where it belongs: ready, or idle until its deadline."""
@@ -458,12 +545,23 @@ class Lanes:
         lane.flying -= 1
         if lane.entries:
             self._appraise(lane, now)
-        elif not lane.flying and self._lanes.get(lane.partition) is lane:
-            del self._lanes[lane.partition]
+        else:
+            self._unlist_unused(lane)
+
+    def send_away(self, entry: Entry) -> None:
+        """Keep the lane of an entry that goes into back-off: on its way back nothing need be compared."""
+        entry.lane.away += 1
+
+    def call_back(self, entry: Entry) -> Lane:
+        """Tell that an entry is in back-off no longer; return its lane."""
+        lane: Lane = entry.lane
+        lane.away -= 1
+        self._unlist_unused(lane)
+        return lane
 
     def flush(self, mark: Mark | None, now: float) -> None:
         """Make everything due; mark, if any, counts it."""
-        for lane in list(self._lanes.values()):
+        for lane in list(self._lanes):
             for entry in lane.entries:
                 lane.due = entry.seq
                 if mark is not None:
@@ -481,4 +579,4 @@ class Lanes:
 
     def entries(self) -> Iterator[Entry]:
         """Return all entries, lane by lane."""
-        return (entry for lane in list(self._lanes.values()) for entry in lane.entries)
+        return (entry for lane in list(self._lanes) for entry in lane.entries)

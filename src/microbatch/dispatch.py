@@ -89,9 +89,7 @@ class Dispatch(Outcomes):
         while backoffs and backoffs[0][0] <= now:
             entry = heapq.heappop(backoffs)[2]
             if entry.state == "backoff":
-                self._in_backoff -= 1
-                self._backoff_weight -= entry.weight
-                self._ranked.add(entry, now)
+                self._ranked.add(entry, now, self._end_backoff(entry))
         self._pump(now)
 
     async def _work(self, slot: Slot) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import batch
 from ._asyncio import running_loop
 from ._runtime import Runtime, current_runtime
-from ._waiters import Group, Member, Shared
+from ._waiters import Group, Member, Shared, end_item
 from .buffer import Entry
 from .dispatch import Dispatch
 from .errors import BatcherClosed, BatcherFull, ItemTooHeavy, WouldDeadlock
@@ -19,8 +19,6 @@ from .state import logger
 from .telemetry import CANCELLED, CLOSED, FULL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ._fifo import Fifo
     from .batch import Run
     from .buffer import Lanes
@@ -69,11 +67,12 @@ class Entrance(Dispatch):
                 self._look(self._observer)
         return runtime
 
-    def _watched(self, runtime: Runtime, on_cancel: Callable[[Any], None]) -> Any:
+    def _new_watched(self, runtime: Runtime) -> Any:
+        """Make a waiter that tells of its cancellation; who calls marks it."""
         observer = self._observer
-        if observer is None or observer.recorder is None:
-            return runtime.watched_waiter(on_cancel)
-        return observer.watched(runtime, on_cancel, self._now)
+        if observer is not None and observer.recorder is not None and observer.per_item:
+            return runtime.item_waiter(None)
+        return runtime.watched_waiter(None)
 
     def _mark(self, waiter: Any) -> None:
         """Let telemetry know whose waiter this is: of who calls here."""
@@ -105,8 +104,7 @@ class Entrance(Dispatch):
         runtime = self._runtime
         if runtime is None or running_loop() is not self._loop or self._loop is None:
             runtime = self._bind()
-        if self._state != "open":
-            raise BatcherClosed(self._name)
+        self._check_open()
         if priority or type(priority) is not int:  # spares a lone caller the call, 0.6 % of its way
             _check_priority(priority)
         if self._paused:  # somebody cancelled a task of ours, and the loop goes on after all
@@ -115,7 +113,10 @@ class Entrance(Dispatch):
         fifo = self._fifo
         if fifo is not None and not priority and (room := self._room()) > 0:
             if waiter is None:
+                length = len(fifo.items)
                 waiter = self._create_waiter()
+                if self._fifo is not fifo or len(fifo.items) != length or self._state != "open":
+                    return self._enter_again(item, waiter, wait=wait)
             # Where a slot is free it waits for its turn alone, so nobody asks since when.
             timed = self._timed or self._busy >= self._max_concurrency
             fifo.open(room, self._now() if timed else None)
@@ -123,22 +124,40 @@ class Entrance(Dispatch):
             fifo.waiters.append(waiter)
             self._fast = fifo
             if len(fifo.items) >= fifo.limit:
-                self._fill()
+                self._fill(fifo, waiter)
             elif self._max_wait:
                 self._pump()
             elif self._busy < self._max_concurrency and not self._starting:
                 self._start(runtime)  # what _pump comes to here, at half its cost for a lone caller
             return waiter
-        entry = self._weighed(item, priority)
-        return self._enter_entry(runtime, entry, wait=wait, waiter=waiter)
+        return self._enter_entry(runtime, self._weighed(item, priority), wait=wait, waiter=waiter)
 
-    def _fill(self) -> None:
-        """React to a buffer that has reached its limit: a full batch, or a full room."""
+    def _fill(self, fifo: Fifo, waiter: Any, *, wait: bool = True) -> Any:
+        """React to a buffer that has reached its limit: a full batch, or a full room.
+
+        Returns who waits for the last item.
+        """
+        if fifo is not self._fast:
+            fifo.waiters.pop()
+            return self._enter_again(fifo.items.pop(), waiter, wait=wait)
         self._fast = None
         if self._max_wait and self._room() <= 0:
             self._generalise(self._bind())  # no more company can come, so all is due
         if self._max_wait or self._busy < self._max_concurrency:
             self._pump()
+        return waiter
+
+    def _enter_again(self, item: Any, waiter: Any, *, wait: bool) -> Any:
+        """Take an item in whose buffer was filled, emptied or replaced while its waiter was made.
+
+        What makes a waiter may run code of others: a span processor, or a finalizer that logs. That may
+        come back in here.
+        """
+        try:
+            return self._enter(item, wait=wait, waiter=waiter)
+        except Exception as error:
+            end_item(waiter, error)
+            raise
 
     def _weighed(self, item: Any, priority: float) -> Entry:
         """Ask the user's functions about an item; what they raise is the caller's."""
@@ -160,7 +179,7 @@ class Entrance(Dispatch):
         if self._coalesce is not None:
             key = self._coalesce(item)
             _check_hashable("coalesce", key)
-            entry.key = (key,)  # a key of None is a key too
+            entry.key = (key,)
         if self._capture_context:
             entry.context = batch.copy_context()
         return entry
@@ -169,35 +188,45 @@ class Entrance(Dispatch):
         refuses = not wait or self._on_full == "reject"
         if refuses and not self._takes(entry):
             self._find_gone()
-        # From here on nothing leaves, so the buffer stays the one that it is.
         self._generalise(runtime)
         lanes = self._ranked
-        sharer = None if entry.key is None else lanes.sharer(entry.partition, entry.key)
+        lane, sharer = lanes.place(entry)
+        # From here on no code of others runs and nothing leaves: all stays as it is.
+        self._check_open()
         line = sharer is None and not self._takes(entry)
         if line and refuses:
             raise self._full(entry.weight)
         target = entry if sharer is None else sharer
-        if waiter is None:
-            waiter = self._watched(runtime, partial(self._cancelled, runtime, target))
-        else:
-            waiter.on_cancel = partial(self._cancelled, runtime, target)
+        mine = waiter
+        if not hasattr(waiter, "on_cancel"):
+            mine = self._new_watched(runtime)
+        mine.on_cancel = partial(self._cancelled, runtime, target)
         if sharer is not None:
-            self._share(sharer, waiter, entry.priority)
+            self._share(sharer, mine, entry.priority)
         elif line:
-            entry.waiter = waiter
+            entry.waiter = mine
             entry.state = "waiting"
             entry.seq = next(self._line_seq)
             self._line.push(entry)
             self._pump()
         else:
-            entry.waiter = waiter
-            lanes.add(entry, self._now())
+            entry.waiter = mine
+            lanes.add(entry, self._now(), lane)
             self._pump()
-        return waiter
+        if mine is not waiter:
+            self._mark(mine)
+        return mine
+
+    def _check_open(self) -> None:
+        if self._state != "open":
+            raise BatcherClosed(self._name)
 
     def _takes(self, entry: Entry) -> bool:
-        """Tell whether an entry may go into the buffer: there is room, and nobody waits for it."""
-        return not self._line and self._has_room(entry.weight)
+        """Tell whether an entry may go into the buffer: there is room, and nobody waits for it.
+
+        While those in line are let in, only a function that they brought along can ask.
+        """
+        return (not self._line or self._admitting) and self._has_room(entry.weight)
 
     def _find_gone(self, refusals: int = 1) -> None:
         """Before refusing: do without entries that were cancelled and whose notice comes a turn later.
@@ -255,14 +284,14 @@ class Entrance(Dispatch):
     def _enter_many(self, items: list[Any], priority: float) -> Group:
         """Take in the items of a ``submit_many``, as far as there is room; the rest stands in line."""
         runtime = self._bind()
-        if self._state != "open":
-            raise BatcherClosed(self._name)
+        self._check_open()
         _check_priority(priority)
         self._paused = False
         total = len(items)
         group = Group(total, next(self._ids))
         self._ids = count(group.first_id + total)
-        group.waiter = self._watched(runtime, partial(self._group_cancelled, runtime, group))
+        waiter = group.waiter = self._new_watched(runtime)
+        waiter.on_cancel = partial(self._group_cancelled, runtime, group)
         position = 0
         if self._fifo is not None and not priority:
             position = self._enter_fifo(self._fifo, group, items)
@@ -277,6 +306,8 @@ class Entrance(Dispatch):
             if group.feed is not None and self._on_full == "reject":
                 self._reject(group.feed)
         self._pump()
+        if group.left:
+            self._mark(waiter)
         return group
 
     def _enter_fifo(self, fifo: Fifo, group: Group, items: list[Any]) -> int:
@@ -299,44 +330,79 @@ class Entrance(Dispatch):
         for index in range(feed.position, len(feed.items)):
             feed.group.fail(index, self._full())
 
-    def _next_of(self, feed: _Feed) -> Entry | None:
-        """Return the feed's next item that its own functions accept; None at the end."""
-        while feed.ready is None and feed.position < len(feed.items):
-            index = feed.position
-            try:
-                entry = self._weighed(feed.items[index], feed.priority)
-            except Exception as error:  # noqa: BLE001 - the user's: it is that item's outcome
-                feed.position += 1
-                feed.group.fail(index, error)
-                continue
-            entry.waiter = Member((feed.group, index))
-            feed.ready = entry
-        return feed.ready
-
     def _admit(self) -> None:
-        """Let those in who wait for room: by priority, the oldest first."""
+        """Let those in who wait for room: by priority, one in ten by age."""
+        if self._admitting:  # by a function of the user's: whoever called that goes on
+            return
+        self._admitting = True
+        try:
+            while (waiting := self._line.turn()()) is not None and self._let_in(waiting):
+                pass
+        finally:
+            self._admitting = False
+
+    def _let_in(self, waiting: Any) -> bool:
+        """Let in who is the next in line, if there is room; tell whether to look at the line again.
+
+        The user's functions may do anything meanwhile, so after them it is looked at anew.
+        """
+        feed = waiting if isinstance(waiting, _Feed) else None
+        if feed is not None and feed.ready is None:
+            self._weigh_next(feed)
+            return True
+        entry: Any = waiting if feed is None else feed.ready
         lanes = self._ranked
-        while (waiting := self._line.turn()()) is not None:
-            entry = self._next_of(waiting) if isinstance(waiting, _Feed) else waiting
-            if entry is None:
-                self._line.discard(waiting)
-                waiting.group.feed = None
-                continue
-            sharer = None if entry.key is None else lanes.sharer(entry.partition, entry.key)
-            if sharer is None and not self._has_room(entry.weight):
-                return
-            if isinstance(waiting, _Feed):
-                self._advance(waiting)
-                waiting.group.entries.append(entry if sharer is None else sharer)
-            else:
-                self._line.turned()
-                self._line.discard(entry)
-                if sharer is not None and not isinstance(entry.waiter, Member):
-                    entry.waiter.on_cancel = partial(self._cancelled, self._runtime, sharer)  # type: ignore[arg-type]
+        try:
+            lane, sharer = lanes.place(entry)
+        except Exception as error:  # noqa: BLE001 - a key's comparison: its own caller's
+            self._turn_away(waiting, error)
+            return True
+        if not waiting.queued:
+            return True
+        if sharer is None and not self._has_room(entry.weight):
+            return False
+        if feed is not None:
+            self._advance(feed)
+            feed.group.entries.append(entry if sharer is None else sharer)
+        else:
+            self._line.turned()
+            self._line.discard(entry)
             if sharer is not None:
-                self._share(sharer, entry.waiter, entry.priority)
-            else:
-                lanes.add(entry, self._now())
+                entry.waiter.on_cancel = partial(self._cancelled, self._runtime, sharer)  # type: ignore[arg-type]
+        if sharer is not None:
+            self._share(sharer, entry.waiter, entry.priority)
+        else:
+            lanes.add(entry, self._now(), lane)
+        return True
+
+    def _weigh_next(self, feed: _Feed) -> None:
+        """Ask the user's functions about a feed's next item; at its end it leaves the line."""
+        index = feed.position
+        if index >= len(feed.items):
+            self._line.discard(feed)
+            feed.group.feed = None
+            return
+        try:
+            entry = self._weighed(feed.items[index], feed.priority)
+        except Exception as error:  # noqa: BLE001 - the user's: it is that item's outcome
+            self._turn_away(feed, error)
+            return
+        entry.waiter = Member((feed.group, index))
+        feed.ready = entry
+
+    def _turn_away(self, waiting: Any, error: Exception) -> None:
+        """Fail who is the next in line, if it still is in line."""
+        if not waiting.queued:
+            return
+        if isinstance(waiting, _Feed):
+            waiting.ready = None
+            waiting.position += 1
+            waiting.group.fail(waiting.position - 1, error)
+        else:
+            self._line.discard(waiting)
+            waiter = waiting.waiter
+            waiting.release()
+            waiter.set_exception(error)
 
     def _advance(self, feed: _Feed) -> None:
         """Step on after one item went in; after a batch of them let others go first."""
@@ -375,8 +441,7 @@ class Entrance(Dispatch):
         elif state == "waiting":
             self._line.discard(entry)
         elif state == "backoff":
-            self._in_backoff -= 1
-            self._backoff_weight -= entry.weight
+            self._end_backoff(entry)
         else:
             if state == "flying" and entry.run is not None:
                 self._abandon(entry.run)
@@ -457,8 +522,7 @@ class Entrance(Dispatch):
     def _let_go(self, entry: Entry) -> Any:
         waiter = entry.waiter
         if entry.state == "backoff":
-            self._in_backoff -= 1
-            self._backoff_weight -= entry.weight
+            self._end_backoff(entry)
         else:
             self._ranked.withdraw(entry)
         entry.release()

@@ -154,7 +154,8 @@ class Outcomes(State):
             return False
         entry.attempts += 1
         entry.state = "backoff"
-        entry.run = entry.lane = None
+        entry.run = None
+        self._ranked.send_away(entry)
         self._in_backoff += 1
         self._backoff_weight += entry.weight
         heapq.heappush(self._backoffs, (self._now() + delay, next(self._backoff_seq), entry))

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ._runtime import Handle, Runtime
     from .adaptive import AdaptiveSize
     from .batch import Run
+    from .buffer import Lane
     from .handler import Kind
     from .retry import Retry
     from .telemetry import Observer
@@ -87,6 +88,7 @@ class State:
     __slots__ = (
         "__weakref__",
         "_adaptive",
+        "_admitting",
         "_backoff_seq",
         "_backoff_weight",
         "_backoffs",
@@ -208,6 +210,7 @@ class State:
         self._lanes: Lanes | None = None
         self._line: Ranking[Any] = Ranking()
         self._line_seq = count(1)
+        self._admitting = False  # those in line are being let in
         self._converted: list[Entry] = []  # entries made of chunks
         self._refused = 0  # calls since those were looked at
         self._paused = False  # somebody else cancelled our task: the loop may be ending
@@ -285,6 +288,12 @@ class State:
         if self._max_pending_weight is None:
             return True
         return self._pending_weight() + weight <= self._max_pending_weight
+
+    def _end_backoff(self, entry: Entry) -> Lane:
+        """Count an entry out of back-off; return the lane that it came from."""
+        self._in_backoff -= 1
+        self._backoff_weight -= entry.weight
+        return self._ranked.call_back(entry)
 
     def _simplify(self) -> None:
         """Go back to chunks when nothing is left that needs more."""
