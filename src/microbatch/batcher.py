@@ -464,9 +464,8 @@ class Batcher(Entrance, Generic[T, R]):
         def enter() -> None:
             if waiter.done():  # timed out before the loop had a turn
                 return
-            context.run(self._mark, waiter)
             try:
-                self._enter(item, waiter=waiter)
+                context.run(self._enter_marked, item, waiter)
             except Exception as error:  # noqa: BLE001 - the calling thread's to raise
                 waiter.set_exception(error)
 

@@ -27,10 +27,21 @@ if TYPE_CHECKING:
 class _Feed:
     """What of a ``submit_many`` still waits for room."""
 
-    __slots__ = ("group", "items", "position", "priority", "queued", "ready", "seq", "taken")
+    __slots__ = (
+        "context",
+        "group",
+        "items",
+        "position",
+        "priority",
+        "queued",
+        "ready",
+        "seq",
+        "taken",
+    )
 
     def __init__(self, group: Group, items: list[Any], position: int, priority: float) -> None:
         self.group = group
+        self.context = batch.copy_context()  # the caller's: who makes room later is somebody else
         self.items = items
         self.position = position
         self.priority = priority
@@ -131,6 +142,11 @@ class Entrance(Dispatch):
                 self._start(runtime)  # what _pump comes to here, at half its cost for a lone caller
             return waiter
         return self._enter_entry(runtime, self._weighed(item, priority), wait=wait, waiter=waiter)
+
+    def _enter_marked(self, item: Any, waiter: Any) -> None:
+        """Take in an item of another thread, whose waiter comes with it."""
+        self._mark(waiter)
+        self._enter(item, waiter=waiter)
 
     def _fill(self, fifo: Fifo, waiter: Any, *, wait: bool = True) -> Any:
         """React to a buffer that has reached its limit: a full batch, or a full room.
@@ -383,7 +399,7 @@ class Entrance(Dispatch):
             feed.group.feed = None
             return
         try:
-            entry = self._weighed(feed.items[index], feed.priority)
+            entry = feed.context.run(self._weighed, feed.items[index], feed.priority)
         except Exception as error:  # noqa: BLE001 - the user's: it is that item's outcome
             self._turn_away(feed, error)
             return
