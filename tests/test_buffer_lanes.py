@@ -495,16 +495,6 @@ def test_weight_makes_a_lane_ready_and_cuts_a_batch_where_it_is_reached() -> Non
     assert cut(lanes).items == [1.5, 0.5]
 
 
-def test_weights_that_do_not_add_up_exactly_leave_nothing_behind() -> None:
-    """0.1 + 0.2 - 0.1 - 0.2 is not 0; an empty buffer weighs nothing all the same."""
-    lanes = lanes_of()
-    for weight in (0.1, 0.2, 0.3):
-        put(lanes, weight, weight=weight)
-    cut(lanes)
-    cut(lanes)
-    assert lanes.weight == 0.0
-
-
 def test_a_partition_has_as_many_batches_in_flight_as_it_may() -> None:
     """Neither one more nor one less; what waits then is not ready, however much it is."""
     lanes = lanes_of(1, 0.0, lane_limit=2)

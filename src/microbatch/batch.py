@@ -33,7 +33,7 @@ class Run:
         keys: Each item's idempotency key, in durable mode.
         job: The job of its items, in durable mode.
         lane: Whose batch it is, where there are partitions.
-        weight: What its items weigh together.
+        weight: What its items weigh together, in units.
         gone: How many of the callers still waited for have gone.
         threads: 1 while a worker thread is busy with it.
         started: When it was cut, by the loop's clock.
@@ -58,7 +58,7 @@ class Run:
     # Defaults stand on the class: a run of one item is made as often as an item.
     entries: list[Entry] | None = None
     lane: Any = None
-    weight: float = 0
+    weight: int = 0
     gone: int = 0
     threads: int = 0
     started: float = 0.0

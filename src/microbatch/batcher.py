@@ -36,7 +36,7 @@ from . import _checks, batch
 from ._asyncio import running_loop
 from ._waiters import ThreadWaiter, end_item
 from .adaptive import AdaptiveSize
-from .buffer import Mark
+from .buffer import Mark, Scale
 from .entrance import Entrance
 from .errors import BatcherClosed
 from .handler import kind_of, name_of
@@ -169,7 +169,8 @@ class Batcher(Entrance, Generic[T, R]):
         max_pending: Items accepted and not yet resolved, at least 1; None for no bound. The default
             bounds memory at some 10 MB of callers.
         on_full: ``"wait"`` holds callers back until there is room; ``"reject"`` raises ``BatcherFull``.
-        weigh: An item's weight (bytes, tokens ...): a finite number of at least 0.
+        weigh: An item's weight (bytes, tokens ...): a finite number of at least 0. Weights add up
+            without rounding, as far as they have no more than 15 digits of the smaller limit.
         max_batch_weight: The most that a batch weighs, more than 0. Needs ``weigh``. A single item over
             it is refused with ``ItemTooHeavy``.
         max_pending_weight: The most that all pending items weigh, more than 0. Needs ``weigh``.
@@ -268,6 +269,8 @@ class Batcher(Entrance, Generic[T, R]):
         self._weigh = _checks.function("weigh", weigh)
         self._max_batch_weight = _limit("max_batch_weight", max_batch_weight, weigh, "weigh")
         self._max_pending_weight = _limit("max_pending_weight", max_pending_weight, weigh, "weigh")
+        self._scale = Scale(max_batch_weight, max_pending_weight)
+        self._max_pending_units = self._in_units(self._max_pending_weight)
         self._partition = _checks.function("partition", partition)
         if partition_concurrency is not None:
             _checks.whole_number("partition_concurrency", partition_concurrency, 1)

@@ -11,6 +11,8 @@ A waiter here is anything with ``done()``; it is done before its time when its c
 from __future__ import annotations
 
 import heapq
+import math
+import numbers
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -25,6 +27,34 @@ if TYPE_CHECKING:
 #: One turn in so many goes by age instead of priority, so that a steady stream of urgent items delays the
 #: others but cannot starve them. 10 leaves nine tenths of the throughput to the urgent ones (a choice).
 FAIR_TURN = 10
+
+
+class Scale:
+    """Weights in whole units: their sums are exact, whatever comes and goes in between.
+
+    A unit is so small that the smaller limit has 15 to 16 digits, which is what a float can tell apart. So
+    weights count as they are written: ten times 0.1 is 1, and floats would say so only in some orders.
+
+    Args:
+        limits: The most that something may weigh; None for no limit.
+    """
+
+    __slots__ = ("_factor",)
+
+    def __init__(self, *limits: float | None) -> None:
+        least = min((limit for limit in limits if limit is not None), default=1)
+        digits = 15 - math.floor(math.log10(least))
+        self._factor: int = 10 ** min(max(0, digits), 300)  # so that a float bears it
+
+    def units(self, weight: Any) -> int:
+        """Return a weight in units."""
+        if isinstance(weight, numbers.Integral):
+            return int(weight) * self._factor
+        return round(float(weight) * self._factor)
+
+    def weight(self, units: int) -> float:
+        """Return what so many units weigh."""
+        return units / self._factor
 
 
 class Mark:
@@ -71,7 +101,7 @@ class Entry:
         waiter: Any,
         *,
         priority: float = 0,
-        weight: float = 0,
+        weight: int = 0,
         partition: Hashable = None,
         key: tuple[Hashable] | None = None,
         context: Context | None = None,
@@ -79,7 +109,7 @@ class Entry:
         self.item: Any = item
         self.waiter: Any = waiter
         self.priority: float = priority
-        self.weight: float = weight
+        self.weight: int = weight  # in units, see Scale
         self.partition: Hashable = partition
         self.key: tuple[Hashable] | None = key  # of one: a key of None is a key too
         self.hash: int = 0  # the key's, from when it is placed
@@ -273,7 +303,7 @@ class Lane:
         self.home: Any = None
         self.entries: Ranking[Entry] = Ranking()
         self.keys: Keyed[Entry] = Keyed()
-        self.weight: float = 0.0
+        self.weight: int = 0
         self.flying: int = 0
         self.away: int = 0
         self.due: int = -1  # the seq up to which entries were asked for by a flush
@@ -297,7 +327,7 @@ class Lanes:
         size: Callable[[], int],
         max_wait: float,
         *,
-        max_weight: float | None = None,
+        max_weight: int | None = None,
         lane_limit: int | None = None,
     ) -> None:
         self._size = size
@@ -306,7 +336,7 @@ class Lanes:
         self._lane_limit = lane_limit
         self.closing: bool = False
         self.count: int = 0
-        self.weight: float = 0.0
+        self.weight: int = 0
         self.withdrawn: int = 0
         self._seq = 0
         self._changes = 0  # of what a search for a lane or a key may find
@@ -379,8 +409,6 @@ class Lanes:
         if entry.key is not None:
             lane.keys.remove(entry.hash, entry)
             self._changes += 1
-        if not self.count:  # weights are floats: do not let rounding add up for ever
-            self.weight = 0.0
 
     def _leave(self, lane: Lane) -> None:
         """Forget an empty lane."""
@@ -491,7 +519,7 @@ class Lanes:
     def _cut(self, lane: Lane) -> Run | None:
         size, heaviest = self._size(), self._max_weight
         entries: list[Entry] = []
-        weight = 0.0
+        weight = 0
         reason: Reason | None = None
         following = lane.entries.turn()
         flushed = False
@@ -521,7 +549,7 @@ class Lanes:
         run.since = entries[0].since if by_age else min([entry.since for entry in entries])
         return run
 
-    def _run(self, lane: Lane, entries: list[Entry], weight: float, reason: Reason) -> Run:
+    def _run(self, lane: Lane, entries: list[Entry], weight: int, reason: Reason) -> Run:
         run = Run(
             [entry.item for entry in entries],
             [entry.waiter for entry in entries],

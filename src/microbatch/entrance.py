@@ -177,7 +177,7 @@ class Entrance(Dispatch):
 
     def _weighed(self, item: Any, priority: float) -> Entry:
         """Ask the user's functions about an item; what they raise is the caller's."""
-        weight: float = 0
+        units = 0
         if self._weigh is not None:
             weight = self._weigh(item)
             if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
@@ -188,7 +188,8 @@ class Entrance(Dispatch):
                 allowed = getattr(self, f"_{name}")
                 if allowed is not None and weight > allowed:
                     raise ItemTooHeavy(weight, allowed, name)
-        entry = Entry(item, None, priority=priority, weight=weight)
+            units = self._scale.units(weight)
+        entry = Entry(item, None, priority=priority, weight=units)
         if self._partition is not None:
             entry.partition = self._partition(item)
             _check_hashable("partition", entry.partition)
@@ -211,7 +212,7 @@ class Entrance(Dispatch):
         self._check_open()
         line = sharer is None and not self._takes(entry)
         if line and refuses:
-            raise self._full(entry.weight)
+            raise self._full()
         target = entry if sharer is None else sharer
         mine = waiter
         if not hasattr(waiter, "on_cancel"):
@@ -268,16 +269,12 @@ class Entrance(Dispatch):
             entry.waiter = Shared([entry.waiter, waiter])
         self._ranked.promote(entry, priority)
 
-    def _full(self, weight: float = 0) -> BatcherFull:
+    def _full(self) -> BatcherFull:
+        """Make the error of who finds no room; those in line wait for the same."""
         if self._observer is not None:
             self._observer.refused(FULL)
-        if self._max_pending is not None and self._room() <= 0:
-            return BatcherFull(self._name, "max_pending", self._max_pending)
-        if self._max_pending_weight is not None and not self._has_room(weight):
-            return BatcherFull(self._name, "max_pending_weight", self._max_pending_weight)
-        limit = self._max_pending if self._max_pending is not None else self._max_pending_weight
-        name = "max_pending" if self._max_pending is not None else "max_pending_weight"
-        return BatcherFull(self._name, name, limit or 0)
+        name = "max_pending" if self._room() <= 0 else "max_pending_weight"
+        return BatcherFull(self._name, name, getattr(self, f"_{name}"))
 
     def _generalise(self, runtime: Runtime) -> None:
         """Keep an entry for each item from now on, until the buffer is empty."""

@@ -143,6 +143,9 @@ class Outcomes(State):
             return False
         if self._max_pending is not None and self._in_backoff >= max(1, self._max_pending // 2):
             return False
+        most = self._max_pending_units
+        if most is not None and 2 * (self._backoff_weight + entry.weight) > most:
+            return False
         try:
             delay = retry.delay(error, entry.attempts, random.random)
         except Exception:  # noqa: BLE001 - the user's predicate: the item fails with its own error
@@ -244,8 +247,6 @@ class Outcomes(State):
         if self._lanes is not None:
             if lane is not None:
                 self._lanes.landed(lane, self._now())
-            if not self._flying:
-                self._flying_weight = 0.0
             self._changed()
 
 

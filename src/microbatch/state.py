@@ -21,7 +21,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._fifo import Fifo
-from .buffer import Entry, Lanes, Ranking
+from .buffer import Entry, Lanes, Ranking, Scale
 from .telemetry import CANCELLED
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ class State:
         "_max_batch_weight",
         "_max_concurrency",
         "_max_pending",
+        "_max_pending_units",
         "_max_pending_weight",
         "_max_wait",
         "_name",
@@ -140,6 +141,7 @@ class State:
         "_retry",
         "_running",
         "_runtime",
+        "_scale",
         "_scoped",
         "_size",
         "_slots",
@@ -167,6 +169,8 @@ class State:
     _weigh: Callable[[Any], float] | None
     _max_batch_weight: float | None
     _max_pending_weight: float | None
+    _max_pending_units: int | None
+    _scale: Scale
     _partition: Callable[[Any], Hashable] | None
     _partition_concurrency: int | None
     _coalesce: Callable[[Any], Hashable] | None
@@ -220,11 +224,11 @@ class State:
         self._starting = 0  # of them those whose task is about to cut a batch
         self._running = 0  # handler calls without an end
         self._flying = 0
-        self._flying_weight = 0.0
+        self._flying_weight = 0
         self._backoffs: list[tuple[float, int, Entry]] = []
         self._backoff_seq = count()
         self._in_backoff = 0
-        self._backoff_weight = 0.0
+        self._backoff_weight = 0
         self._stuck: set[Run] = set()
         self._timer: Handle | None = None
         self._timer_at = 0.0
@@ -253,7 +257,7 @@ class State:
         return Lanes(
             self._current_size,
             self._max_wait,
-            max_weight=self._max_batch_weight,
+            max_weight=self._in_units(self._max_batch_weight),
             lane_limit=self._partition_concurrency,
         )
 
@@ -271,9 +275,15 @@ class State:
             return self._fifo.count
         return self._ranked.count
 
+    def _in_units(self, limit: float | None) -> int | None:
+        return None if limit is None else self._scale.units(limit)
+
+    def _pending_units(self) -> int:
+        return self._ranked.weight + self._flying_weight + self._backoff_weight
+
     def _pending_weight(self) -> float:
-        buffered = self._lanes.weight if self._lanes is not None else 0.0
-        return buffered + self._flying_weight + self._backoff_weight
+        """Return what all pending items weigh, as their users count."""
+        return self._scale.weight(self._pending_units())
 
     def _room(self) -> int:
         if self._max_pending is None:
@@ -282,12 +292,11 @@ class State:
             return self._max_pending - self._fifo.count - self._flying
         return self._max_pending - self._buffered() - self._flying - self._in_backoff
 
-    def _has_room(self, weight: float) -> bool:
+    def _has_room(self, units: int) -> bool:
         if self._room() <= 0:
             return False
-        if self._max_pending_weight is None:
-            return True
-        return self._pending_weight() + weight <= self._max_pending_weight
+        most = self._max_pending_units
+        return most is None or self._pending_units() + units <= most
 
     def _end_backoff(self, entry: Entry) -> Lane:
         """Count an entry out of back-off; return the lane that it came from."""
