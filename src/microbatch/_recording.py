@@ -146,9 +146,22 @@ class Recorder:
         error: Exception | None,
         cancelled: bool,
     ) -> None:
+        try:
+            self._record_item(span, context, clock_since, error, cancelled)
+        except Exception as failure:  # noqa: BLE001 - an SDK's or an exporter's: the item has its outcome
+            self.observer._stop(failure)  # noqa: SLF001 - its own recorder
+
+    def _record_item(
+        self,
+        span: Span | None,
+        context: Context,
+        clock_since: tuple[Callable[[], float], float],
+        error: Exception | None,
+        cancelled: bool,
+    ) -> None:
         clock, since = clock_since
         attributes = self._attributes
-        failed = cancelled or (error is not None and not isinstance(error, Skipped))
+        failed = cancelled or (error is not None and not issubclass(type(error), Skipped))
         if failed:
             kind = CANCELLED if error is None else kind_of(error)
             attributes = {**attributes, telemetry.ERROR_TYPE: self.observer.type_of(kind)}

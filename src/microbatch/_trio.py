@@ -10,6 +10,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from ._log import write
 from ._waiters import end_item
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     import trio
 
     from ._runtime import Handle
-
-logger = logging.getLogger("microbatch")
 
 _PENDING, _VALUE, _ERROR, _CANCELLED = range(4)
 
@@ -98,7 +97,11 @@ class _TrioWaiter:
 
     def __del__(self) -> None:
         if self._state == _ERROR and self._result is not None:
-            logger.error("exception of a Pending was never retrieved", exc_info=self._result)
+            write(
+                logging.ERROR,
+                "exception of a Pending was never retrieved",
+                exc_info=self._result,
+            )
 
 
 class _TrioItemWaiter(_TrioWaiter):
@@ -197,8 +200,8 @@ class TrioRuntime:
                     await function(argument)
             except self._trio.Cancelled:  # the run is ending
                 raise
-            except BaseException:  # nothing may leave a system task
-                logger.exception("a task of batcher %r failed", name)
+            except BaseException:  # noqa: BLE001 - nothing may leave a system task
+                write(logging.ERROR, "a task of batcher %r failed", name, exc_info=True)
 
         self._trio.lowlevel.spawn_system_task(run, name=name, context=contextvars.Context())
         return _TrioHandle(scope)

@@ -43,6 +43,7 @@ class Run:
         first: The first one's index there.
         ended: True once every item has its outcome.
         cancelled: True once the handler was told to stop.
+        teaches: False once there is nothing for an ``AdaptiveSize`` to learn from it.
         outer: The run that this one runs inside of.
         owner: The batcher.
         slot: Where it runs; None once the handler has come back.
@@ -68,6 +69,7 @@ class Run:
     first: int = 0
     ended: bool = False
     cancelled: bool = False
+    teaches: bool = True
     outer: Run | None = None
     owner: Any = None
     slot: Any = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import logging
 import time
 from collections.abc import (
     AsyncIterator,
@@ -34,6 +35,7 @@ import anyio.lowlevel
 
 from . import _checks, batch
 from ._asyncio import running_loop
+from ._log import write
 from ._waiters import ThreadWaiter, end_item
 from .adaptive import AdaptiveSize
 from .buffer import Mark, Scale
@@ -41,7 +43,6 @@ from .entrance import Entrance
 from .errors import BatcherClosed
 from .handler import kind_of, name_of
 from .retry import Retry
-from .state import logger
 from .telemetry import CLOSED, Telemetry, observer_of
 
 if TYPE_CHECKING:
@@ -604,7 +605,12 @@ class Batcher(Entrance, Generic[T, R]):
         if self._observer is not None:
             self._observer.close()
         if dropped:
-            logger.warning("batcher %r: closed while %d items were pending", self._name, dropped)
+            write(
+                logging.WARNING,
+                "batcher %r: closed while %d items were pending",
+                self._name,
+                dropped,
+            )
         if self._slots:
             if self._empty is None:
                 self._empty = anyio.Event()

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import heapq
+import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from . import batch
+from ._log import write
 from ._runtime import in_context
 from .errors import HandlerStuck, ResultCountError
 from .handler import call_in_thread, results_of
 from .outcomes import Outcomes
-from .state import TURN, Slot, logger
+from .state import TURN, Slot
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -174,6 +176,7 @@ class Dispatch(Outcomes):
             if observer.recorder is not None:
                 observer.begin(run)
         if self._stuck and (stuck := self._count_stuck()) > STUCK_MAX:
+            run.teaches = False
             raise HandlerStuck(self._name, stuck, STUCK_MAX)
         if self._handler_timeout is not None:
             run.timer = self._runtime.call_at(  # type: ignore[union-attr]
@@ -274,6 +277,7 @@ class Dispatch(Outcomes):
         cancelled = isinstance(error, anyio.get_cancelled_exc_class())
         outside = cancelled and runtime.was_cancelled(slot.task)  # else the handler made it up
         self._paused = self._paused or (outside and not run.cancelled)
+        run.teaches = run.teaches and not outside
         self._fail(run, error)
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             self._fatal = error  # for aclose() to raise, if the loop does not
@@ -298,7 +302,8 @@ class Dispatch(Outcomes):
         if run is not None:
             run.slot = None
             if not run.ended:
-                logger.error("batcher %r: a batch was cut short", self._name)
+                write(logging.ERROR, "batcher %r: a batch was cut short", self._name)
+                run.teaches = False
                 self._fail(run, RuntimeError("the batch's task is gone"))
             self._part(run)
         if forced and not (run is not None and run.cancelled):

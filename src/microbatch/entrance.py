@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import numbers
 from functools import partial
@@ -10,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from . import batch
 from ._asyncio import running_loop
+from ._log import write
 from ._runtime import Runtime, current_runtime
 from ._waiters import Group, Member, Shared, end_item
 from .buffer import Entry
 from .dispatch import Dispatch
 from .errors import BatcherClosed, BatcherFull, ItemTooHeavy, WouldDeadlock
-from .state import logger
 from .telemetry import CANCELLED, CLOSED, FULL
 
 if TYPE_CHECKING:
@@ -93,7 +94,8 @@ class Entrance(Dispatch):
     def _lose_loop(self) -> None:
         lost = self._buffered() + self._flying + self._in_backoff
         if lost:
-            logger.warning(
+            write(
+                logging.WARNING,
                 "batcher %r: %d items ended with their event loop, unhandled or cut short",
                 self._name,
                 lost,

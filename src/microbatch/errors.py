@@ -161,6 +161,14 @@ class ItemError(MicrobatchError):
         details: Anything more, made of built-in types.
     """
 
+    # On the class too: for subclasses whose constructor does not call this one.
+    message: str = ""
+    code: str = "item_error"
+    retryable: bool | None = None
+    retry_after: float | None = None
+    field: str | None = None
+    details: Any = None
+
     def __init__(
         self,
         message: str = "",
@@ -180,7 +188,7 @@ class ItemError(MicrobatchError):
         self.details = details
 
     def __str__(self) -> str:
-        return self.message or self.code
+        return str(self.message or super().__str__() or self.code)
 
 
 class Skipped(ItemError):
@@ -189,6 +197,10 @@ class Skipped(ItemError):
     Attributes:
         reason: Why it was left out.
     """
+
+    code = "skipped"
+    retryable = False
+    reason: str = ""
 
     def __init__(self, reason: str = "", *, code: str = "skipped", details: Any = None) -> None:
         super().__init__(reason, code=code, retryable=False, details=details)
@@ -314,3 +326,12 @@ class WouldDeadlock(MicrobatchError, RuntimeError):
             f"{self.call}() inside a handler of batcher {self.name!r} would wait for the batch that is "
             "running it; use submit_nowait() and do not await it there"
         )
+
+
+def code_of(error: ItemError) -> str:
+    """Return an error's code; ``"item_error"`` where a subclass has made something else of it than a str."""
+    try:
+        code = error.code
+        return str.__str__(code)
+    except Exception:  # noqa: BLE001 - a subclass's own property, or no str
+        return ItemError.code

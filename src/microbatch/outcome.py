@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from .errors import BatchFailed, ItemError, MicrobatchError, Skipped
+from .errors import BatchFailed, ItemError, MicrobatchError, Skipped, code_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -134,8 +134,9 @@ def outcome_of(
     id: int | str | None = None,  # noqa: A002
 ) -> Outcome[Any]:
     """Turn a handler's result for one item, an exception or a value, into its outcome."""
-    if isinstance(result, Exception):
-        skipped = isinstance(result, Skipped)
+    kind = type(result)  # not isinstance: a proxy may raise when asked for its __class__
+    if issubclass(kind, Exception):
+        skipped = issubclass(kind, Skipped)
         return Outcome(index, False, None, result, skipped, attempts, id)
     return Outcome(index, True, result, None, False, attempts, id)
 
@@ -146,10 +147,11 @@ def error_code(error: BaseException) -> str:
     An ``ItemError`` brings its own; microbatch's other errors are their class's name in snake case
     (``handler_timeout``); everything else is ``internal_error``.
     """
-    if isinstance(error, ItemError):
-        return error.code
-    if isinstance(error, MicrobatchError):
-        name = type(error).__name__
+    kind = type(error)
+    if issubclass(kind, ItemError):
+        return code_of(error)  # type: ignore[arg-type]
+    if issubclass(kind, MicrobatchError):
+        name = kind.__name__
         return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
     return INTERNAL_ERROR
 
@@ -157,9 +159,16 @@ def error_code(error: BaseException) -> str:
 def _describe(error: Exception) -> dict[str, Any]:
     description: dict[str, Any] = {"code": error_code(error), "message": "internal error"}
     if isinstance(error, MicrobatchError):
-        description["message"] = str(error)
+        description["message"] = _text_of(error)
     if isinstance(error, ItemError):
         for field in ("field", "details", "retryable"):
             if (value := getattr(error, field)) is not None:
                 description[field] = value
     return description
+
+
+def _text_of(error: MicrobatchError) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - a subclass's own
+        return type(error).__name__

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import heapq
+import logging
 import random
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from . import _checks
 from ._asyncio import InvalidState
+from ._log import write
 from ._runtime import in_context
 from ._waiters import Member, Shared
 from .errors import HandlerCrashed, HandlerTimeout, Skipped
 from .handler import copy_exception
-from .state import State, logger
+from .state import State
 from .telemetry import counted, kind_of
 
 if TYPE_CHECKING:
@@ -54,13 +57,14 @@ class Outcomes(State):
                     except InvalidState:  # a caller has gone; the next ones are still to come
                         continue
                     break
+        self._learn(run)
         self._end(run)
 
     def _deliver_each(self, run: Run, results: list[Any]) -> None:
         """The same where a result may be an exception, or the waiters are of several kinds."""
         self._dress(run)
         for waiter, result in zip(run.waiters, results, strict=True):
-            if isinstance(result, BaseException):
+            if issubclass(type(result), BaseException):
                 self._raise_in(run, waiter, self._raisable(result))
             elif not waiter.done():
                 waiter.set_result(result)
@@ -74,7 +78,8 @@ class Outcomes(State):
 
     def _settle(self, run: Run, index: int, result: Any) -> None:
         """Give one item its outcome, or send it into back-off."""
-        if isinstance(result, BaseException):
+        # Not isinstance, here and below: a proxy, or a strange exception, raises when asked for its class.
+        if issubclass(type(result), BaseException):
             self._settle_error(run, index, self._raisable(result))
             return
         waiter, entry = self._take_out(run, index)
@@ -115,26 +120,27 @@ class Outcomes(State):
         return waiter, entry
 
     def _raise_in(self, run: Run, waiter: Any, error: Exception) -> None:
-        run.errors = counted(run.errors, error)
-        if not isinstance(error, Skipped):
-            self._failed += 1
         if not waiter.done():
             waiter.set_exception(error)
+        run.errors = counted(run.errors, error)
+        if not issubclass(type(error), Skipped):
+            self._failed += 1
 
     def _raisable(self, error: BaseException) -> Exception:
         """Make of an exception one that may be raised in one caller, a copy of its own.
 
         Always a copy: handlers return constants too, in many batches.
         """
-        if isinstance(error, StopIteration):  # no coroutine can raise it: as Python itself does
+        kind = type(error)
+        if issubclass(kind, StopIteration):  # no coroutine can raise it: as Python itself does
             stopped = RuntimeError("handler raised StopIteration")
             stopped.__cause__ = error
             return stopped
-        if not isinstance(error, Exception):
-            crashed = HandlerCrashed(self._name, type(error).__name__)
+        if not issubclass(kind, Exception):
+            crashed = HandlerCrashed(self._name, kind.__name__)
             crashed.__cause__ = error
             return crashed
-        return copy_exception(error)
+        return copy_exception(error)  # type: ignore[return-value]
 
     def _back_off(self, entry: Entry, error: Exception) -> bool:
         """Send a failed item again later, if it may be; tell whether."""
@@ -148,12 +154,16 @@ class Outcomes(State):
             return False
         try:
             delay = retry.delay(error, entry.attempts, random.random)
-        except Exception:  # noqa: BLE001 - the user's predicate: the item fails with its own error
-            logger.exception(
-                "batcher %r: Retry(on=...) raised; the item is not retried", self._name
+            if delay is None:
+                return False
+            when = self._now() + _checks.number("delay", delay, minimum=0)
+        except Exception:  # noqa: BLE001 - the user's predicate or subclass: the item fails with its own error
+            write(
+                logging.ERROR,
+                "batcher %r: Retry(on=...) raised; the item is not retried",
+                self._name,
+                exc_info=True,
             )
-            return False
-        if delay is None:
             return False
         entry.attempts += 1
         entry.state = "backoff"
@@ -161,21 +171,19 @@ class Outcomes(State):
         self._ranked.send_away(entry)
         self._in_backoff += 1
         self._backoff_weight += entry.weight
-        heapq.heappush(self._backoffs, (self._now() + delay, next(self._backoff_seq), entry))
+        heapq.heappush(self._backoffs, (when, next(self._backoff_seq), entry))
         return True
 
     def _fail(self, run: Run, error: BaseException) -> None:
         """Fail every item that has no outcome yet, and end the run."""
         self._fail_waiters(run, error)
-        self._end(run, failed=True)
+        self._learn(run)
+        self._end(run)
 
     def _fail_waiters(self, run: Run, error: BaseException) -> None:
         if run.ended:
             return
-        trace = error.__traceback__
-        while trace is not None and trace.tb_frame.f_globals.get("__name__") in _OWN_FRAMES:
-            trace = trace.tb_next  # how we came to call the handler tells nobody anything
-        error.with_traceback(trace)
+        _trim(error)
         run.error = kind_of(self._raisable(error))
         for index in range(run.size):
             if run.waiters[index] is not None:
@@ -191,19 +199,21 @@ class Outcomes(State):
                 self._settle_error(run, index, reason())
         self._cancel(run)
         self._free(run.slot)
-        self._end(run, failed=True)
+        self._end(run)
         self._pump()
 
     def _expire(self, run: Run) -> None:
         """``handler_timeout`` has passed."""
         run.timer = None
         seconds = self._handler_timeout or 0.0
+        self._learn(run, failed=True)
         self._give_up(run, lambda: HandlerTimeout(self._name, seconds))
 
     def _cancel(self, run: Run) -> None:
         """Cancel a running handler; what does not end is counted."""
         self._stuck.add(run)
         run.cancelled = True
+        run.teaches = False
         if run.scope is not None:
             run.scope.cancel()
         else:
@@ -224,7 +234,19 @@ class Outcomes(State):
             self._settle(run, index, result)
             self._changed()
 
-    def _end(self, run: Run, *, failed: bool = False) -> None:
+    def _learn(self, run: Run, *, failed: bool = False) -> None:
+        """Let a size that learns know of a call, unless it was cut short or never made."""
+        adaptive = self._adaptive
+        if adaptive is None or not run.teaches or run.ended:
+            return
+        run.teaches = False
+        try:
+            failed = failed or run.error is not None
+            adaptive.record(run.size, self._now() - run.started, failed=failed)
+        except Exception as error:  # noqa: BLE001 - a subclass's own: the batch has its outcomes
+            self._stop_adapting(error)
+
+    def _end(self, run: Run) -> None:
         """Close the books on a run whose items all have their outcome."""
         if run.ended:
             return
@@ -235,10 +257,6 @@ class Outcomes(State):
         self._running -= 1
         self._flying -= run.left
         self._reasons[run.reason] += 1
-        if self._observer is not None and (run.record is not None or run.errors is not None):
-            self._observer.end(run, self._now())
-        if self._adaptive is not None:
-            self._adaptive.record(run.size, self._now() - run.started, failed=failed)
         if run.slot is not None:
             run.slot.handled += run.size
         run.items = run.waiters = run.group = lane = None  # type: ignore[assignment]
@@ -248,6 +266,20 @@ class Outcomes(State):
             if lane is not None:
                 self._lanes.landed(lane, self._now())
             self._changed()
+        # Last: what tells others may raise, or submit.
+        if self._observer is not None and (run.record is not None or run.errors is not None):
+            self._observer.end(run, self._now())
+
+
+def _trim(error: BaseException) -> None:
+    """Leave out the first frames of a traceback: how we came to call the handler tells nobody anything."""
+    try:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_globals.get("__name__") in _OWN_FRAMES:
+            trace = trace.tb_next
+        error.with_traceback(trace)
+    except Exception:  # noqa: BLE001 - a class may do with both what it likes; then all is left in
+        return
 
 
 def _has_exception(results: list[Any]) -> bool:

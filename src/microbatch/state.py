@@ -21,6 +21,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._fifo import Fifo
+from ._log import write
 from .buffer import Entry, Lanes, Ranking, Scale
 from .telemetry import CANCELLED
 
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from .handler import Kind
     from .retry import Retry
     from .telemetry import Observer
-
-logger: logging.Logger = logging.getLogger("microbatch")
 
 #: Items that batches may start with in one turn of the loop, the first batch excepted. Their callers then
 #: wake in the next turn, while they are still in the processor's cache: with 10,000 callers and batches of
@@ -262,7 +261,25 @@ class State:
         )
 
     def _current_size(self) -> int:
-        return self._size if self._adaptive is None else self._adaptive.size
+        adaptive = self._adaptive
+        if adaptive is None:
+            return self._size
+        try:
+            return max(1, min(int(adaptive.size), self._size))
+        except Exception as error:  # noqa: BLE001 - a subclass's own
+            return self._stop_adapting(error)
+
+    def _stop_adapting(self, error: Exception) -> int:
+        """Go on with batches of one size, the maximum: what a size that learns does fails no batch."""
+        self._adaptive = None
+        write(
+            logging.ERROR,
+            "batcher %r: its AdaptiveSize failed; from now on max_batch_size is %d",
+            self._name,
+            self._size,
+            exc_info=error,
+        )
+        return self._size
 
     @property
     def _ranked(self) -> Lanes:

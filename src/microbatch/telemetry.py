@@ -22,7 +22,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from . import _checks
-from .errors import BatcherClosed, BatcherFull, Full, HandlerTimeout, ItemError, Skipped
+from ._log import write
+from .errors import (
+    BatcherClosed,
+    BatcherFull,
+    Full,
+    HandlerTimeout,
+    ItemError,
+    Skipped,
+    code_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -32,9 +41,6 @@ if TYPE_CHECKING:
 
     from ._recording import Recorder
     from .batch import Run
-
-logger: logging.Logger = logging.getLogger("microbatch")
-logger.addHandler(logging.NullHandler())  # a library prints nothing of its own accord
 
 # Names. The conventions for messaging may still change: all of them stand here, under one version.
 
@@ -237,9 +243,19 @@ CLOSED: Final[Kind] = (BatcherClosed, None)
 FULL: Final[Kind] = (BatcherFull, None)
 
 
+_BY_IDENTITY: Final[tuple[Any, Any]] = (type.__hash__, type.__eq__)
+
+
 def kind_of(error: BaseException) -> Kind:
-    """Return what an error counts as; unlike the error it keeps nothing alive."""
-    return type(error), error.code if isinstance(error, ItemError) else None
+    """Return what an error counts as; unlike the error it keeps nothing alive, and it can be hashed.
+
+    A class whose own class compares and hashes as it likes counts as the base that does not.
+    """
+    cls = type(error)
+    code = code_of(error) if issubclass(cls, ItemError) else None  # type: ignore[arg-type]
+    while (type(cls).__hash__, type(cls).__eq__) != _BY_IDENTITY:
+        cls = cls.__bases__[0]
+    return cls, code
 
 
 def counted(counts: dict[Kind, int] | None, error: BaseException) -> dict[Kind, int]:
@@ -313,7 +329,11 @@ class Observer:
         from ._recording import Recorder  # noqa: PLC0415 - it imports OpenTelemetry
 
         recorder = self.recorder or Recorder(self)  # of a queue without batches: batcher is None
-        recorder.look(batcher)
+        try:
+            recorder.look(batcher)
+        except Exception as error:  # noqa: BLE001 - a provider's: the items go their way
+            self._stop(error)
+            return
         if recorder.tracer is not None or recorder.instruments is not None:
             self.recorder = recorder
         if recorder.tracer is not None and recorder.instruments is not None:
@@ -427,8 +447,11 @@ class Observer:
 
     def _stop(self, error: Exception) -> None:
         """Go on without: whatever telemetry does, batches go their way."""
-        logger.warning(
-            "batcher %r: telemetry failed and is off from now on", self.name, exc_info=error
+        write(
+            logging.WARNING,
+            "batcher %r: telemetry failed and is off from now on",
+            self.name,
+            exc_info=error,
         )
         self.recorder = None
         self.tracing = False
@@ -473,7 +496,8 @@ class Observer:
         self._logged_at = now
         muted, self._muted = self._muted, 0
         items, self._muted_items = self._muted_items, 0
-        logger.warning(
+        write(
+            logging.WARNING,
             "batcher %r: %d of %d items of a batch failed: %s%s",
             self.name,
             failed,
