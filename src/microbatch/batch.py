@@ -29,7 +29,8 @@ class Run:
         left: How many have no outcome yet.
         entries: More about each item, where the batcher keeps more.
         scope: What cancels the handler alone, where the batcher may want to.
-        attempts: Each item's attempt, if something else than its entry knows.
+        attempts: Each item's attempt, where entries do not tell, or no longer.
+        contexts: Each item's context, if the batcher captures them.
         keys: Each item's idempotency key, in durable mode.
         job: The job of its items, in durable mode.
         lane: Whose batch it is, where there are partitions.
@@ -76,6 +77,7 @@ class Run:
     timer: Handle | None = None
     scope: Any = None
     attempts: Sequence[int] | None = None
+    contexts: Sequence[Context | None] | None = None
     keys: Sequence[str | None] | None = None
     job: Any = None
     since: float = 0.0
@@ -146,9 +148,10 @@ class BatchInfo:
         self.attempts: tuple[int, ...] = (
             tuple(attempts[i] for i in chosen) if attempts else (1,) * self.size
         )
-        self.contexts: tuple[Context | None, ...] | None = None
-        if entries and entries[0].context is not None:
-            self.contexts = tuple(entries[i].context for i in chosen)
+        contexts = run.contexts
+        self.contexts: tuple[Context | None, ...] | None = (
+            None if contexts is None else tuple(contexts[i] for i in chosen)
+        )
         self.job: Any = run.job
         self.keys: tuple[str | None, ...] | None = (
             None if run.keys is None else tuple(run.keys[i] for i in chosen)

@@ -556,6 +556,8 @@ class Lanes:
             reason,
         )
         run.entries, run.lane, run.weight = entries, lane, weight
+        if entries[0].context is not None:
+            run.contexts = [entry.context for entry in entries]
         for entry in entries:
             entry.state = "flying"
             entry.run = run

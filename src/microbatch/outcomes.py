@@ -165,6 +165,9 @@ class Outcomes(State):
                 exc_info=True,
             )
             return False
+        run: Any = entry.run
+        if run.attempts is None:  # before they change: its handler may ask still
+            run.attempts = [one.attempts for one in run.entries]
         entry.attempts += 1
         entry.state = "backoff"
         entry.run = None
@@ -259,7 +262,7 @@ class Outcomes(State):
         self._reasons[run.reason] += 1
         if run.slot is not None:
             run.slot.handled += run.size
-        run.items = run.waiters = run.group = lane = None  # type: ignore[assignment]
+        run.items = run.waiters = run.group = run.contexts = lane = None  # type: ignore[assignment]
         if run.entries is not None:
             lane, run.lane, run.entries = run.lane, None, None
         if self._lanes is not None:

@@ -37,6 +37,7 @@ from microbatch.durable import (
     ItemFailed,
     UnknownTicket,
 )
+from microbatch.layers import atomic
 
 pytestmark = pytest.mark.anyio
 on_both_loops = pytest.mark.parametrize("backend_name", LOOPS, indirect=True)
@@ -249,8 +250,9 @@ async def test_a_result_that_cannot_be_stored_fails_its_item_alone(path):
     assert bad.kind == "TypeError"
 
 
-async def test_the_handler_knows_keys_and_attempts(path):
-    """What the disk knows of the batch, `current_batch` tells."""
+@pytest.mark.parametrize("layer", [lambda handler: handler, atomic], ids=["plain", "atomic"])
+async def test_the_handler_knows_keys_and_attempts(path, layer):
+    """What the disk knows of the batch, `current_batch` tells, within an all-or-nothing batch too."""
     seen = []
 
     async def handler(items):
@@ -259,7 +261,7 @@ async def test_the_handler_knows_keys_and_attempts(path):
         return [OSError("again") if sum(info.attempts) < 3 else 0 for _ in items]
 
     retry = Retry(on=OSError, backoff=Backoff(initial=0.01))
-    async with batcher(path, handler, retry=retry) as durable:
+    async with batcher(path, layer(handler), retry=retry) as durable:
         await durable.submit(1, key="one")
     assert seen == [(1, ("one",), (attempt,), None) for attempt in (1, 2, 3)]
 

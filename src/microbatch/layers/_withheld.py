@@ -39,8 +39,9 @@ def withheld() -> Iterator[dict[int, Any]]:
     if narrowing is not None and narrowing[0] is outer:
         indices = narrowing[1]
     run = batches.Run([None] * len(indices), [], outer.reason)
-    if outer.entries is not None:
-        run.entries = [outer.entries[i] for i in indices]
+    known = batches.BatchInfo(outer, indices)
+    run.attempts, run.contexts = known.attempts, known.contexts
+    run.keys, run.job = known.keys, known.job
     run.lane = outer.lane
     run.started, run.since = outer.started, outer.since
     run.outer = outer
