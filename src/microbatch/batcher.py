@@ -184,7 +184,8 @@ class Batcher(Entrance, Generic[T, R]):
         handler_timeout: Seconds for one batch, more than 0; None for no limit. After it the callers get
             ``HandlerTimeout`` and the slot is free, even if the handler ignores its cancellation.
         drain_timeout: Seconds that closing waits for what is pending, at least 0; None for no limit.
-        cancel_abandoned: Cancel a running handler once all its callers are gone.
+        cancel_abandoned: Cancel a running handler once all callers that still wait for it are gone; it
+            keeps its slot until it has ended. A plain handler's thread is left to finish.
         capture_context: Keep each caller's contextvars for the handler: ``current_batch().contexts``.
         name: For logs and telemetry, where each name makes series of its own, so never one made of
             data; the handler's qualified name by default.

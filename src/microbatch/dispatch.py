@@ -230,11 +230,16 @@ class Dispatch(Outcomes):
             self._busy -= 1
 
     def _count_stuck(self) -> int:
-        """Count the calls that go on after they were given up: threads at once, tasks after a while."""
+        """Count the calls that go on after they were given up: threads at once, tasks after a while.
+
+        One that was cancelled and not given up still has its slot, so it needs no other bound.
+        """
         now, grace = self._now(), 2 * (self._handler_timeout or 0.0)
         for run in [run for run in self._stuck if run.slot is None and not run.threads]:
             self._stuck.discard(run)
-        return sum(bool(run.threads) or now >= run.started + grace for run in self._stuck)
+        return sum(
+            run.ended and (bool(run.threads) or now >= run.started + grace) for run in self._stuck
+        )
 
     async def _iterate(self, run: Run) -> None:
         """Run a generator handler: each (index, result) that it yields is an outcome at once."""
@@ -260,6 +265,7 @@ class Dispatch(Outcomes):
                     raise ResultCountError(size, size - run.left, problem)
                 self._settle(run, index, result)
                 if self._lanes is not None:
+                    self._cancel_if_abandoned(run)
                     self._changed()  # it has left room, or is in back-off
             missing = [i for i, waiter in enumerate(run.waiters) if waiter is not None]
             if missing:

@@ -468,8 +468,7 @@ class Entrance(Dispatch):
 
     def _abandon(self, run: Run) -> None:
         run.gone += 1
-        if self._cancel_abandoned and run.gone >= run.left and not run.ended:
-            self._cancel(run)
+        self._cancel_if_abandoned(run)
 
     def _group_left(self, group: Group, _: Any) -> None:
         feed = group.feed

@@ -222,6 +222,19 @@ class Outcomes(State):
         else:
             run.slot.task.cancel()
 
+    def _cancel_if_abandoned(self, run: Run) -> None:
+        """Cancel a handler if that was asked for and all who still wait for it have gone.
+
+        Not while a worker thread is busy with it: that cannot be stopped, and keeps its slot.
+        """
+        if (
+            self._cancel_abandoned
+            and run.gone
+            and run.gone >= run.left
+            and not (run.ended or run.cancelled or run.threads)
+        ):
+            self._cancel(run)
+
     def _resolve(self, run: Run, index: int, result: Any, shown: int) -> None:
         """``BatchInfo.resolve``: from the loop's thread at once, from the handler's by way of the loop."""
         runtime = self._runtime
@@ -235,6 +248,7 @@ class Outcomes(State):
     def _settle_early(self, run: Run, index: int, result: Any) -> None:
         if not run.ended and run.waiters[index] is not None:
             self._settle(run, index, result)
+            self._cancel_if_abandoned(run)
             self._changed()
 
     def _learn(self, run: Run, *, failed: bool = False) -> None:
