@@ -137,7 +137,10 @@ async def test_an_item_that_is_too_heavy_by_itself_is_refused() -> None:
         assert type(error) is ItemTooHeavy
         assert isinstance(error, ValueError)
         assert (error.weight, error.allowed, error.limit) == (11, 10, "max_batch_weight")
-        assert str(error) == "an item of weight 11 is over max_batch_weight=10"
+        assert (
+            str(error)
+            == f"an item of weight 11 is over max_batch_weight=10 of batcher {batcher.name!r}"
+        )
         with pytest.raises(ItemTooHeavy):
             batcher.submit_nowait(b"x" * 11)
         report = await batcher.submit_many_report([b"x" * 11, b"x"])

@@ -38,6 +38,11 @@ MESSAGES: list[tuple[errors.MicrobatchError, str]] = [
     (errors.ItemError("no such user"), "no such user"),
     (errors.ItemError(code="gone"), "gone"),
     (errors.ItemError(), "item_error"),
+    (
+        errors.BatchAborted(3, KeyError("name"), "orders"),
+        "the batch of batcher 'orders' was aborted because its item 3 failed: KeyError: 'name'",
+    ),
+    (errors.ItemNotFound(7), "nothing was found for 7"),
     (errors.Skipped("seen before"), "seen before"),
     (errors.Skipped(), "skipped"),
     (
@@ -55,6 +60,14 @@ MESSAGES: list[tuple[errors.MicrobatchError, str]] = [
     (
         errors.ResultCountError(3, 2, "index 1 came twice"),
         "the handler must give one result for each of its 3 items: index 1 came twice",
+    ),
+    (
+        errors.ResultCountError(3, 2, name="orders"),
+        "the handler of batcher 'orders' must give one result for each of its 3 items, got 2",
+    ),
+    (
+        errors.ItemTooHeavy(12, 10, name="orders"),
+        "an item of weight 12 is over max_batch_weight=10 of batcher 'orders'",
     ),
     (
         errors.HandlerTimeout("orders", 2.5),
@@ -106,6 +119,10 @@ def test_the_fields_are_the_constructors_arguments() -> None:
     count = errors.ResultCountError(3, 2, "why")
     assert (count.expected, count.got, count.detail) == (3, 2, "why")
     assert errors.ResultCountError(3, 2).detail == ""
+    missing = errors.ItemNotFound((1, "a"))
+    assert (missing.key, missing.code, missing.retryable) == ((1, "a"), "not_found", False)
+    for named in (count, aborted, errors.ItemTooHeavy(2, 1)):
+        assert named.name is None  # type: ignore[attr-defined]
     timeout = errors.HandlerTimeout("orders", 2.5)
     assert (timeout.name, timeout.seconds) == ("orders", 2.5)
     crashed = errors.HandlerCrashed("orders", "SystemExit")
@@ -123,6 +140,8 @@ def test_every_error_keeps_its_fields_in_args() -> None:
     reason = KeyError("name")
     assert errors.BatchAborted(3, reason).args == (3, reason)
     assert errors.ItemError("why", code="gone").args == ("why",)
+    assert errors.ItemNotFound("k").args == ("k",)
+    assert errors.ResultCountError(3, 2, "why", "orders").args == (3, 2, "why", "orders")
     assert errors.ResultCountError(3, 2, "why").args == (3, 2, "why")
     assert errors.HandlerTimeout("orders", 2.5).args == ("orders", 2.5)
     assert errors.HandlerCrashed("orders", "SystemExit").args == ("orders", "SystemExit")
@@ -241,6 +260,7 @@ def test_every_code_is_a_name_in_snake_case() -> None:
         "batch_aborted",
         "item_error",
         "gone",
+        "not_found",
         "skipped",
         "item_too_heavy",
         "result_count_error",

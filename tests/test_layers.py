@@ -418,7 +418,7 @@ async def test_rows_may_come_in_any_order() -> None:
     keyed = by_key(select, key=lambda user: user["user"], row_key=lambda row: row["id"])
     results = await keyed([{"user": 1}, {"user": 2}, {"user": 3}, {"user": 1}])
     assert [r if isinstance(r, KeyError) else r["name"] for r in results[:1]] == ["a"]
-    assert told(results)[1] == "KeyError"
+    assert told(results)[1] == "ItemNotFound"
     assert results[2]["name"] == "c"
     assert results[3] is results[0]
 

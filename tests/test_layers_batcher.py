@@ -270,7 +270,7 @@ async def test_by_key_serves_single_reads_from_one_bulk_read() -> None:
 
     async with Batcher(by_key(find)) as batcher:
         results = await outcomes(batcher.submit(2), batcher.submit(1), batcher.submit(3))
-    assert kinds(results) == ["two", "one", "KeyError"]
+    assert kinds(results) == ["two", "one", "ItemNotFound"]
     assert len(reads) == 1
 
 

@@ -17,7 +17,7 @@ import microbatch
 from microbatch import errors
 
 ERRORS = {
-    "MicrobatchError", "Full", "BatcherFull", "BatcherClosed", "BatchFailed", "BatchAborted", "ItemError", "Skipped",
+    "MicrobatchError", "Full", "BatcherFull", "BatcherClosed", "BatchFailed", "BatchAborted", "ItemError", "ItemNotFound", "Skipped",
     "ItemTooHeavy", "ResultCountError", "HandlerTimeout", "HandlerCrashed", "HandlerStuck", "WouldDeadlock",
 }  # fmt: skip
 

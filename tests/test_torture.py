@@ -497,12 +497,14 @@ async def test_rubbish_from_the_handler_ends_every_caller_with_a_reason(rubbish:
         if isinstance(rubbish, list):
             assert (
                 str(errors[0])
-                == f"the handler must give one result for each of its 3 items, got {len(rubbish)}"
+                == f"the handler of batcher {batcher.name!r} must give one result for each of its 3 items, "
+                f"got {len(rubbish)}"
             )
             assert (errors[0].expected, errors[0].got) == (3, len(rubbish))
         elif not isinstance(rubbish, Thrower | Liar):
             assert type(errors[0]) is TypeError
             assert type(rubbish).__name__ in str(errors[0])
+            assert repr(batcher.name) in str(errors[0])
         assert await batcher.submit("next") == "next"
         assert counted(batcher).failed == 3
 

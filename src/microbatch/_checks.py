@@ -1,8 +1,10 @@
-"""Checks of settings: each refuses by name, with the rule and with what came."""
+"""Checks of settings and of results: each refuses by name, with the rule and with what came."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 
@@ -42,3 +44,24 @@ def function(name: str, value: Any) -> Any:
     if value is not None and not callable(value):
         raise TypeError(f"{name} must be a function or None, got {value!r}")
     return value
+
+
+def is_awaitable(kind: type) -> bool:
+    """Tell whether instances of a class can be awaited, whatever the class's own class answers."""
+    return hasattr(kind, "__await__") and any("__await__" in vars(base) for base in kind.__mro__)
+
+
+def refuse_awaitable(what: str, result: Any, others: Iterable[Any] = ()) -> None:
+    """Refuse a result that can be awaited: nobody would.
+
+    Coroutines among it and the others are closed, so that Python does not warn of them as well.
+
+    Raises:
+        TypeError: If it can be awaited.
+    """
+    if is_awaitable(type(result)):
+        for one in (result, *others):
+            if issubclass(type(one), Coroutine):
+                with contextlib.suppress(Exception):  # under way elsewhere: not ours to close
+                    one.close()
+        raise TypeError(f"{what} is a {type(result).__name__}, which nobody awaits: await it first")

@@ -74,15 +74,16 @@ class Group:
         if not self.left and not self.waiter.done():
             self.waiter.set_result(None)
 
-    def report(self) -> BatchReport[Any]:
-        """Return what became of every item."""
+    def report(self, name: str | None = None) -> BatchReport[Any]:
+        """Return what became of every item; name: the batcher's."""
         first, attempts, errors = self.first_id, self.attempts, self.errors
         if not errors and not attempts:
-            return BatchReport(
+            good = (
                 Outcome(i, True, value, None, False, 1, first + i)
                 for i, value in enumerate(self.values)
             )
-        return BatchReport(
+            return BatchReport(good, name=name)
+        outcomes = (
             outcome_of(
                 i,
                 errors.get(i, value),
@@ -91,6 +92,7 @@ class Group:
             )
             for i, value in enumerate(self.values)
         )
+        return BatchReport(outcomes, name=name)
 
 
 class Member(tuple[Group, int]):

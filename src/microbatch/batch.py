@@ -6,6 +6,8 @@ import contextlib
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Literal
 
+from . import _checks
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Sequence
     from contextvars import Context, Token
@@ -101,7 +103,27 @@ _narrowing: ContextVar[tuple[Run, Sequence[int]] | None] = ContextVar(
 )
 running: Callable[[], Run | None] = _run.get
 enter: Callable[[Run | None], Token[Run | None]] = _run.set
-__all__ = ["BatchInfo", "Run", "copy_context", "current_batch", "enter", "narrowed", "running"]
+__all__ = [
+    "BatchInfo",
+    "Run",
+    "batcher_name",
+    "copy_context",
+    "current_batch",
+    "enter",
+    "narrowed",
+    "running",
+]
+
+
+def batcher_name() -> str | None:
+    """Return the name of the batcher whose handler is running here, for errors; None outside of one."""
+    run = _run.get()
+    while run is not None:
+        name: str | None = getattr(run.owner, "_name", None)  # a layer may stand in its place
+        if name is not None:
+            return name
+        run = run.outer
+    return None
 
 
 class BatchInfo:
@@ -169,12 +191,14 @@ class BatchInfo:
 
         Raises:
             IndexError: If the batch has no such index.
+            TypeError: If the index is no int, or the result can be awaited.
             RuntimeError: If the item has its outcome already, the end of the batch included.
         """
         if isinstance(index, bool) or not isinstance(index, int):
             raise TypeError(f"index must be an int, got {index!r}")
         if not 0 <= index < self.size:
             raise IndexError(f"index must be from 0 to {self.size - 1}, got {index}")
+        _checks.refuse_awaitable("result", result)
         position = index if self._indices is None else self._indices[index]
         self._run.owner._resolve(self._run, position, result, index)  # noqa: SLF001 - its own batch
 

@@ -405,7 +405,7 @@ class Batcher(Entrance, Generic[T, R]):
         self._guard("submit_many")
         group = await self._wait_for(items, priority)
         if group.errors:
-            group.report().values()
+            group.report(self._name).values()
         return group.values
 
     async def submit_many_report(
@@ -423,7 +423,7 @@ class Batcher(Entrance, Generic[T, R]):
         """
         self._guard("submit_many_report")
         group = await self._wait_for(items, priority)
-        return group.report()
+        return group.report(self._name)
 
     async def _wait_for(self, items: Iterable[T], priority: float) -> Group:
         group = self._enter_many(list(items), priority)

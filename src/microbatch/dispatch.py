@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from . import batch
+from . import _checks, batch
 from ._log import write
 from ._runtime import in_context
 from .errors import HandlerStuck, ResultCountError
-from .handler import call_in_thread, results_of
+from .handler import call_in_thread, has_exceptions, listed
 from .outcomes import Outcomes
 from .state import TURN, Slot
 
@@ -102,14 +102,15 @@ class Dispatch(Outcomes):
             while (run := self._cut(slot)) is not None:
                 try:
                     returned = await in_context(self._context, self._call, run, self._pump_more)
-                    results = results_of(returned, run.size)
+                    results = listed(returned, run.size, self._name)
+                    mixed = has_exceptions(results, self._name)
                 except Exception as error:  # noqa: BLE001 - the handler's: every caller gets it
                     self._fail(run, error)
                 except BaseException as error:
                     if self._crash(run, slot, error):
                         raise
                 else:
-                    self._deliver(run, results)
+                    self._deliver(run, results, mixed=mixed)
                     del returned, results
                 slot.run = run.slot = None
                 if run.cancelled:
@@ -244,7 +245,7 @@ class Dispatch(Outcomes):
     async def _iterate(self, run: Run) -> None:
         """Run a generator handler: each (index, result) that it yields is an outcome at once."""
         generator = self._handler(run.items)
-        size = run.size
+        size, name = run.size, self._name
         problem = ""
         try:
             async for pair in generator:
@@ -252,24 +253,32 @@ class Dispatch(Outcomes):
                     return
                 if not (isinstance(pair, tuple) and len(pair) == 2):
                     raise TypeError(
-                        f"a generator handler must yield (index, result) pairs, got {pair!r}"
+                        f"the generator handler of batcher {name!r} must yield (index, result) pairs, "
+                        f"got {pair!r}"
                     )
                 index, result = pair
                 if isinstance(index, bool) or not isinstance(index, int):
-                    raise TypeError(f"a generator handler must yield int indices, got {index!r}")
+                    raise TypeError(
+                        f"the generator handler of batcher {name!r} must yield int indices, got {index!r}"
+                    )
                 if not 0 <= index < size:
                     problem = f"index {index} is out of range"
                 elif run.waiters[index] is None:
                     problem = f"index {index} came twice"
                 if problem:
-                    raise ResultCountError(size, size - run.left, problem)
+                    raise ResultCountError(size, size - run.left, problem, name)
+                if _checks.is_awaitable(type(result)):
+                    whose = f"the generator handler of batcher {name!r}"
+                    _checks.refuse_awaitable(f"{whose} must yield results, but {index}'s", result)
                 self._settle(run, index, result)
                 if self._lanes is not None:
                     self._cancel_if_abandoned(run)
                     self._changed()  # it has left room, or is in back-off
             missing = [i for i, waiter in enumerate(run.waiters) if waiter is not None]
             if missing:
-                raise ResultCountError(size, size - run.left, f"index {missing[0]} never came")
+                raise ResultCountError(
+                    size, size - run.left, f"index {missing[0]} never came", name
+                )
         except Exception as error:  # noqa: BLE001 - callers must not wait for the generator to close
             self._fail_waiters(run, error)
         finally:

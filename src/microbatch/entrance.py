@@ -189,7 +189,7 @@ class Entrance(Dispatch):
             for name in ("max_batch_weight", "max_pending_weight"):
                 allowed = getattr(self, f"_{name}")
                 if allowed is not None and weight > allowed:
-                    raise ItemTooHeavy(weight, allowed, name)
+                    raise ItemTooHeavy(weight, allowed, name, self._name)
             units = self._scale.units(weight)
         entry = Entry(item, None, priority=priority, weight=units)
         if self._partition is not None:

@@ -9,6 +9,7 @@ The tree::
      ├─ BatchFailed           submit_many: some items failed; an ExceptionGroup with a .report
      ├─ BatchAborted          another item of an all-or-nothing batch failed
      ├─ ItemError             raise or return it for one item: a code, a message, retryable or not
+     │   ├─ ItemNotFound      a bulk read found nothing for this item (also a KeyError)
      │   ├─ Skipped           the item was left out on purpose: counted apart from failures
      │   └─ ItemTooHeavy      the item alone weighs more than a batch may (also a ValueError)
      ├─ ResultCountError      the handler's results do not match its items
@@ -43,6 +44,7 @@ __all__ = [
     "HandlerStuck",
     "HandlerTimeout",
     "ItemError",
+    "ItemNotFound",
     "ItemTooHeavy",
     "MicrobatchError",
     "ResultCountError",
@@ -134,16 +136,19 @@ class BatchAborted(MicrobatchError):
     Attributes:
         index: The position of the item that failed, in the batch.
         reason: That item's exception.
+        name: The batcher's name; None if the handler was called without one.
     """
 
-    def __init__(self, index: int, reason: BaseException) -> None:
-        super().__init__(index, reason)
+    def __init__(self, index: int, reason: BaseException, name: str | None = None) -> None:
+        super().__init__(index, reason, *_named(name))
         self.index = index
         self.reason = reason
+        self.name = name
 
     def __str__(self) -> str:
+        whose = "" if self.name is None else f" of batcher {self.name!r}"
         kind = type(self.reason).__name__
-        return f"the batch was aborted because its item {self.index} failed: {kind}: {self.reason}"
+        return f"the batch{whose} was aborted because its item {self.index} failed: {kind}: {self.reason}"
 
 
 class ItemError(MicrobatchError):
@@ -191,6 +196,28 @@ class ItemError(MicrobatchError):
         return str(self.message or super().__str__() or self.code)
 
 
+class ItemNotFound(ItemError, KeyError):
+    """A bulk read found nothing for this item.
+
+    Attributes:
+        key: What was looked for.
+    """
+
+    code = "not_found"
+    retryable = False
+
+    def __init__(self, key: Any) -> None:
+        super().__init__(code="not_found", retryable=False)
+        self.args = (key,)
+        self.key = key
+
+    def __str__(self) -> str:
+        return f"nothing was found for {self.key!r}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args
+
+
 class Skipped(ItemError):
     """The item was left out on purpose, for example as a duplicate: counted apart from failures.
 
@@ -214,20 +241,32 @@ class ItemTooHeavy(ItemError, ValueError):
         weight: What the item weighs.
         allowed: The most that an item may weigh.
         limit: The setting's name.
+        name: The batcher's name.
     """
 
-    def __init__(self, weight: float, allowed: float, limit: str = "max_batch_weight") -> None:
+    code = "item_too_heavy"
+    retryable = False
+
+    def __init__(
+        self,
+        weight: float,
+        allowed: float,
+        limit: str = "max_batch_weight",
+        name: str | None = None,
+    ) -> None:
+        whose = "" if name is None else f" of batcher {name!r}"
         super().__init__(
-            f"an item of weight {weight} is over {limit}={allowed}",
+            f"an item of weight {weight} is over {limit}={allowed}{whose}",
             code="item_too_heavy",
             retryable=False,
         )
         self.weight = weight
         self.allowed = allowed
         self.limit = limit
+        self.name = name
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.weight, self.allowed, self.limit)
+        return type(self), (self.weight, self.allowed, self.limit, self.name)
 
 
 class ResultCountError(MicrobatchError):
@@ -237,16 +276,19 @@ class ResultCountError(MicrobatchError):
         expected: How many results were due: the size of the batch.
         got: How many came.
         detail: What was wrong in particular, such as the index that a generator gave twice.
+        name: The batcher's name; None if the handler was called without one.
     """
 
-    def __init__(self, expected: int, got: int, detail: str = "") -> None:
-        super().__init__(expected, got, detail)
+    def __init__(self, expected: int, got: int, detail: str = "", name: str | None = None) -> None:
+        super().__init__(expected, got, detail, *_named(name))
         self.expected = expected
         self.got = got
         self.detail = detail
+        self.name = name
 
     def __str__(self) -> str:
-        rule = f"the handler must give one result for each of its {self.expected} items"
+        whose = "" if self.name is None else f" of batcher {self.name!r}"
+        rule = f"the handler{whose} must give one result for each of its {self.expected} items"
         return f"{rule}: {self.detail}" if self.detail else f"{rule}, got {self.got}"
 
 
@@ -326,6 +368,10 @@ class WouldDeadlock(MicrobatchError, RuntimeError):
             f"{self.call}() inside a handler of batcher {self.name!r} would wait for the batch that is "
             "running it; use submit_nowait() and do not await it there"
         )
+
+
+def _named(name: str | None) -> tuple[str, ...]:
+    return () if name is None else (name,)
 
 
 def code_of(error: ItemError) -> str:

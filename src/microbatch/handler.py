@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import anyio
 import anyio.to_thread
 
+from . import _checks, batch
 from .errors import ResultCountError
 
 if TYPE_CHECKING:
@@ -66,23 +67,98 @@ def results_of(returned: Any, count: int) -> list[Any]:
 
     Raises:
         TypeError: If it is not a sized iterable, or one that has no positions of its own: a string,
-            bytes, a mapping or a set.
+            bytes, a mapping, a set, or a table that iterates over its columns. If a result can be awaited.
         ResultCountError: If there are more or fewer results than items.
     """
+    name = batch.batcher_name()
+    results = listed(returned, count, name)
+    has_exceptions(results, name)
+    return results
+
+
+def listed(returned: Any, count: int, name: str | None) -> list[Any]:
+    """Do the same without a look at the single results."""
     if returned is None:
         return [None] * count
     if type(returned) is not list:
-        if isinstance(returned, (str, bytes, bytearray, memoryview, Mapping, AbstractSet)) or not (
-            hasattr(returned, "__len__") and hasattr(returned, "__iter__")
+        kind = type(returned).__name__
+        if (
+            isinstance(returned, (str, bytes, bytearray, memoryview, AbstractSet))
+            or is_mapping(returned)
+            or not (hasattr(returned, "__len__") and hasattr(returned, "__iter__"))
         ):
             raise TypeError(
-                f"the handler must return a list of {count} results (or another sized iterable that "
-                f"keeps the items' order, or None), got {type(returned).__name__}"
+                f"{_handler_of(name)} must return a list of {count} results (or another sized "
+                f"iterable that keeps the items' order, or None), got {kind}"
             )
-        returned = list(returned)
+        results = list(returned)
+        if is_table(returned, results):
+            raise TypeError(
+                f"{_handler_of(name)} must return a list of {count} results, got {kind}, "
+                "which iterates over its columns: make a list of its rows"
+            )
+        returned = results
     if len(returned) != count:
-        raise ResultCountError(count, len(returned))
+        raise ResultCountError(count, len(returned), name=name)
     return returned  # type: ignore[no-any-return]
+
+
+#: What most results are: none of these is an exception or can be awaited.
+_PLAIN = frozenset((type(None), bool, int, float, str, bytes, tuple, list, dict, set))
+
+
+def has_exceptions(results: list[Any], name: str | None) -> bool:
+    """Tell whether a result is an exception: by type, whatever the types of results think of == and hash.
+
+    Raises:
+        TypeError: If a result can be awaited.
+    """
+    try:
+        kinds: Any = set(map(type, results))
+        if kinds <= _PLAIN:
+            return False
+    except Exception:  # noqa: BLE001 - a metaclass's own, such as for a class that has no hash
+        kinds = list(map(type, results))
+    if any(map(_checks.is_awaitable, kinds)):
+        for index, result in enumerate(results):
+            what = f"{_handler_of(name)} must return results, but the one at index {index}"
+            _checks.refuse_awaitable(what, result, results)
+    return any(issubclass(kind, BaseException) for kind in kinds)
+
+
+def is_mapping(returned: Any) -> bool:
+    """Tell whether something is a mapping, by its class or by what it can do."""
+    return isinstance(returned, Mapping) or all(
+        callable(getattr(type(returned), name, None)) for name in ("keys", "values", "items")
+    )
+
+
+def is_table(returned: Any, elements: list[Any]) -> bool:
+    """Tell whether something is a table whose elements are columns and not rows, as a DataFrame's are.
+
+    Told by what it can do: by the interchange protocol of DataFrames, or since its elements are what its
+    ``columns`` are, or since it has two dimensions and its elements have none. A matrix has rows.
+    """
+    if hasattr(type(returned), "__dataframe__"):
+        return True
+    columns = getattr(returned, "columns", None)
+    if columns is not None and not callable(columns):
+        try:
+            labels = [getattr(element, "name", element) for element in elements]
+            if labels == list(columns):
+                return True
+        except Exception:  # noqa: BLE001 - rows that cannot be compared with what columns are
+            return False
+    shape = getattr(returned, "shape", None)
+    return (
+        isinstance(shape, tuple)
+        and len(shape) > 1
+        and any(isinstance(e, str) or not hasattr(e, "__len__") for e in elements[:1])
+    )
+
+
+def _handler_of(name: str | None) -> str:
+    return "the handler" if name is None else f"the handler of batcher {name!r}"
 
 
 async def call_in_thread(

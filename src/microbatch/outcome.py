@@ -76,6 +76,7 @@ class BatchReport(Sequence[Outcome[R_co]]):
 
     Args:
         outcomes: One for each item, in the items' order.
+        name: The batcher's name, for the error that `values` raises.
 
     Attributes:
         total: How many items there were.
@@ -85,9 +86,10 @@ class BatchReport(Sequence[Outcome[R_co]]):
         errors: How many failed or were skipped, by code.
     """
 
-    __slots__ = ("_outcomes", "errors", "failed", "skipped", "succeeded", "total")
+    __slots__ = ("_name", "_outcomes", "errors", "failed", "skipped", "succeeded", "total")
 
-    def __init__(self, outcomes: Iterable[Outcome[R_co]]) -> None:
+    def __init__(self, outcomes: Iterable[Outcome[R_co]], *, name: str | None = None) -> None:
+        self._name = name
         self._outcomes: tuple[Outcome[R_co], ...] = tuple(outcomes)
         self.total: int = len(self._outcomes)
         self.succeeded: int = sum(outcome.ok for outcome in self._outcomes)
@@ -105,7 +107,8 @@ class BatchReport(Sequence[Outcome[R_co]]):
         """
         errors = [outcome.error for outcome in self._outcomes if outcome.error is not None]
         if errors:
-            message = f"{len(errors)} of {self.total} items failed"
+            whose = "" if self._name is None else f"batcher {self._name!r}: "
+            message = f"{whose}{len(errors)} of {self.total} items failed"
             raise BatchFailed(message, errors, self)
         return [outcome.value for outcome in self._outcomes]  # type: ignore[misc]
 

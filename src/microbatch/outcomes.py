@@ -33,8 +33,8 @@ class Outcomes(State):
 
     __slots__ = ()
 
-    def _deliver(self, run: Run, results: list[Any]) -> None:
-        """Give every item its result."""
+    def _deliver(self, run: Run, results: list[Any], *, mixed: bool) -> None:
+        """Give every item its result; mixed: there are exceptions among them."""
         if run.ended:
             return
         if run.entries is not None or run.early:
@@ -43,7 +43,7 @@ class Outcomes(State):
                     self._settle(run, index, results[index])
         else:
             self._items += run.left
-            if not run.uniform or _has_exception(results):
+            if mixed or not run.uniform:
                 self._deliver_each(run, results)
             elif run.group is not None:
                 run.group.settle_run(run.first, results)
@@ -297,17 +297,6 @@ def _trim(error: BaseException) -> None:
         error.with_traceback(trace)
     except Exception:  # noqa: BLE001 - a class may do with both what it likes; then all is left in
         return
-
-
-def _has_exception(results: list[Any]) -> bool:
-    """Tell whether a result is an exception: by type, whatever the types of results think of == and hash."""
-    try:
-        for kind in set(map(type, results)):
-            if issubclass(kind, BaseException):
-                return True
-    except Exception:  # noqa: BLE001 - a metaclass's own, such as for a class that has no hash
-        return any(issubclass(type(result), BaseException) for result in results)
-    return False
 
 
 def _note_attempts(waiter: Any, attempts: int) -> None:

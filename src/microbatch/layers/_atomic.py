@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, overload
 
 from microbatch import _checks
+from microbatch.batch import batcher_name
 from microbatch.errors import BatchAborted, Skipped
 from microbatch.handler import bulk, copy_exception
 
@@ -75,7 +76,7 @@ def atomic(handler: Any, *, transaction: Transaction | None = None) -> BulkHandl
 def _abort_of(results: list[Any]) -> BatchAborted | None:
     for index, result in enumerate(results):
         if isinstance(result, Exception) and not isinstance(result, Skipped):
-            return BatchAborted(index, result)
+            return BatchAborted(index, result, batcher_name())
     return None
 
 

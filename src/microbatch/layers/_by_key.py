@@ -6,12 +6,23 @@ from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from typing import Any, TypeVar, overload
 
 from microbatch import _checks
-from microbatch.handler import call_in_thread, copy_exception, kind_of, name_of
+from microbatch.errors import ItemNotFound
+from microbatch.handler import (
+    call_in_thread,
+    copy_exception,
+    is_mapping,
+    is_table,
+    kind_of,
+    name_of,
+)
 
 from ._passing import BulkHandler, T, named_after
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+M = TypeVar("M")
+
+_NOT_FOUND: Any = object()
 
 
 @overload
@@ -33,19 +44,38 @@ def by_key(
     handler: Callable[[list[T]], Awaitable[Iterable[V]] | Iterable[V]],
     *,
     key: Callable[[T], Hashable] | None = None,
-    row_key: Callable[[V], Hashable],
+    # Not Callable[[V], ...]: inside Batcher(by_key(...)) mypy takes V for `V | Exception`, which is what the
+    # Batcher takes, and then refuses a function of the row alone.
+    row_key: Callable[[Any], Hashable],
 ) -> BulkHandler[T, V]: ...
+@overload
+def by_key(
+    handler: Callable[[list[T]], Awaitable[Mapping[K, V | Exception]] | Mapping[K, V | Exception]],
+    *,
+    key: Callable[[T], K] | None = None,
+    row_key: None = None,
+    missing: Callable[[Any], M] | M,
+) -> BulkHandler[T, V | M]: ...
+@overload
+def by_key(
+    handler: Callable[[list[T]], Awaitable[Iterable[V]] | Iterable[V]],
+    *,
+    key: Callable[[T], Hashable] | None = None,
+    row_key: Callable[[Any], Hashable],
+    missing: Callable[[Any], M] | M,
+) -> BulkHandler[T, V | M]: ...
 def by_key(
     handler: Callable[[list[Any]], Any],
     *,
     key: Callable[[Any], Hashable] | None = None,
     row_key: Callable[[Any], Hashable] | None = None,
+    missing: Any = _NOT_FOUND,
 ) -> BulkHandler[Any, Any]:
     """Make a handler of a bulk read whose rows come by key, or in any order.
 
-    An item that nothing was found for fails alone with ``KeyError(key)``, unless the mapping makes
-    up what is missing, as a ``defaultdict(list)`` of rows grouped by key does. Items with equal
-    keys get the same object. Rows that nobody asked for are left out.
+    An item that nothing was found for fails alone with ``ItemNotFound(key)``, unless ``missing`` says
+    what it gets, or the mapping makes it up, as a ``defaultdict(list)`` of rows grouped by key does. Items
+    with equal keys get the same object. Rows that nobody asked for are left out.
 
     Args:
         handler: An async or plain function from a list of items to a mapping by key; with
@@ -54,10 +84,12 @@ def by_key(
         key: An item's key; without it the item is its own key. If it raises, that item fails alone.
         row_key: A row's key. Two rows of one key fail its items alone, with ``ValueError``: a join
             that multiplies rows should not go unseen.
+        missing: What an item gets that nothing was found for: a value, such as None, or a function that
+            is called with the key. An exception, returned or raised, is that item's alone.
 
     Raises:
         TypeError: If the handler is a generator function or an argument cannot be called; when
-            called, if what the handler returned is no mapping, or with ``row_key`` no iterable.
+            called, if what the handler returned is no mapping, or with ``row_key`` no iterable of rows.
     """
     if kind_of(handler) == "generator":
         raise TypeError(f"a generator handler is not allowed here, got {name_of(handler)}")
@@ -75,7 +107,7 @@ def by_key(
         else:
             found = await handler(passed_on)
         rows = _mapping(found, row_key)
-        return [_pick(item, key, rows) for item in items]
+        return [_pick(item, key, rows, missing) for item in items]
 
     return keyed
 
@@ -88,13 +120,20 @@ def _mapping(found: Any, row_key: Callable[[Any], Hashable] | None) -> Mapping[H
                 "for rows in any order give row_key="
             )
         return found
-    if isinstance(found, (str, bytes, Mapping)) or not isinstance(found, Iterable):
+    listed = None
+    if (
+        not isinstance(found, (str, bytes))
+        and not is_mapping(found)
+        and isinstance(found, Iterable)
+    ):
+        listed = list(found)
+    if listed is None or is_table(found, listed):
         raise TypeError(
             "the handler of by_key with row_key= must return an iterable of rows, "
             f"got {type(found).__name__}"
         )
     rows: dict[Hashable, Any] = {}
-    for row in found:
+    for row in listed:
         its_key = row_key(row)
         if its_key in rows:
             message = f"by_key expects one row for each key, got more for {its_key!r}"
@@ -103,9 +142,26 @@ def _mapping(found: Any, row_key: Callable[[Any], Hashable] | None) -> Mapping[H
     return rows
 
 
-def _pick(item: Any, key: Callable[[Any], Hashable] | None, rows: Mapping[Hashable, Any]) -> Any:
+def _pick(
+    item: Any,
+    key: Callable[[Any], Hashable] | None,
+    rows: Mapping[Hashable, Any],
+    missing: Any,
+) -> Any:
     try:
-        row = rows[item if key is None else key(item)]
-        return copy_exception(row) if isinstance(row, Exception) else row
-    except Exception as error:  # noqa: BLE001 - from key(), or it cannot be hashed
+        wanted = item if key is None else key(item)
+        try:
+            row = rows[wanted]
+        except KeyError:
+            row = _instead(missing, wanted)
+        _checks.refuse_awaitable("what by_key found for an item", row)
+    except Exception as error:  # noqa: BLE001 - from key() or missing(), or it cannot be hashed
         return error
+    return copy_exception(row) if issubclass(type(row), Exception) else row
+
+
+def _instead(missing: Any, key: Any) -> Any:
+    """Return what an item gets that nothing was found for."""
+    if missing is _NOT_FOUND:
+        return ItemNotFound(key)
+    return missing(key) if callable(missing) else missing

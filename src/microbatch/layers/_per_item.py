@@ -70,7 +70,9 @@ async def _outcome(function: Callable[[Any], Any], item: Any, name: str) -> Any:
     try:
         returned = function(item)
         if inspect.isawaitable(returned):
-            return await returned
+            result = await returned
+            _checks.refuse_awaitable(f"the result of {name}", result)
+            return result
         kind = type(returned).__name__
         return TypeError(f"per_item needs an async function, {name} returned {kind}")
     except Exception as error:  # noqa: BLE001 - whatever it is, it is this item's

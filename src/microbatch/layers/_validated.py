@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from microbatch.batch import current_batch, narrowed
+from microbatch.batch import batcher_name, current_batch, narrowed
 from microbatch.errors import BatchAborted
 from microbatch.handler import bulk, kind_of
 
@@ -58,7 +58,7 @@ def validated(handler: Any, validate: Any, *, mode: Mode = "skip") -> BulkHandle
         if errors and mode == "reject":
             first, reason = next(iter(errors.items()))
             for index in good:
-                results[index] = BatchAborted(first, reason)
+                results[index] = BatchAborted(first, reason, batcher_name())
         elif good:
             with narrowed(good):
                 found = await call([items[index] for index in good])
