@@ -21,6 +21,7 @@ import anyio.lowlevel
 import sniffio
 import trio
 import trio.testing
+from hypothesis import strategies as st
 
 import microbatch
 
@@ -256,3 +257,12 @@ class Gate(Recorder):
         self.reasons.append(batch.reason)
         await self.opened.wait()
         return [ValueError(item) if item in self.fails else item * 10 for item in items]
+
+
+def programs(steps: st.SearchStrategy[Any], longest: int) -> st.SearchStrategy[list[Any]]:
+    """Draw programs of at most so many steps, which are long enough to come to states that take many of them.
+
+    Lists that Hypothesis draws have six elements on average, whatever their ``max_size``: these are lists of lists.
+    """
+    parts = st.lists(st.lists(steps, max_size=20), max_size=max(2, longest // 5))
+    return parts.map(lambda some: [step for part in some for step in part][:longest])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import programs
 
 from microbatch import AdaptiveSize
 
@@ -163,10 +164,7 @@ def test_a_size_that_made_items_dearer_is_taken_back_and_then_held() -> None:
 @given(
     st.integers(1, 50),
     st.integers(0, 5000),
-    st.lists(
-        st.tuples(st.integers(1, 6000), st.floats(0, 100), st.booleans(), st.booleans()),
-        max_size=80,
-    ),
+    programs(st.tuples(st.integers(1, 6000), st.floats(0, 100), st.booleans(), st.booleans()), 80),
 )
 def test_the_size_never_leaves_its_range(
     minimum: int, span: int, calls: list[tuple[int, float, bool, bool]]

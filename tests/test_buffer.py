@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import Caller
+from support import Caller, programs
 
 from microbatch._fifo import Fifo
 from microbatch._waiters import Group, Member
@@ -184,7 +184,7 @@ FEED = ["add"] * 6 + ["cut"] * 3 + ["add_many", "leave", "wait", "sweep", "clear
     st.integers(1, 4),
     st.sampled_from([0.0, 1.0]),
     st.sampled_from([6, 10_000]),
-    st.lists(st.tuples(st.sampled_from(FEED), st.integers(0, 9)), max_size=120),
+    programs(st.tuples(st.sampled_from(FEED), st.integers(0, 9)), 120),
 )
 def test_a_fifo_loses_nothing_and_keeps_the_order_under_any_program(
     size: int, max_wait: float, room: int, steps: list[tuple[str, int]]
@@ -203,9 +203,8 @@ def test_a_fifo_loses_nothing_and_keeps_the_order_under_any_program(
 
 @given(
     st.integers(1, 4),
-    st.lists(
-        st.tuples(st.sampled_from(["add", "add", "add", "wait", "cut"]), st.integers(0, 3)),
-        max_size=80,
+    programs(
+        st.tuples(st.sampled_from(["add", "add", "add", "wait", "cut"]), st.integers(0, 3)), 80
     ),
 )
 def test_without_withdrawals_a_batch_leaves_neither_late_nor_early(

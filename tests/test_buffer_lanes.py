@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import Caller
+from support import Caller, programs
 
 from microbatch.buffer import FAIR_TURN, Entry, Lanes, Mark, Ranking
 
@@ -49,13 +49,13 @@ class NaiveRanking:
 
 
 @given(
-    st.lists(
+    programs(
         st.tuples(
             st.sampled_from(["push", "push", "push", "promote", "discard", "turn", "turn", "look"]),
             st.integers(-2, 2),
             st.integers(0, 99),
         ),
-        max_size=200,
+        200,
     ),
     st.booleans(),
 )
@@ -373,9 +373,7 @@ STEPS = ["add"] * 6 + ["cut"] * 3 + "withdraw leave sweep wait flush press land 
     st.sampled_from([0.0, 1.0]),
     st.sampled_from([None, 2.0]),
     st.sampled_from([None, 1, 2]),
-    st.lists(
-        st.tuples(st.sampled_from(STEPS), st.integers(0, 11), st.integers(0, 11)), max_size=120
-    ),
+    programs(st.tuples(st.sampled_from(STEPS), st.integers(0, 11), st.integers(0, 11)), 120),
 )
 def test_lanes_keep_every_promise_under_any_program(
     size: int,

@@ -13,7 +13,7 @@ import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import BACKENDS, run, turns
+from support import BACKENDS, programs, run, turns
 
 from microbatch.errors import BatchAborted, HandlerCrashed, ItemError, ResultCountError, Skipped
 from microbatch.layers import (
@@ -362,9 +362,7 @@ def test_rate_limited_refuses_bad_settings(
 @given(
     rate=st.floats(0.1, 100),
     burst=st.floats(0.1, 50),
-    calls=st.lists(
-        st.tuples(st.floats(0, 10), st.floats(0, 100), st.floats(0, 5)), min_size=1, max_size=30
-    ),
+    calls=programs(st.tuples(st.floats(0, 10), st.floats(0, 100), st.floats(0, 5)), 30),
 )
 def test_no_window_sees_more_than_its_share(
     rate: float, burst: float, calls: list[tuple[float, float, float]]

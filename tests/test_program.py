@@ -13,7 +13,7 @@ import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import counted, outcome, run, scaled, tasks_alive, turns
+from support import counted, outcome, programs, run, scaled, tasks_alive, turns
 
 from microbatch import (
     Backoff,
@@ -61,9 +61,7 @@ def expected_batches(steps: list[Any], size: int, wait: float) -> list[tuple[flo
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @given(
     # Sleeps in steps of 0.4 s never end at the same moment as a window of 1 s.
-    steps=st.lists(
-        st.tuples(st.sampled_from([0.0, 0.4, 0.8, 2.0]), st.integers(0, 7)), max_size=12
-    ),
+    steps=programs(st.tuples(st.sampled_from([0.0, 0.4, 0.8, 2.0]), st.integers(0, 7)), 12),
     size=st.integers(1, 5),
 )
 def test_batches_are_those_of_the_model(backend: str, steps: list[Any], size: int) -> None:
@@ -364,7 +362,7 @@ async def drive(steps: list[Any], settings: dict[str, Any], kind: str) -> None:
 
 PROGRAMS = st.fixed_dictionaries(
     {
-        "steps": st.lists(STEPS, max_size=25),
+        "steps": programs(STEPS, 40),
         "settings": SETTINGS,
         "serial": st.booleans(),
         "kind": st.sampled_from(["listing", "listing", "resolving", "generating"]),
@@ -406,7 +404,7 @@ def test_a_thousand_programs_end_every_submit_exactly_once(
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 @given(
-    gaps=st.lists(st.sampled_from([0.0, 0.0, 0.1, 0.7]), min_size=1, max_size=30),
+    gaps=programs(st.sampled_from([0.0, 0.0, 0.1, 0.7]), 30),
     size=st.integers(1, 4),
     wait=st.sampled_from([0.0, 0.5]),
     partitions=st.integers(1, 3),

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_store import MemoryStore
-from support import scaled
+from support import programs, scaled
 
 from microbatch.durable.file_store import FileStore
 from microbatch.durable.limits import Limits
@@ -178,7 +178,7 @@ class Both:
 setattr(Both, "pass", Both.pass_)
 
 
-@given(st.lists(steps, max_size=40))
+@given(programs(steps, 40))
 @settings(max_examples=25)
 def test_random_programs_agree_with_the_naive_store(program):
     """Items are never lost, doubled, held by two, or counted wrongly, whatever the order of things."""
@@ -186,7 +186,7 @@ def test_random_programs_agree_with_the_naive_store(program):
 
 
 @pytest.mark.soak
-@given(st.lists(steps, max_size=80))
+@given(programs(steps, 80))
 @settings(max_examples=scaled(200))
 def test_long_random_programs_agree_with_the_naive_store(program):
     """The same at length."""
