@@ -9,7 +9,7 @@ import anyio
 import pytest
 from support import Recorder
 
-from microbatch import AdaptiveSize, Backoff, Batcher, Retry, batched
+from microbatch import AdaptiveSize, Backoff, Batcher, ResultCountError, Retry, batched
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -254,5 +254,5 @@ async def test_the_wrong_length_says_what_was_expected_and_what_came() -> None:
         return items[1:]
 
     async with Batcher(drops_one) as batcher:
-        with pytest.raises(Exception, match=r"one result for each of its 1 items, got 0"):
+        with pytest.raises(ResultCountError, match=r"one result for each of its 1 items, got 0"):
             await batcher.submit(1)

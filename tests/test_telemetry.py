@@ -454,6 +454,21 @@ async def test_every_batch_is_one_record_and_every_item_one_count() -> None:
     assert items == {(None, None): 80, ("ValueError", None): 10, (None, True): 10}
 
 
+async def test_flushing_an_empty_batcher_leaves_no_trace() -> None:
+    """Flush after every request, and most of them find nothing: no call, no span, no figure."""
+    sdk, handler = Sdk(), Recorder()
+    async with Batcher(handler, telemetry=sdk.telemetry(trace_items=True)) as batcher:
+        await batcher.flush()
+        await batcher.submit(1)
+        await batcher.flush()
+    assert handler.batches == [[1]]
+    assert sorted(span.name for span in sdk.all_spans()) == [
+        f"process {batcher.name}",
+        f"submit {batcher.name}",
+    ]
+    assert [point.count for point in sdk.points("microbatch.batch.size")] == [1]
+
+
 async def test_the_oldest_items_wait_is_recorded_by_the_loops_clock() -> None:
     """Once a batch, for the size or the wait that made it leave."""
     sdk = Sdk()
