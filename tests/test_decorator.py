@@ -49,14 +49,28 @@ async def test_a_decorated_function_closes_with_async_with() -> None:
         await echo(2)
 
 
-async def test_a_decorator_without_parentheses_says_so() -> None:
-    """A decorator used in the other way must not fail in silence at the first call."""
+async def test_a_decorator_works_without_parentheses() -> None:
+    """As decorators do that need no settings."""
 
-    async def echo(items: list[int]) -> list[int]:
-        return items
+    @batched
+    async def double(items: list[int]) -> list[int]:
+        return [item * 2 for item in items]
 
-    with pytest.raises(TypeError, match="batched"):
-        batched(echo)  # type: ignore[call-arg]
+    class Half:
+        @batched
+        async def get(self, items: list[int]) -> list[int]:
+            return [item // 2 for item in items]
+
+    half = Half()
+    assert await outcomes(double(1), half.get(6)) == [2, 3]
+    await double.aclose()
+    await half.get.aclose()
+
+
+async def test_what_is_no_function_is_refused_without_parentheses_too() -> None:
+    """A setting in the wrong place must not fail in silence until the first call."""
+    with pytest.raises(TypeError, match="handler must be a function that takes a list of items"):
+        batched(100)  # type: ignore[call-overload]
 
 
 class Repository:

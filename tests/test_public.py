@@ -125,7 +125,7 @@ def test_the_decorator_takes_the_same_settings() -> None:
 
     settings = [name for name, kind, _ in parameters(microbatch.Batcher) if kind == "*"]
     assert list(typing.get_type_hints(Settings)) == settings
-    assert parameters(microbatch.batched) == [("settings", "**", REQUIRED)]
+    assert parameters(microbatch.batched) == [("handler", "/", None), ("settings", "**", REQUIRED)]
 
 
 METHODS = {

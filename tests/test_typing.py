@@ -15,7 +15,7 @@ import pytest
 import microbatch
 
 HERE = Path(__file__).parent / "typing"
-CASES = [HERE / "cases.py", HERE / "layers_cases.py"]
+CASES = [HERE / "cases.py", HERE / "decorated_cases.py", HERE / "layers_cases.py"]
 REFUSED = [HERE / "refused.py", HERE / "layers_refused.py"]
 SOURCE = Path(microbatch.__file__).parent.parent
 

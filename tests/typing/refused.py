@@ -22,6 +22,11 @@ async def lookup(items: list[str]) -> list[int]:
     return [len(item) for item in items]
 
 
+@batched
+async def bare(items: list[str]) -> list[int]:
+    return [len(item) for item in items]
+
+
 async def calls() -> None:
     batcher = Batcher(lengths)
     await batcher.submit(5)  # refused
@@ -29,6 +34,8 @@ async def calls() -> None:
     text: str = await batcher.submit("a")  # refused
     await lookup(5)  # refused
     other: str = await lookup("a")  # refused
+    await lookup("a", "b")  # refused
+    await bare(5)  # refused
     print(text, other)
 
 
@@ -39,5 +46,7 @@ def settings() -> None:
     Batcher(lengths, 10)  # refused
     Batcher(lengths, weigh=lambda item: item.missing)  # refused
     Batcher(number)  # refused
+    batched(number)  # refused
+    batched(single)  # refused
     Retry(on="ValueError")  # refused
     Retry()  # refused
