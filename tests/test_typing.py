@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ import pytest
 import microbatch
 
 HERE = Path(__file__).parent / "typing"
-CASES = [HERE / "cases.py", HERE / "decorated_cases.py", HERE / "layers_cases.py"]
-REFUSED = [HERE / "refused.py", HERE / "layers_refused.py"]
+CASES = sorted(HERE.glob("*cases.py"))
+REFUSED = sorted(HERE.glob("*refused.py"))
 SOURCE = Path(microbatch.__file__).parent.parent
 
 pytestmark = pytest.mark.timeout(120)
@@ -40,7 +41,11 @@ def mypy(scratch: Path) -> Errors:
 def basedpyright(scratch: Path) -> Errors:
     """The same with pyright's strict rules."""
     files = [str(path) for path in CASES + REFUSED]
-    settings = {"include": files, "extraPaths": [str(SOURCE)], "typeCheckingMode": "strict"}
+    settings = {
+        "include": files,
+        "extraPaths": [str(SOURCE), sysconfig.get_path("purelib")],
+        "typeCheckingMode": "strict",
+    }
     (scratch / "pyrightconfig.json").write_text(json.dumps(settings), encoding="utf-8")
     command = [
         sys.executable,

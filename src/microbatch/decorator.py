@@ -4,12 +4,6 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Collection,
-)
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, Unpack, overload
 
 from ._single import About, Told
@@ -18,20 +12,14 @@ from .handler import kind_of
 
 if TYPE_CHECKING:
     import types
+    from collections.abc import Callable
+
+    from .handler import Results, Silent
 
 T = TypeVar("T")
 R = TypeVar("R")
 S = TypeVar("S")
 C = TypeVar("C")
-
-#: What a bulk function returns that has nothing to tell ...
-Silent = Awaitable[None] | None
-#: ... and one that has results.
-Results = (
-    Awaitable[Collection[R | Exception]]
-    | Collection[R | Exception]
-    | AsyncIterator[tuple[int, R | Exception]]
-)
 
 
 class Bound(Generic[T, R]):

@@ -6,7 +6,7 @@ import functools
 import inspect
 import threading
 import types
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -17,9 +17,19 @@ from . import _checks, batch
 from .errors import ResultCountError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
 E = TypeVar("E", bound=BaseException)
+R = TypeVar("R")
+
+#: What a handler returns that has nothing to tell ...
+Silent = Awaitable[None] | None
+#: ... and one that has results.
+Results = (
+    Awaitable[Collection[R | Exception]]
+    | Collection[R | Exception]
+    | AsyncIterator[tuple[int, R | Exception]]
+)
 Kind = Literal["async", "thread", "generator"]
 
 

@@ -1,4 +1,4 @@
-"""What type checkers must infer of layers, streams and files. Checked by test_layers_typing.py."""
+"""What type checkers must infer of layers, streams and files. Checked by test_typing.py."""
 
 from __future__ import annotations
 
@@ -56,6 +56,14 @@ async def select(items: list[Row]) -> list[tuple[int, str]]:
     return [(item.key, "") for item in items]
 
 
+async def rows(items: list[int]) -> list[Row]:
+    return [Row() for _ in items]
+
+
+def key_of(row: Row) -> int:
+    return row.key
+
+
 async def fetch(item: str) -> bytes:
     return item.encode()
 
@@ -98,6 +106,14 @@ async def batchers() -> None:
     assert_type(await Batcher(validated(rate_limited(plain, 1), check)).submit("a"), bytes)
     assert_type(await Batcher(per_item(fetch)).submit("a"), bytes)
     assert_type(await Batcher(by_key(find)).submit(1), Row)
+    assert_type(await Batcher(by_key(rows, row_key=lambda row: row.key)).submit(1), Row)
+    assert_type(await Batcher(by_key(rows, row_key=key_of), max_batch_size=5).submit(1), Row)
+    assert_type(await Batcher(bisecting(by_key(rows, row_key=key_of))).submit(1), Row)
+    assert_type(
+        await Batcher(by_key(select, key=key_of, row_key=lambda row: row[0])).submit(Row()),
+        tuple[int, str],
+    )
+    assert_type(await Batcher(routed({"a": lengths}, by=str)).submit("a"), int)
     assert_type(await Batcher(in_process(plain)).submit("a"), bytes)
     assert_type(await Batcher(atomic(bisecting(some_fail))).submit_many(["a"]), list[int])
 
@@ -125,10 +141,12 @@ async def streams(batcher: Batcher[str, int]) -> None:
         assert_type([outcome async for outcome in fed], list[Outcome[int]])
     async with map_batches(["a"], validated(lengths, check)) as checked:
         assert_type([outcome async for outcome in checked], list[Outcome[int]])
+    async with map_batches([1], by_key(rows, row_key=lambda row: row.key)) as found:
+        assert_type([outcome async for outcome in found], list[Outcome[Row]])
     async with map_batches(good([]), lengths) as passed:
         assert_type([outcome async for outcome in passed], list[Outcome[int]])
-    async with map_batches(read_rows("rows.csv", Row), nothing) as rows:
-        assert_type([outcome async for outcome in rows], list[Outcome[None]])
+    async with map_batches(read_rows("rows.csv", Row), nothing) as written:
+        assert_type([outcome async for outcome in written], list[Outcome[None]])
 
 
 async def files() -> None:

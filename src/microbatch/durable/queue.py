@@ -6,7 +6,7 @@ import os
 import secrets
 import sqlite3
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, Unpack, overload
 
 import aiosqlite
 import anyio
@@ -42,6 +42,22 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+class QueueSettings(TypedDict, total=False):
+    """The settings that every queue has; ``DurableQueue`` says what each means."""
+
+    queue: str
+    max_depth: int
+    max_file_bytes: int | None
+    key_ttl: float
+    result_ttl: float
+    keep_dead: int | None
+    keep_done: int | None
+    poll_interval: float
+    synchronous: str
+    name: str | None
+    telemetry: Telemetry | Literal[False] | None
+
+
 class DurableQueue(Administered[T], Generic[T, R]):
     """A queue of items on disk, without a handler.
 
@@ -75,12 +91,49 @@ class DurableQueue(Administered[T], Generic[T, R]):
         ValueError: If a setting is out of its range.
     """
 
+    # Types that are no classes (unions, Annotated ...) tell type checkers nothing: annotate the queue then.
+    @overload
+    def __init__(
+        self: DurableQueue[T, R],
+        path: str | os.PathLike[str],
+        *,
+        item_type: type[T],
+        result_type: type[R],
+        **settings: Unpack[QueueSettings],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: DurableQueue[T, Any],
+        path: str | os.PathLike[str],
+        *,
+        item_type: type[T],
+        result_type: Any = None,
+        **settings: Unpack[QueueSettings],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: DurableQueue[Any, R],
+        path: str | os.PathLike[str],
+        *,
+        item_type: Any,
+        result_type: type[R],
+        **settings: Unpack[QueueSettings],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: DurableQueue[Any, Any],
+        path: str | os.PathLike[str],
+        *,
+        item_type: Any,
+        result_type: Any = None,
+        **settings: Unpack[QueueSettings],
+    ) -> None: ...
     def __init__(
         self,
         path: str | os.PathLike[str],
         *,
-        item_type: type[T] | Any,
-        result_type: type[R] | Any = None,
+        item_type: Any,
+        result_type: Any = None,
         queue: str = "default",
         max_depth: int = 1_000_000,
         max_file_bytes: int | None = None,

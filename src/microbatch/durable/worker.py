@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, Unpack, overload
 
 import anyio
 import anyio.lowlevel
@@ -25,7 +25,7 @@ from .errors import QueueUnavailable
 from .hands import Hands
 from .neighbours import Neighbours
 from .outcomes import attempts_max
-from .queue import DurableQueue
+from .queue import DurableQueue, QueueSettings
 from .settling import Settling
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import aiosqlite
 
     from microbatch.adaptive import AdaptiveSize
+    from microbatch.handler import Results, Silent
     from microbatch.telemetry import Telemetry
 
 T = TypeVar("T")
@@ -51,6 +52,19 @@ _NEVER = 2**62
 _UNSET: Any = object()
 
 
+class BatcherSettings(QueueSettings, Generic[T, R], total=False):
+    """The settings of ``DurableBatcher``, which says what each means."""
+
+    max_batch_size: int | AdaptiveSize
+    max_wait: float
+    max_concurrency: int
+    partition: Callable[[T], Hashable] | None
+    retry: Retry | None
+    handler_timeout: float | None
+    drain_timeout: float | None
+    on_settle: Callable[[aiosqlite.Connection, list[T], list[R]], Awaitable[None]] | None
+
+
 class DurableBatcher(DurableQueue[T, R]):
     """Handles items in bulk that were committed to disk before: nothing acknowledged is ever lost.
 
@@ -62,7 +76,8 @@ class DurableBatcher(DurableQueue[T, R]):
         path: As for ``DurableQueue``.
         handler: The bulk function, as for ``Batcher``, generators and plain functions included.
         item_type: As for ``DurableQueue``.
-        result_type: As for ``DurableQueue``.
+        result_type: As for ``DurableQueue``: the type of the handler's results, which type checkers take
+            from the handler. Give it wherever results are anything but built-in values.
         queue: As for ``DurableQueue``.
         max_batch_size: As for ``Batcher``.
         max_wait: As for ``Batcher``: a claimed item waits no longer than this for company.
@@ -93,13 +108,34 @@ class DurableBatcher(DurableQueue[T, R]):
         ValueError: If a setting is out of its range.
     """
 
+    @overload
+    def __init__(
+        self: DurableBatcher[T, None],
+        path: str | os.PathLike[str],
+        handler: Callable[[list[T]], Silent],
+        *,
+        item_type: type[T] | Any,
+        result_type: Any = None,
+        **settings: Unpack[BatcherSettings[T, None]],
+    ) -> None: ...
+    # Unions, Annotated and others are no classes, hence Any: the handler alone says what T and R are.
+    @overload
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        handler: Callable[[list[T]], Results[R]],
+        *,
+        item_type: type[T] | Any,
+        result_type: type[R] | Any = None,
+        **settings: Unpack[BatcherSettings[T, R]],
+    ) -> None: ...
     def __init__(
         self,
         path: str | os.PathLike[str],
         handler: Callable[[list[T]], Any],
         *,
-        item_type: type[T] | Any,
-        result_type: type[R] | Any = None,
+        item_type: Any,
+        result_type: Any = None,
         queue: str = "default",
         max_batch_size: int | AdaptiveSize = 100,
         max_wait: float = 0.0,
@@ -108,7 +144,7 @@ class DurableBatcher(DurableQueue[T, R]):
         retry: Retry | None = None,
         handler_timeout: float | None = None,
         drain_timeout: float | None = 30.0,
-        on_settle: Callable[[aiosqlite.Connection, list[T], list[R]], Awaitable[None]]
+        on_settle: Callable[[aiosqlite.Connection, list[T], list[Any]], Awaitable[None]]
         | None = None,
         max_depth: int = 1_000_000,
         max_file_bytes: int | None = None,
