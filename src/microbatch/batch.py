@@ -170,8 +170,8 @@ class BatchInfo:
         self.attempts: tuple[int, ...] = (
             tuple(attempts[i] for i in chosen) if attempts else (1,) * self.size
         )
-        contexts = run.contexts
-        self.contexts: tuple[Context | None, ...] | None = (
+        contexts: Any = run.contexts  # where one is kept, all have one
+        self.contexts: tuple[Context, ...] | None = (
             None if contexts is None else tuple(contexts[i] for i in chosen)
         )
         self.job: Any = run.job

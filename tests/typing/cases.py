@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import Context
 from typing import TYPE_CHECKING, assert_type
 
 from microbatch import (
@@ -135,6 +136,7 @@ def inside() -> None:
     assert_type(batch, BatchInfo | None)
     if batch is not None:
         assert_type(batch.size, int)
+        assert_type(batch.contexts, tuple[Context, ...] | None)
         batch.resolve(0, "result")
 
 
