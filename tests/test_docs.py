@@ -7,10 +7,13 @@ import dataclasses
 import functools
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import BACKENDS
 
 import microbatch
 from microbatch import errors
@@ -224,19 +227,57 @@ def names_of_tests() -> set[str]:
     }
 
 
+def named_tests(text: str) -> set[str]:
+    """Return `file.py::function` of each test that a text names, with `file.py` where it names a whole file."""
+    return set(re.findall(r"tests/[\w/]+\.py(?:::\w+)?", text))
+
+
 @every_page
 def test_every_test_that_a_page_names_exists(page):
     """A guarantee is worth as much as the test that proves it."""
-    named = set(re.findall(r"tests/\w+\.py::\w+", page.read_text(encoding="utf-8")))
-    assert named - names_of_tests() == set()
+    text = page.read_text(encoding="utf-8")
+    files = {name.partition("::")[0] for name in names_of_tests()}
+    assert named_tests(text) - names_of_tests() - files == set()
+    functions = {name.partition("::")[2] for name in names_of_tests()}
+    assert set(re.findall(r"`(test_\w+)`", text)) - functions == set()
 
 
-def test_every_guarantee_names_a_test():
+def test_a_name_in_a_folder_below_tests_is_seen():
+    """Else a page could name any test of the durable mode."""
+    assert named_tests("`tests/durable/test_keys.py::test_x`, `tests/test_y.py`, each") == {
+        "tests/durable/test_keys.py::test_x",
+        "tests/test_y.py",
+    }
+
+
+@pytest.mark.parametrize(("title", "least"), [("Guarantees", 24), ("Durable mode", 12)])
+def test_every_guarantee_names_a_test(title, least):
     """What no test shows is not promised."""
+    guarantees = rows(sections(ROOT / "README.md")[title])[1:]
+    assert len(guarantees) >= least
+    files = {name.partition("::")[0] for name in names_of_tests()}
+    for guarantee, *_, shown_by in guarantees:
+        shown = named_tests(shown_by)
+        assert shown, guarantee
+        assert shown <= names_of_tests() | files, guarantee
+
+
+def test_every_guarantee_is_shown_on_every_event_loop():
+    """README says so; a test that runs on two of three loops shows it on two."""
     guarantees = rows(sections(ROOT / "README.md")["Guarantees"])[1:]
-    assert len(guarantees) >= 12
-    for guarantee, shown_by in guarantees:
-        assert "::test_" in shown_by, guarantee
+    named = {name for guarantee in guarantees for name in named_tests(guarantee[-1])}
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "", "-n", "0", *named]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    loops: dict[str, set[str]] = {name: set() for name in named}
+    for line in done.stdout.splitlines():
+        name, _, variant = line.partition("[")
+        if name in loops:
+            loops[name] |= {loop for loop in BACKENDS if loop in re.split(r"\W", variant)}
+    without = {name for name, found in loops.items() if not found}
+    assert without == {
+        "tests/test_misuse.py::test_a_bad_setting_is_refused_by_name_with_its_rule_and_what_came"
+    }
+    assert {name for name, found in loops.items() if 0 < len(found) < len(BACKENDS)} == set()
 
 
 def anchors(page: Path) -> set[str]:

@@ -13,7 +13,7 @@ import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import counted, outcome, programs, run, scaled, tasks_alive, turns
+from support import BACKENDS, counted, outcome, programs, run, scaled, tasks_alive, turns
 
 from microbatch import (
     Backoff,
@@ -58,7 +58,7 @@ def expected_batches(steps: list[Any], size: int, wait: float) -> list[tuple[flo
     return [*batches, (now, buffer)] if buffer else batches
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @given(
     # Sleeps in steps of 0.4 s never end at the same moment as a window of 1 s.
     steps=programs(st.tuples(st.sampled_from([0.0, 0.4, 0.8, 2.0]), st.integers(0, 7)), 12),
@@ -381,7 +381,7 @@ def run_program(backend: str, program: dict[str, Any]) -> None:
     run(backend, drive, program["steps"], settings, program["kind"])
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @given(program=PROGRAMS)
 def test_every_submit_ends_exactly_once_with_its_own_result(
     backend: str, program: dict[str, Any]
@@ -392,7 +392,7 @@ def test_every_submit_ends_exactly_once_with_its_own_result(
 
 @pytest.mark.soak
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=scaled(1000))
 @given(program=PROGRAMS)
 def test_a_thousand_programs_end_every_submit_exactly_once(
@@ -402,7 +402,7 @@ def test_a_thousand_programs_end_every_submit_exactly_once(
     run_program(backend, program)
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @given(
     gaps=programs(st.sampled_from([0.0, 0.0, 0.1, 0.7]), 30),
     size=st.integers(1, 4),
