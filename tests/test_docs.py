@@ -209,6 +209,14 @@ def test_documented_attributes_are_the_codes(page, title, cls):
     assert set(documented(REFERENCE / page, title)) == fields
 
 
+def test_documented_attributes_of_a_batch_are_the_codes():
+    """Handlers and layers are written against them."""
+    shown = set(documented(REFERENCE / "batcher.md", "BatchInfo"))
+    code = {name for name in dir(microbatch.BatchInfo) if name[0] != "_"}
+    assert shown == code - {"resolve"}
+    assert "`resolve(index, result)`" in sections(REFERENCE / "batcher.md")["BatchInfo"]
+
+
 def test_documented_attributes_of_reports_are_the_codes():
     """The summary's words are the same on the page and in the code."""
     shown = set(documented(REFERENCE / "outcomes.md", "BatchReport"))
