@@ -766,7 +766,7 @@ async def test_what_the_progress_callback_raises_ends_the_stream() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"source": 3}, TypeError, "source must be an iterable or async iterable, got 3"),
+        ({"source": 3}, TypeError, "source must be an iterable or async iterable of items, got 3"),
         ({"handler": 3}, TypeError, "handler must be a function that takes a list of items, got 3"),
         ({"max_batch_size": 0}, ValueError, "max_batch_size must be at least 1, got 0"),
         ({"max_concurrency": 0}, ValueError, "max_concurrency must be at least 1, got 0"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import math
 from collections.abc import (
     AsyncGenerator,
@@ -16,31 +14,26 @@ from collections.abc import (
     Sized,
 )
 from dataclasses import dataclass
-from itertools import repeat
 from typing import TYPE_CHECKING, Any, Generic, Self, TypedDict, TypeVar, Unpack, cast, overload
 
 import anyio
-import anyio.to_thread
 
 from . import _checks
-from ._sources import AsyncReader, Reader, are_values, reader_of, successes
+from ._sources import SECONDS_TO_CLOSE, checked_source, reader_of
+from ._stream_calls import handling, outcomes_of, unwrap
 from .batcher import Batcher
 from .errors import BatchFailed
-from .handler import bulk, copy_exception, kind_of, name_of, results_of
-from .layers._passing import crash_of, is_asked_for
-from .layers._withheld import without_batcher
-from .outcome import BatchReport, Outcome, outcome_of
+from .outcome import BatchReport, Outcome
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from .batch import Reason
 
 __all__ = ["OutcomeStream", "Progress", "map_batches"]
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-#: Seconds that leaving waits for a source to close: enough for a file or a cursor, and a bound.
-_SECONDS_TO_CLOSE = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +82,7 @@ class Options(TypedDict, total=False):
     """The keyword arguments of `map_batches`, which says what each means."""
 
     max_batch_size: int
+    max_wait: float | None
     max_concurrency: int
     ordered: bool
     total: int | None
@@ -138,6 +132,7 @@ def map_batches(
     handler: Any,
     *,
     max_batch_size: int = 1000,
+    max_wait: float | None = None,
     max_concurrency: int = 4,
     ordered: bool = True,
     total: int | None = None,
@@ -153,7 +148,8 @@ def map_batches(
 
     At most ``max_concurrency + 1`` batches are held at any time, from the reading of a batch's
     first item until its last outcome is taken: a slow handler or a slow consumer stops the reading,
-    a slow source leaves handlers idle. Every item that was read has an outcome, in the source's
+    a slow source leaves handlers idle. With ``max_wait`` an asynchronous source may give one item
+    more, which it was asked for when the batch left. Every item that was read has an outcome, in the source's
     order or as batches end. A handler call that raises fails its items, each with a copy; it does
     not end the stream.
 
@@ -173,6 +169,10 @@ def map_batches(
         max_batch_size: Items read, and given to the handler, together, at least 1. A Batcher cuts
             them into batches of its own. At 1000 what a batch costs is small beside what its items
             cost.
+        max_wait: Seconds that a batch's first item waits for company, at least 0: then the batch
+            leaves with what a slow source has given. None: until the batch is full or the source
+            ends; for a Batcher with a ``max_wait`` above 0, that one, once for both. The time that
+            an item waits for room does not count. A plain iterable is looked at after each item.
         max_concurrency: Handler calls at the same time, at least 1. Four keep a database busy
             without crowding it (a choice).
         ordered: True: outcomes in the source's order. False: as batches end.
@@ -190,8 +190,7 @@ def map_batches(
             that in a Batcher.
         ValueError: If a number is out of its range.
     """
-    if not isinstance(source, (Iterable, AsyncIterable)):
-        raise TypeError(f"source must be an iterable or async iterable, got {source!r}")
+    checked_source("source", source)
     if total is None and isinstance(source, Sized):
         total = len(source)
     elif total is not None:
@@ -200,6 +199,9 @@ def map_batches(
         source,
         handler,
         size=_checks.whole_number("max_batch_size", max_batch_size, 1),
+        max_wait=_wait_of(handler)
+        if max_wait is None
+        else _checks.number("max_wait", max_wait, minimum=0),
         concurrency=_checks.whole_number("max_concurrency", max_concurrency, 1),
         ordered=_checks.flag("ordered", ordered),
         total=total,
@@ -209,14 +211,20 @@ def map_batches(
     )
 
 
+def _wait_of(handler: Any) -> float | None:
+    """Return how long a batcher lets items wait; None if it is none, or lets them not wait."""
+    return (handler._max_wait or None) if isinstance(handler, Batcher) else None  # noqa: SLF001
+
+
 class _Batch:
     """The items of one handler call, then their outcomes."""
 
-    __slots__ = ("done", "items", "outcomes", "start")
+    __slots__ = ("done", "items", "outcomes", "reason", "start")
 
-    def __init__(self, start: int, items: list[Any]) -> None:
+    def __init__(self, start: int, items: list[Any], reason: Reason) -> None:
         self.start = start
         self.items = items
+        self.reason = reason
         self.outcomes: list[Outcome[Any]] = []
         self.done = anyio.Event()
 
@@ -237,6 +245,7 @@ class OutcomeStream(Generic[R]):
         handler: Any,
         *,
         size: int,
+        max_wait: float | None,
         concurrency: int,
         ordered: bool,
         total: int | None,
@@ -246,8 +255,9 @@ class OutcomeStream(Generic[R]):
     ) -> None:
         self.progress: Progress = Progress(total=total)
         self._source = source
-        self._handle = _handling(handler)
+        self._handle = handling(handler)
         self._size = size
+        self._max_wait = max_wait
         self._concurrency = concurrency
         self._ordered = ordered
         self._on_progress = on_progress
@@ -318,17 +328,20 @@ class OutcomeStream(Generic[R]):
 
     async def _read(self) -> None:
         """Read batches as room allows, and start each when a slot is free."""
-        source = reader_of(self._source)
+        source = reader_of(self._source, max_wait=self._max_wait)
+        self._tasks.start_soon(source.run)
         start = 0
         try:
             async with anyio.create_task_group() as calls:
                 while not source.ended:
                     await self._room.acquire()
-                    items = await self._next(source)
+                    if self._error is not None:  # an item has failed that ends the stream
+                        break
+                    items = await source.read(self._size)
                     if not items:
                         break
                     await self._slots.acquire()
-                    batch = _Batch(start, items)
+                    batch = _Batch(start, items, self._reason_of(len(items), ended=source.ended))
                     start += len(items)
                     if self._ordered:
                         self._ready.send_nowait(batch)
@@ -336,23 +349,21 @@ class OutcomeStream(Generic[R]):
             if self._on_progress is not None and self.progress.done != self._progress_told:
                 self._on_progress(self.progress)
         finally:
-            with anyio.move_on_after(_SECONDS_TO_CLOSE, shield=True):
+            with anyio.move_on_after(SECONDS_TO_CLOSE, shield=True):
                 await source.close()
         if self._error is None:
             self._error = source.error
         self._ready.close()
 
-    async def _next(self, source: Reader | AsyncReader) -> list[Any]:
-        """Read a batch, unless an item has failed that ends the stream."""
-        return [] if self._error is not None else await source.read(self._size)
+    def _reason_of(self, count: int, *, ended: bool) -> Reason:
+        return "size" if count == self._size else "close" if ended else "wait"
 
     async def _run(self, batch: _Batch) -> None:
         """Handle one batch."""
-        reason = "size" if len(batch.items) == self._size else "close"
-        values, failed, ids = _unwrap(batch.items)
-        results: list[Any] = await self._handle(values, reason) if values else []
+        values, failed, ids = unwrap(batch.items)
+        results: list[Any] = await self._handle(values, batch.reason) if values else []
         batch.items = []
-        batch.outcomes, bad = _outcomes_of(batch.start, results, failed, ids)
+        batch.outcomes, bad = outcomes_of(batch.start, results, failed, ids)
         self._slots.release()
         self._count(batch.outcomes, bad)
         batch.done.set()
@@ -379,97 +390,6 @@ class OutcomeStream(Generic[R]):
         if self._on_progress is not None and now.done // every > self._progress_told // every:
             self._progress_told = now.done
             self._on_progress(now)
-
-
-def _handling(handler: Any) -> Callable[[list[Any], Any], Awaitable[list[Any]]]:
-    """Return what handles a batch and gives a result or an outcome for each item."""
-    if isinstance(handler, Batcher):
-
-        async def submit(items: list[Any], _: Any) -> list[Any]:
-            try:
-                return list(await handler.submit_many_report(items))
-            except Exception as error:  # noqa: BLE001 - it is closed, or the like
-                return [copy_exception(error) for _ in items]
-
-        return submit
-    name = name_of(handler)
-    call = _in_own_thread(handler) if kind_of(handler) == "thread" else bulk(handler)
-
-    async def handle(items: list[Any], reason: Any) -> list[Any]:
-        count = len(items)
-        with without_batcher(items, reason) as early:
-            try:
-                results = await call(items)
-            except Exception as error:  # noqa: BLE001 - the handler's: it fails its items
-                results = [copy_exception(error) for _ in range(count)]
-            except anyio.get_cancelled_exc_class() as error:
-                if is_asked_for():
-                    raise
-                results = [crash_of(name, error) for _ in range(count)]
-        for index, result in early.items():
-            results[index] = result
-        return results
-
-    return handle
-
-
-def _in_own_thread(handler: Any) -> Callable[[list[Any]], Awaitable[list[Any]]]:
-    """Call a plain function in a thread that is waited for even if nobody wants its results."""
-
-    async def call(items: list[Any]) -> list[Any]:
-        count = len(items)
-        limiter = anyio.CapacityLimiter(1)
-        # In a tuple: trio takes a function that returns a coroutine for a mistake.
-        work = lambda: (handler(items),)  # noqa: E731
-        (returned,) = await anyio.to_thread.run_sync(work, limiter=limiter)
-        if inspect.isawaitable(returned):
-            returned = await returned
-        return results_of(returned, count)
-
-    return call
-
-
-def _unwrap(items: list[Any]) -> tuple[list[Any], dict[int, Outcome[Any]], list[Any] | None]:
-    """Return what the handler gets, which items failed before, and the ids that they came with."""
-    if not any(issubclass(kind, Outcome) for kind in set(map(type, items))):
-        return list(items), {}, None
-    failed: dict[int, Outcome[Any]] = {}
-    values: list[Any] = []
-    ids: list[Any] = []
-    for position, item in enumerate(items):
-        if not isinstance(item, Outcome):
-            values.append(item)
-            ids.append(None)
-        elif item.ok:
-            values.append(item.value)
-            ids.append(item.id)
-        else:
-            failed[position] = item
-            ids.append(item.id)
-    return values, failed, ids
-
-
-def _outcomes_of(
-    start: int,
-    results: list[Any],
-    failed: dict[int, Outcome[Any]],
-    ids: list[Any] | None,
-) -> tuple[list[Outcome[Any]], list[Outcome[Any]]]:
-    """Return a batch's outcomes, in its order and indexed from ``start``; and those without value."""
-    if failed:
-        found = iter(results)
-        count = len(results) + len(failed)
-        results = [failed[i] if i in failed else next(found) for i in range(count)]
-    if are_values(results):
-        return successes(start, results, ids), []
-    outcomes: list[Outcome[Any]] = []
-    for index, (result, own_id) in enumerate(zip(results, ids or repeat(None)), start):  # noqa: B905
-        if isinstance(result, Outcome):
-            own_id = result.id if ids is None else own_id  # noqa: PLW2901
-            outcomes.append(dataclasses.replace(result, index=index, id=own_id))
-        else:
-            outcomes.append(outcome_of(index, result, id=own_id))
-    return outcomes, [outcome for outcome in outcomes if not outcome.ok]
 
 
 def _alone(group: BaseExceptionGroup[BaseException]) -> BaseException:
