@@ -13,19 +13,21 @@ import json
 import random
 import threading
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anyio
 import msgspec
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import run
 
-from microbatch import ItemError, Outcome, Skipped, _rows
+from microbatch import ItemError, Outcome, _input
 from microbatch.files import read_rows, write_rows
 from microbatch.streaming import map_batches
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real_time, pytest.mark.timeout(180)]
 
@@ -107,7 +109,7 @@ async def test_the_size_of_the_blocks_changes_nothing(
     ]
     path = tmp_path / f"rows.{suffix}"
     await write_rows(path, rows)
-    monkeypatch.setattr(_rows, "BLOCK_BYTES", size)
+    monkeypatch.setattr(_input, "BLOCK_BYTES", size)
     outcomes = await collect(path)
     if suffix == "csv":
         assert [o.value["text"] for o in outcomes] == [row["text"] for row in rows]
@@ -268,7 +270,7 @@ async def test_every_bad_element_of_a_json_array_is_told(tmp_path: Path) -> None
         ("[1, 2", "line 1: ',' or ']' is expected after an element; the rest", 1),
         ("[" * 100_000, "line 1: maximum recursion depth exceeded", 0),
         ("[1]\n[2]", "line 2: more follows after the JSON array", 1),
-        (b"[1, \xff]", "after line 1: 'utf-8' codec can't decode byte 0xff", 0),
+        (b"[1, \xff]", "line 1: it is not UTF-8; the rest of the array cannot be read", 1),
     ],
 )
 async def test_a_json_array_that_breaks_off_raises_after_what_was_whole(
@@ -337,39 +339,20 @@ async def test_any_type_that_msgspec_knows_will_do(tmp_path: Path) -> None:
         read_rows(tmp_path / "rows.json", list[int] | set[int])
 
 
-async def test_a_row_without_end_does_not_fill_the_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It becomes a bad row, or in a JSON array the end."""
-    monkeypatch.setattr(_rows, "BLOCK_BYTES", 64)
-    monkeypatch.setattr(_rows, "ROW_BYTES_MAX", 256)
-    path = tmp_path / "rows.ndjson"
-    path.write_text('"a"\n"' + "b" * 5000 + '"\n"c"\n"' + "d" * 5000)
-    outcomes = await collect(path)
-    assert [outcome.value for outcome in outcomes] == ["a", None, "c", None]
-    path = tmp_path / "rows.csv"
-    path.write_text("a,b\n1," + "x" * 1000 + ",y\n2,3\n")
-    outcomes = await collect(path)
-    assert outcomes[-1].value == {"a": "2", "b": "3"}
-    assert len(outcomes[0].value["b"]) < 400
-    path = tmp_path / "rows.json"
-    path.write_text('["' + "x" * 1000 + '"]')
-    with pytest.raises(ValueError, match="line 1: an element has more than 256 characters"):
-        await collect(path)
-
-
 # --- formats ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("rows.xml", None), ("rows", None), ("a.csv", "tsv"), ("x.gz", None), ("a.csv", "a.csv")],
+    [("rows.xml", None), ("rows", None), ("a.csv", "xml"), ("x.gz", None), ("a.csv", "a.csv")],
 )
 async def test_an_unknown_format_is_refused_with_the_known_ones(
     name: str, kind: str | None
 ) -> None:
     """When it is called, not at the first row."""
-    known = "is not known: known are csv, json, ndjson, csv.gz, json.gz, ndjson.gz"
+    known = (
+        "is not known: known are csv, tsv, json, ndjson, jsonl, csv.gz, tsv.gz, json.gz, ndjson.gz"
+    )
     with pytest.raises(ValueError, match=known):
         read_rows(name, format=kind)
     with pytest.raises(ValueError, match=known):
@@ -425,158 +408,26 @@ async def test_rows_are_parsed_off_the_event_loop(tmp_path: Path) -> None:
     assert threading.get_ident() not in threads
 
 
-async def test_an_iteration_left_early_closes_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By aclosing, by a stream, and by a cancellation in the middle of a block."""
-    files: list[Any] = []
-    real = Path.open
-    monkeypatch.setattr(Path, "open", lambda *a, **k: files.append(real(*a, **k)) or files[-1])
+async def test_an_iteration_left_early_closes_the_file(tmp_path: Path) -> None:
+    """By aclosing, and by a stream."""
     path = tmp_path / "rows.ndjson"
     await write_rows(path, range(10_000))
+
+    def is_open() -> bool:
+        return str(path) in {file.path for file in psutil.Process().open_files()}
+
     async with contextlib.aclosing(read_rows(path)) as rows:
         async for _ in rows:
+            assert is_open()
             break
-    assert len(files) == 2
-    assert all(file.closed for file in files)
+    assert not is_open()
 
     async def handler(items: list[int]) -> None: ...
 
     async with map_batches(read_rows(path), handler, max_batch_size=10) as outcomes:
         async for _ in outcomes:
             break
-    assert len(files) == 3
-    assert files[-1].closed
-
-    reading = threading.Event()
-
-    class Slow:
-        def read(self, _: int) -> bytes:
-            reading.set()
-            threading.Event().wait(0.05)
-            return b"1\n"
-
-        closed = False
-
-        def close(self) -> None:
-            self.closed = True
-
-    slow = Slow()
-    monkeypatch.setattr(Path, "open", lambda *a, **k: slow)
-    with anyio.move_on_after(0.12) as scope:
-        async for _ in read_rows(path):
-            pass
-    assert scope.cancelled_caught
-    assert reading.is_set()
-    assert slow.closed
-
-
-# --- writing ----------------------------------------------------------------------------------------------------
-
-
-async def test_a_file_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
-    """Until then the older one is there; if anything fails nothing is left of the new one."""
-    path = tmp_path / "rows.ndjson"
-    await write_rows(path, ["old"])
-    seen: list[list[str]] = []
-
-    async def rows(count: int, error: Exception | None) -> Any:
-        for n in range(count):
-            if n in {1, 2500}:
-                names = sorted(entry.name for entry in tmp_path.iterdir())
-                seen.append(names)
-                assert path.read_text() == '"old"\n'
-            yield n
-        if error is not None:
-            raise error
-
-    with pytest.raises(LookupError, match="no more"):
-        await write_rows(path, rows(2600, LookupError("no more")))
-    assert list(tmp_path.iterdir()) == [path]
-    assert path.read_text() == '"old"\n'
-    assert [len(names) for names in seen] == [2, 2]
-    assert seen[0][0].startswith(".rows.ndjson.")
-    assert seen[0][0].endswith(".part")
-    assert await write_rows(path, rows(2600, None)) == 2600
-    assert len(path.read_text().splitlines()) == 2600
-    assert list(tmp_path.iterdir()) == [path]
-
-
-async def test_a_cancelled_writing_leaves_nothing(tmp_path: Path) -> None:
-    """And closes the rows' source."""
-    closed = False
-
-    async def rows() -> Any:
-        nonlocal closed
-        try:
-            yield 1
-            scope.cancel()
-            await anyio.sleep_forever()
-        finally:
-            closed = True
-
-    with anyio.CancelScope() as scope:
-        await write_rows(tmp_path / "rows.json.gz", rows())
-    assert scope.cancelled_caught
-    assert closed
-    assert list(tmp_path.iterdir()) == []
-
-
-async def test_outcomes_can_be_written_and_a_failed_one_raises(tmp_path: Path) -> None:
-    """Left out it would be missing from the file, and nobody would know."""
-    path = tmp_path / "rows.json"
-    assert await write_rows(path, [Outcome(0, True, {"a": 1}), {"a": 2}]) == 2
-    assert json.loads(path.read_text()) == [{"a": 1}, {"a": 2}]
-    with pytest.raises(Skipped, match="old"):
-        await write_rows(path, [Outcome(0, False, None, Skipped("old"), True)])
-
-
-@pytest.mark.parametrize(
-    ("rows", "error", "message"),
-    [
-        (
-            [{"a": 1}, {"b": 1}],
-            ValueError,
-            r"row 2 has the fields \['b'\], the first row had \['a'\]",
-        ),
-        ([{"a": 1}, {"a": [1]}], TypeError, "row 2: 'a' is a list, which CSV cannot hold"),
-        ([{"a": {}}], TypeError, "row 1: 'a' is a dict, which CSV cannot hold"),
-        ([{"a": 1}, 3], TypeError, "row 2 must be a mapping, a Struct or a dataclass, got 3"),
-        ([{"a": object()}], TypeError, "object"),
-    ],
-)
-async def test_rows_that_csv_cannot_hold_are_named(
-    rows: list[Any], error: type[Exception], message: str, tmp_path: Path
-) -> None:
-    """By their number; nothing is left of the file."""
-    with pytest.raises(error, match=message):
-        await write_rows(tmp_path / "rows.csv", rows)
-    assert list(tmp_path.iterdir()) == []
-
-
-async def test_columns_of_later_rows_may_stand_in_another_order(tmp_path: Path) -> None:
-    """They are told by their names."""
-    path = tmp_path / "rows.csv"
-    await write_rows(path, [{"a": 1, "b": 2}, {"b": 4, "a": 3}])
-    assert path.read_bytes() == b"a,b\r\n1,2\r\n3,4\r\n"
-
-
-async def test_a_disk_that_is_full_is_told_and_nothing_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The error of the write, not that of closing after it."""
-
-    class Full:
-        def write(self, _: Any) -> int:
-            raise OSError(28, "No space left on device")
-
-        def close(self) -> None:
-            raise OSError("and again")
-
-    monkeypatch.setattr(Path, "open", lambda *a, **k: Full())
-    with pytest.raises(OSError, match="No space left"):
-        await write_rows(tmp_path / "rows.ndjson", [1])
-    assert list(tmp_path.iterdir()) == []
+    assert not is_open()
 
 
 # --- a pipeline -------------------------------------------------------------------------------------------------
