@@ -8,16 +8,15 @@ import json
 import os
 import resource
 import signal
-from typing import TYPE_CHECKING, Any
+import stat
+from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 
 from microbatch import Outcome, Skipped
-from microbatch.files import write_rows
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from microbatch.files import read_rows, write_rows
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real_time, pytest.mark.timeout(180)]
 
@@ -128,3 +127,173 @@ async def test_a_disk_that_is_full_is_told_and_nothing_is_left(suffix: str, tmp_
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
         signal.signal(signal.SIGXFSZ, before)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- what was there before --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o666])
+async def test_a_file_that_is_replaced_passes_on_its_mode(mode: int, tmp_path: Path) -> None:
+    """What only its owner could read must not be everybody's because it was written anew."""
+    path = tmp_path / "rows.csv.gz"
+    path.touch()
+    path.chmod(mode)
+    await write_rows(path, [{"a": 1}])
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert path.stat().st_size > 0
+
+
+async def test_what_is_written_is_never_more_open_than_the_file_before(tmp_path: Path) -> None:
+    """Not under its temporary name either."""
+    path = tmp_path / "rows.ndjson"
+    path.touch()
+    path.chmod(0o600)
+
+    def rows() -> Any:
+        for entry in tmp_path.iterdir():
+            yield stat.S_IMODE(entry.stat().st_mode)
+
+    assert await write_rows(path, rows()) == 2
+    assert path.read_text() == f"{0o600}\n{0o600}\n"
+
+
+async def test_a_new_file_has_the_mode_that_new_files_have(tmp_path: Path) -> None:
+    """As the process's mask has it."""
+    mask = os.umask(0o027)
+    try:
+        await write_rows(tmp_path / "rows.ndjson", [1])
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "rows.ndjson").stat().st_mode) == 0o640
+
+
+async def test_a_file_that_is_replaced_passes_on_its_owner(tmp_path: Path) -> None:
+    """Else a job of root's would lock the owner out."""
+    path = tmp_path / "rows.ndjson"
+    path.touch()
+    owner = (12345, 23456) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    os.chown(path, *owner)  # only root may give a file away
+    path.chmod(0o600)
+    await write_rows(path, [1])
+    found = path.stat()
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (*owner, 0o600)
+
+
+@pytest.mark.parametrize("there", [True, False])
+async def test_a_link_stays_and_its_file_is_replaced(there: bool, tmp_path: Path) -> None:
+    """In the folder where that is, whole or not at all; a link to a file that is still to come too."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    target = folder / "today.ndjson"
+    if there:
+        target.write_text('"old"\n')
+    link, second = tmp_path / "rows.ndjson", tmp_path / "again.ndjson"
+    link.symlink_to(Path("data") / "today.ndjson")
+    second.symlink_to(link)
+    with pytest.raises(ZeroDivisionError):
+        await write_rows(second, (1 // n for n in [1, 0]))
+    assert target.exists() == there
+    await write_rows(second, ["new"])
+    assert second.is_symlink()
+    assert link.is_symlink()
+    assert target.read_text() == '"new"\n'
+    assert sorted(entry.name for entry in tmp_path.rglob("*")) == [
+        "again.ndjson",
+        "data",
+        "rows.ndjson",
+        "today.ndjson",
+    ]
+
+
+async def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    """A pipe that became a file would cut off its readers; a folder would be told of after all the rows."""
+    pipe, folder = tmp_path / "pipe.csv", tmp_path / "folder.csv"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    taken = iter([{"a": 1}])
+    with pytest.raises(OSError, match="it is no file, so nothing can take its place"):
+        await write_rows(pipe, taken)
+    with pytest.raises(IsADirectoryError):
+        await write_rows(folder, taken)
+    assert next(taken) == {"a": 1}
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder.csv", "pipe.csv"]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+async def test_a_long_name_can_be_written(tmp_path: Path) -> None:
+    """The temporary one is not longer than names may be."""
+    path = tmp_path / f"{'ü' * 124}.jsonl"  # 254 bytes of 255
+    await write_rows(path, [1])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+async def test_the_temporary_name_does_not_stand_in_the_gzip(tmp_path: Path) -> None:
+    """``gunzip -N`` would give it to the file."""
+    path = tmp_path / "rows.ndjson.gz"
+    await write_rows(path, [1])
+    assert b".part" not in path.read_bytes()
+    assert b"rows" not in path.read_bytes()
+
+
+# --- what can be written ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "ndjson"])
+async def test_a_character_that_the_encoding_has_not_is_told_with_its_row(
+    suffix: str, tmp_path: Path
+) -> None:
+    """A question mark in its place would be another row."""
+    rows = [{"a": "ö"}] * 1500 + [{"a": "5 €"}]
+    message = "row 1501 has '€', which latin-1 cannot hold"
+    with pytest.raises(ValueError, match=message):
+        await write_rows(tmp_path / f"rows.{suffix}", rows, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"row 2 has '\\ud800', which utf-8 cannot hold"):
+        await write_rows(tmp_path / f"rows.{suffix}", [{"a": "ö"}, {"a": "\ud800"}])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, r"the last column of CSV must have a name, got the fields \[\]"),
+        ({"a": 1, "": 2}, r"the last column of CSV must have a name, got the fields \['a', ''\]"),
+        ({1: 1, "1": 2}, "the columns of CSV must differ in their names, got the fields"),
+    ],
+)
+async def test_columns_that_could_not_be_read_back_are_refused(
+    fields: Any, message: str, tmp_path: Path
+) -> None:
+    """A row of no cells is a blank line, which is no row."""
+    with pytest.raises(ValueError, match=message):
+        await write_rows(tmp_path / "rows.csv", [fields])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"delimiter": ";;"}, ValueError, "delimiter must be one character, .* got ';;'"),
+        ({"delimiter": '"'}, ValueError, "delimiter must be one character, no quote"),
+        ({"delimiter": 9}, TypeError, "delimiter must be a str or None, got 9"),
+        (
+            {"delimiter": ";", "format": "jsonl"},
+            ValueError,
+            "delimiter is for csv and tsv, got ';' for",
+        ),
+        ({"encoding": "klingon"}, ValueError, "must be a text encoding of Python, got 'klingon'"),
+        ({"encoding": "hex"}, ValueError, "encoding must be a text encoding of Python, got 'hex'"),
+        ({"encoding": 8}, TypeError, "encoding must be a str or None, got 8"),
+        ({"format": 8}, TypeError, "format must be a str or None, got 8"),
+        ({"path": 8}, TypeError, "path must be a str or a path, got a int"),
+        ({"path": b"rows.csv"}, TypeError, "path must be a str or a path, got a bytes"),
+        ({"path": {"a": 1}}, TypeError, "path must be a str or a path, got a dict"),
+    ],
+)
+async def test_bad_arguments_are_refused_by_name(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    """When they are given, in reading and in writing."""
+    given = {"path": "rows.csv"} | arguments
+    with pytest.raises(error, match=message):
+        read_rows(**given)
+    with pytest.raises(error, match=message):
+        await write_rows(rows=[], **given)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any
 
 import anyio
@@ -182,7 +184,9 @@ async def test_no_more_than_one_item_is_read_beyond_the_bound() -> None:
         await anyio.sleep(1800)
         assert source.given == held
     assert source.closed
-    assert sum(handler.batches, []) == list(range(len(sum(handler.batches, []))))
+    assert functools.reduce(operator.iadd, handler.batches, []) == list(
+        range(len(functools.reduce(operator.iadd, handler.batches, [])))
+    )
 
 
 async def test_an_item_that_waited_for_room_waits_for_company_all_the_same() -> None:

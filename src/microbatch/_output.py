@@ -81,7 +81,6 @@ def _file_at(path: Path) -> os.stat_result | None:
 
 def _take_after(old: os.stat_result, descriptor: int) -> None:
     """Give a new file the mode of the one that it will replace, and its owner if that is allowed."""
-    if (old.st_uid, old.st_gid) != (os.geteuid(), os.getegid()):
-        with contextlib.suppress(PermissionError):
-            os.fchown(descriptor, old.st_uid, old.st_gid)
+    with contextlib.suppress(PermissionError):
+        os.fchown(descriptor, old.st_uid, old.st_gid)
     os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
