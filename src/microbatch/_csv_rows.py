@@ -76,7 +76,7 @@ class CsvRows:
         rows = csv.reader(chain(source, _no_more()), strict=True, delimiter=self._delimiter)
         before, skipped = self._line, 0
         names, decode, good = self._names, self._decode, self._found.good
-        plain = len(names) if len(names) == self._columns and not self._undecodable else -1
+        plain = self._plain_width()
         while True:
             first = rows.line_num + skipped
             line = self._line = before + first
@@ -97,9 +97,7 @@ class CsvRows:
             if len(cells) != plain:
                 if cells:
                     self._take(cells)
-                    names = self._names
-                    sound = len(names) == self._columns and not self._undecodable
-                    plain = len(names) if sound else -1
+                    names, plain = self._names, self._plain_width()
                 continue
             row = dict(zip(names, cells))  # noqa: B905 - counted already
             try:
@@ -108,6 +106,11 @@ class CsvRows:
                 self._found.bad(line, error, row)
             else:
                 good(line, value)
+
+    def _plain_width(self) -> int:
+        """Return how many cells a row has that needs no second look; -1 if every row needs one."""
+        count = len(self._names)
+        return count if 0 < count == self._columns and not self._undecodable else -1
 
     def _take_long(self, lines: list[str], first: int, whole: int) -> int | None:
         """Take the row that begins in this line; return where the next one begins, if it ends."""
