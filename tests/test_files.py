@@ -433,10 +433,11 @@ async def test_an_iteration_left_early_closes_the_file(tmp_path: Path) -> None:
 # --- a pipeline -------------------------------------------------------------------------------------------------
 
 
-async def test_a_file_a_handler_and_a_file_make_a_pipeline(tmp_path: Path) -> None:
-    """CSV in, changed CSV out, 20,000 rows; bad ones keep their line number."""
+@pytest.mark.parametrize("count", [5_000, pytest.param(100_000, marks=pytest.mark.soak)])
+async def test_a_file_a_handler_and_a_file_make_a_pipeline(count: int, tmp_path: Path) -> None:
+    """CSV in, changed CSV out; bad ones keep their line number."""
     generator = random.Random(7)
-    rows = [{"id": n, "price": generator.randrange(10_000)} for n in range(20_000)]
+    rows = [{"id": n, "price": generator.randrange(10_000)} for n in range(count)]
     source, target = tmp_path / "in.csv", tmp_path / "out.csv.gz"
     await write_rows(source, rows)
     with source.open("a") as file:
@@ -460,6 +461,6 @@ async def test_a_file_a_handler_and_a_file_make_a_pipeline(tmp_path: Path) -> No
                 else:
                     bad.append(outcome.id)
 
-        assert await write_rows(target, good()) == 20_000
-    assert bad == [20_002]
+        assert await write_rows(target, good()) == count
+    assert bad == [count + 2]
     assert values(await collect(target, Row)) == [Row(r["id"], r["price"] + 1) for r in rows]
