@@ -16,6 +16,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from microbatch._input import Input
 from microbatch.files import read_rows
 from microbatch.streaming import map_batches
 
@@ -109,6 +110,16 @@ async def test_a_pipe_that_nobody_writes_to_yet_is_waited_for(tmp_path: Path) ->
             await anyio.sleep(0.001)
             await anyio.to_thread.run_sync(path.write_bytes, b"1\n2")
     assert found == [1, 2]
+
+
+async def test_a_pipe_that_another_reader_emptied_has_not_ended(pipe: Any) -> None:
+    """It was readable a moment ago, and is not."""
+    path, write = pipe
+    file = Input(path, zipped=False)
+    assert (file.read(), file.ended) == (b"", False)
+    write(b"1\n")
+    assert (file.read(), file.ended) == (b"1\n", False)
+    file.close()
 
 
 async def test_a_terminal_gives_its_lines_as_they_are_typed() -> None:

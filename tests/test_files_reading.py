@@ -15,6 +15,11 @@ import msgspec
 import pytest
 
 from microbatch import ItemError, Outcome, _found, _input
+from microbatch._csv_rows import CsvRows
+from microbatch._input import Decoder
+from microbatch._json_rows import JsonRows
+from microbatch._ndjson_rows import NdjsonRows
+from microbatch._row_types import csv_decoder, json_decoder
 from microbatch.files import read_rows, write_rows
 
 if TYPE_CHECKING:
@@ -160,6 +165,27 @@ async def test_a_first_line_that_names_no_columns_raises(
     path = tmp_path / "rows.csv"
     path.write_text(text)
     assert await until_error(path, ValueError, message) == []
+
+
+async def test_an_element_that_is_nested_too_deep_is_a_bad_row(tmp_path: Path) -> None:
+    """Its brackets tell where it ends, so the next one is read."""
+    deep = b"[" * 100_000 + b"]" * 100_000
+    outcomes = await read(tmp_path / "rows.json", b"[1,\n" + deep + b",\n3]")
+    assert values(outcomes) == [1, None, 3]
+    assert "recursion" in problems(outcomes)[0]
+
+
+@pytest.mark.parametrize(
+    ("parser", "data"),
+    [
+        (CsvRows(Decoder(None), csv_decoder(None), ","), b"a\n1\n2"),
+        (JsonRows(Decoder(None), json_decoder(None)), b'[{"a": "1"}, {"a": "2"}]'),
+        (NdjsonRows(Decoder(None), json_decoder(None)), b'{"a": "1"}\n{"a": "2"}'),
+    ],
+)
+async def test_a_file_may_end_with_any_piece(parser: Any, data: bytes) -> None:
+    """A file's last piece is empty as a rule, but need not be."""
+    assert values(parser.feed(data, final=True)) == [{"a": "1"}, {"a": "2"}]
 
 
 # --- marks and encodings ----------------------------------------------------------------------------------------

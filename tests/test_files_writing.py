@@ -179,6 +179,22 @@ async def test_a_file_that_is_replaced_passes_on_its_owner(tmp_path: Path) -> No
     assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (*owner, 0o600)
 
 
+async def test_a_mode_that_cannot_be_passed_on_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing is left."""
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    path = tmp_path / "rows.ndjson"
+    path.touch()
+    monkeypatch.setattr(os, "fchmod", refuse)
+    with pytest.raises(PermissionError):
+        await write_rows(path, [1])
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("there", [True, False])
 async def test_a_link_stays_and_its_file_is_replaced(there: bool, tmp_path: Path) -> None:
     """In the folder where that is, whole or not at all; a link to a file that is still to come too."""
@@ -203,6 +219,15 @@ async def test_a_link_stays_and_its_file_is_replaced(there: bool, tmp_path: Path
         "rows.ndjson",
         "today.ndjson",
     ]
+
+
+async def test_a_link_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
+    """As the system tells it."""
+    link = tmp_path / "rows.ndjson"
+    link.symlink_to(link)
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        await write_rows(link, [1])
+    assert list(tmp_path.iterdir()) == [link]
 
 
 async def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:

@@ -274,6 +274,13 @@ async def test_a_plain_source_is_looked_at_after_each_item(monkeypatch: Any) -> 
     assert handler.reasons == ["wait", "close"]
 
 
+async def test_all_of_a_plain_source_is_at_hand() -> None:
+    """So with 0 its batches are full."""
+    handler = Log()
+    assert await values(map_batches(range(5), handler, max_batch_size=3, max_wait=0)) == [*range(5)]
+    assert handler.batches == [[0, 1, 2], [3, 4]]
+
+
 @pytest.mark.parametrize(
     ("max_wait", "error", "message"),
     [

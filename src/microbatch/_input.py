@@ -6,6 +6,7 @@ Blocking, but never for long: `Input.wait` waits for a pipe in the event loop.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import gzip
 import io
 import os
@@ -137,12 +138,9 @@ def _open(path: str, flags: int) -> int:
 
 def _until_damage(member: zlib._Decompress, data: bytes) -> bytes:
     """Return what can be unzipped; zlib gives nothing of a piece with damage in it."""
-    found = []
-    try:
-        for at in range(len(data)):
-            found.append(member.decompress(data[at : at + 1]))  # noqa: PERF401 - kept on an error
-    except zlib.error:
-        pass
+    found: list[bytes] = []
+    with contextlib.suppress(zlib.error):
+        found.extend(member.decompress(data[at : at + 1]) for at in range(len(data)))
     return b"".join(found)
 
 

@@ -8,10 +8,8 @@ import gzip
 import os
 import secrets
 import stat
-from typing import IO, TYPE_CHECKING, cast
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
+from typing import IO, cast
 
 #: Half the time of gzip's default 9, for a few per cent more bytes.
 _GZIP_LEVEL = 6
@@ -25,7 +23,8 @@ class Output:
     """
 
     def __init__(self, path: Path, *, zipped: bool) -> None:
-        self._path = path.resolve()  # what a symbolic link points to is replaced, not the link
+        # What a symbolic link points to is replaced, not the link.
+        self._path = Path(os.path.realpath(path))
         old = _file_at(self._path)
         # Part of the name alone, for the whole with what is added may be longer than names may be.
         name = f".{self._path.name[:40]}.{secrets.token_hex(6)}.part"

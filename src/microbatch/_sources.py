@@ -125,7 +125,7 @@ def reader_of(
     """
     checked_source(name, source)
     if not isinstance(source, AsyncIterable):
-        return Reader(source, math.inf if max_wait is None else max_wait)
+        return Reader(source, max_wait or math.inf)  # 0: what is at hand, and that is all of it
     return AsyncReader(source) if max_wait is None else WaitingReader(source, max_wait)
 
 
@@ -163,7 +163,7 @@ class Reader:
             items.append(item)
             now = anyio.current_time()
             due = min(due, now + self._max_wait)
-            if len(items) > 1 and now >= due:
+            if now >= due:
                 return True
         return False
 
@@ -258,11 +258,10 @@ class WaitingReader(AsyncReader):
         """Return so many items, or those of ``max_wait``, or fewer at the end."""
         await anyio.lowlevel.checkpoint()
         self._count = count
-        if len(self._items) < count and not self._over:
-            self._asked.set()
-            await self._first.wait()
-            with anyio.move_on_after(self._max_wait):
-                await self._full.wait()
+        self._asked.set()
+        await self._first.wait()
+        with anyio.move_on_after(self._max_wait):
+            await self._full.wait()
         if self._asked.is_set():
             self._asked = anyio.Event()
         self._first, self._full = anyio.Event(), anyio.Event()
