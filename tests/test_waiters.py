@@ -149,7 +149,7 @@ def test_sharers_get_one_result_and_an_exception_each() -> None:
     """None of them sees what another does to its exception."""
     callers = [Caller(), Caller(), Caller()]
     callers[1].gone = True
-    shared = Shared(callers)
+    shared = Shared(dict.fromkeys(callers))
     assert not shared.done()
     shared.set_result(5)
     assert [caller.results for caller in callers] == [[5], [], [5]]
@@ -157,7 +157,7 @@ def test_sharers_get_one_result_and_an_exception_each() -> None:
 
     callers = [Caller(), Caller(), Caller()]
     callers[0].gone = True
-    shared = Shared(callers)
+    shared = Shared(dict.fromkeys(callers))
     error = KeyError("k")
     shared.set_exception(error)
     second, third = callers[1].results[0], callers[2].results[0]
@@ -169,7 +169,7 @@ def test_sharers_get_one_result_and_an_exception_each() -> None:
 def test_a_shared_slot_is_done_when_all_its_sharers_are() -> None:
     """One who still waits keeps it."""
     callers = [Caller(), Caller()]
-    shared = Shared(callers)
+    shared = Shared(dict.fromkeys(callers))
     callers[0].gone = True
     assert not shared.done()
     callers[1].gone = True

@@ -11,6 +11,7 @@ from .outcome import BatchReport, Outcome, outcome_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
 
     from .buffer import Entry
 
@@ -23,7 +24,7 @@ class Group:
         errors: The exceptions, by index.
         attempts: Handler calls by index, where they were not 1.
         left: Outcomes still missing.
-        entries: The items, once the batcher keeps entries.
+        entries: The items, once the batcher keeps entries, each with the index that it has here.
         feed: What still waits for room.
         taken: How many of its items have left the Fifo.
     """
@@ -47,7 +48,7 @@ class Group:
         self.left: int = total
         self.first_id: int = first_id
         self.taken: int = 0
-        self.entries: list[Entry] = []
+        self.entries: list[tuple[Entry, int]] = []
         self.feed: Any = None
         self.waiter: Any = None
 
@@ -133,23 +134,28 @@ def dressed(waiters: list[Any]) -> list[Any]:
 
 
 class Shared:
-    """The callers who share one coalesced item."""
+    """The callers who share one coalesced item.
+
+    Attributes:
+        waiters: Who waits, in the order in which they came, each with its caller's context where those
+            are kept. A dict, so that each leaves at once, however many there are.
+    """
 
     __slots__ = ("waiters",)
 
-    def __init__(self, waiters: list[Any]) -> None:
+    def __init__(self, waiters: dict[Any, Context | None]) -> None:
         self.waiters = waiters
 
     def done(self) -> bool:
         return all(waiter.done() for waiter in self.waiters)
 
     def set_result(self, result: Any) -> None:
-        for waiter in self.waiters:
+        for waiter in list(self.waiters):  # whom one's end tells may make another leave
             if not waiter.done():
                 waiter.set_result(result)
 
     def set_exception(self, error: Exception) -> None:
-        for waiter in self.waiters:
+        for waiter in list(self.waiters):
             if not waiter.done():
                 waiter.set_exception(copy_exception(error))
 

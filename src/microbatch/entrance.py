@@ -221,7 +221,7 @@ class Entrance(Dispatch):
             mine = self._new_watched(runtime)
         mine.on_cancel = partial(self._cancelled, runtime, target)
         if sharer is not None:
-            self._share(sharer, mine, entry.priority)
+            self._share(sharer, mine, entry)
         elif line:
             entry.waiter = mine
             entry.state = "waiting"
@@ -263,13 +263,12 @@ class Entrance(Dispatch):
             if entry.waiter.done():
                 self._left(entry, entry.waiter)
 
-    def _share(self, entry: Entry, waiter: Any, priority: float) -> None:
-        """Let one more caller wait for an item that is buffered already."""
-        if isinstance(entry.waiter, Shared):
-            entry.waiter.waiters.append(waiter)
-        else:
-            entry.waiter = Shared([entry.waiter, waiter])
-        self._ranked.promote(entry, priority)
+    def _share(self, sharer: Entry, waiter: Any, entry: Entry) -> None:
+        """Let the caller of an entry wait for an equal item that is buffered already."""
+        if not isinstance(sharer.waiter, Shared):
+            sharer.waiter = Shared({sharer.waiter: sharer.context})
+        sharer.waiter.waiters[waiter] = entry.context
+        self._ranked.promote(sharer, entry.priority)
 
     def _full(self) -> BatcherFull:
         """Make the error of who finds no room; those in line wait for the same."""
@@ -290,7 +289,7 @@ class Entrance(Dispatch):
             entry = Entry(item, waiter)
             lanes.add(entry, since)
             if isinstance(waiter, Member):
-                waiter[0].entries.append(entry)
+                waiter[0].entries.append((entry, waiter[1]))
             else:
                 runtime.watch(waiter, partial(self._cancelled, runtime, entry))
                 self._converted.append(entry)
@@ -378,14 +377,14 @@ class Entrance(Dispatch):
             return False
         if feed is not None:
             self._advance(feed)
-            feed.group.entries.append(entry if sharer is None else sharer)
+            feed.group.entries.append((sharer or entry, entry.waiter[1]))
         else:
             self._line.turned()
             self._line.discard(entry)
             if sharer is not None:
                 entry.waiter.on_cancel = partial(self._cancelled, self._runtime, sharer)  # type: ignore[arg-type]
         if sharer is not None:
-            self._share(sharer, entry.waiter, entry.priority)
+            self._share(sharer, entry.waiter, entry)
         else:
             lanes.add(entry, self._now(), lane)
         return True
@@ -447,8 +446,12 @@ class Entrance(Dispatch):
         """A caller has gone."""
         if isinstance(entry.waiter, Shared):
             sharers = entry.waiter.waiters
-            sharers.remove(waiter)
+            if waiter not in sharers:
+                return
+            del sharers[waiter]
             if sharers:
+                if entry.run is None:
+                    entry.context = next(iter(sharers.values()))  # of one who is still there
                 return
         state = entry.state
         if state == "buffered":
@@ -478,13 +481,8 @@ class Entrance(Dispatch):
             if self._observer is not None:
                 self._observer.refused(CANCELLED, len(feed.items) - feed.position)
         entries, group.entries = group.entries, []
-        for entry in entries:
-            if isinstance(entry.waiter, Shared):
-                for member in [w for w in entry.waiter.waiters if isinstance(w, Member)]:
-                    if member[0] is group:
-                        self._left(entry, member)
-            else:
-                self._left(entry, entry.waiter)
+        for entry, index in entries:
+            self._left(entry, Member((group, index)))
         self._changed()
 
     def _changed(self) -> None:
