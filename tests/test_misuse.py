@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import anyio
+import numpy as np
 import pytest
-from support import Recorder
+from support import Gate, Recorder, turns
 
 from microbatch import AdaptiveSize, Backoff, Batcher, ResultCountError, Retry, batched
 
@@ -31,6 +35,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"max_wait": -0.1}, ValueError, "max_wait must be at least 0, got -0.1"),
     ({"max_wait": NOT_A_NUMBER}, ValueError, "max_wait must be finite, got nan"),
     ({"max_wait": INFINITE}, ValueError, "max_wait must be finite, got inf"),
+    ({"max_wait": 10**400}, ValueError, "max_wait must be within a float's range, got an int of 1329 bits"),
     ({"max_wait": "1"}, TypeError, "max_wait must be a number, got '1'"),
     ({"max_wait": None}, TypeError, "max_wait must be a number, got None"),
     ({"max_wait": True}, TypeError, "max_wait must be a number, got True"),
@@ -42,6 +47,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"on_full": "drop"}, ValueError, "on_full must be 'wait' or 'reject', got 'drop'"),
     ({"on_full": None}, ValueError, "on_full must be 'wait' or 'reject', got None"),
     ({"weigh": 5}, TypeError, "weigh must be a function or None, got 5"),
+    ({"weigh": len}, ValueError, "weigh needs max_batch_weight or max_pending_weight, got weigh=<built-in"),
     ({"max_batch_weight": 5}, ValueError, "max_batch_weight needs weigh"),
     ({"max_pending_weight": 5}, ValueError, "max_pending_weight needs weigh"),
     ({"weigh": len, "max_batch_weight": 0}, ValueError, "max_batch_weight must be greater than 0, got 0"),
@@ -116,7 +122,7 @@ def test_an_unknown_setting_is_refused() -> None:
 
 @pytest.mark.parametrize("settings", [
     {"max_batch_size": 1}, {"max_batch_size": AdaptiveSize(1, 10)}, {"max_wait": 0}, {"max_wait": 5},
-    {"max_pending": None}, {"max_pending": 1}, {"on_full": "reject"}, {"weigh": len}, {"handler_timeout": None},
+    {"max_pending": None}, {"max_pending": 1}, {"on_full": "reject"}, {"weigh": len, "max_batch_weight": 1}, {"handler_timeout": None},
     {"drain_timeout": 0}, {"partition": len, "partition_concurrency": None}, {"name": "x"},
 ], ids=" ".join)  # fmt: skip
 def test_the_edges_of_the_ranges_are_accepted(settings: dict[str, Any]) -> None:
@@ -156,21 +162,53 @@ def test_retry_needs_to_be_told_what_is_retryable() -> None:
 # --- calls ------------------------------------------------------------------------------------------------------
 
 
+WAYS = ["submit", "submit_nowait", "submit_many", "submit_many_report"]
+
+
 @pytest.mark.anyio
-@pytest.mark.parametrize("priority", ["1", [5], True, NOT_A_NUMBER], ids=repr)
-@pytest.mark.parametrize("call", ["submit", "submit_nowait", "submit_many", "submit_many_report"])
-async def test_a_priority_that_is_no_number_is_refused(priority: Any, call: str) -> None:
-    """Mixed types would fail later, in somebody else's comparison."""
+@pytest.mark.parametrize("buffered", [0, 1])
+@pytest.mark.parametrize(
+    "priority", ["1", [5], True, False, None, NOT_A_NUMBER, Decimal(0), 1j, "0"], ids=repr
+)
+@pytest.mark.parametrize("call", WAYS)
+async def test_a_priority_that_is_no_number_is_refused(
+    call: str, priority: Any, buffered: int
+) -> None:
+    """Mixed types would fail later, in somebody else's comparison; and each way refuses the same."""
     handler = Recorder()
-    async with Batcher(handler) as batcher:
+    async with Batcher(handler, max_wait=1.0) as batcher:
+        for item in range(buffered):  # the next one may be appended unasked
+            batcher.submit_nowait(item).done()
         with pytest.raises(
             TypeError, match="^" + re.escape(f"priority must be a number, got {priority!r}")
         ):
             result = getattr(batcher, call)([1] if "many" in call else 1, priority=priority)
             if call != "submit_nowait":
                 await result
-        assert batcher.stats().pending == 0
-    assert handler.batches == []
+        assert batcher.stats().pending == buffered
+    assert handler.sizes == [1] * buffered
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("call", WAYS)
+async def test_a_priority_of_any_kind_of_number_is_accepted(call: str) -> None:
+    """However large, and on each way: they are all compared as plain numbers."""
+    handler = Gate()
+    kinds = [float("-inf"), -0.5, 0.0, np.int64(1), Fraction(3, 2), 2, np.float32(2.5), 10**400]
+    async with Batcher(handler, max_batch_size=1) as batcher, anyio.create_task_group() as tasks:
+        pendings = [batcher.submit_nowait(-1)]
+        await turns()
+        for item, priority in enumerate(kinds):
+            entered = functools.partial(getattr(batcher, call), priority=priority)
+            if call == "submit_nowait":
+                pendings.append(entered(item))
+            else:
+                tasks.start_soon(entered, [item] if "many" in call else item)
+            await turns(2)
+        handler.opened.set()
+        for pending in pendings:
+            assert await pending <= 70
+    assert handler.batches == [[item] for item in [-1, *reversed(range(len(kinds)))]]
 
 
 @pytest.mark.anyio

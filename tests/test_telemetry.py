@@ -267,7 +267,12 @@ async def _left(batcher: Batcher[Any, Any], item: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"partition": lambda _: 0}, {"coalesce": lambda _: 0}, {"weigh": lambda _: 1}]
+    "settings",
+    [
+        {"partition": lambda _: 0},
+        {"coalesce": lambda _: 0},
+        {"weigh": lambda _: 1, "max_batch_weight": 100},
+    ],
 )
 async def test_links_are_there_whatever_is_kept_of_each_item(settings: dict[str, Any]) -> None:
     """Partitions, coalesced callers and weights go another way through the buffer."""

@@ -23,7 +23,12 @@ def number(
     """Return value if it is a finite int or float within its range; bools are refused."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value):
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:
+        bits = f"an int of {int(value).bit_length()} bits"
+        raise ValueError(f"{name} must be within a float's range, got {bits}") from None
+    if not finite:
         raise ValueError(f"{name} must be finite, got {value}")
     if above is not None and value <= above:
         raise ValueError(f"{name} must be greater than {above}, got {value}")

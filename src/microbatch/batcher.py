@@ -64,6 +64,10 @@ _THREAD_GLANCE = 0.5
 
 _UNSET: Any = object()
 
+#: The usual priority. Compared by identity, since False and 0.0 equal it; there is one 0 in CPython, and
+#: where there are more, `_enter` finds out.
+_NONE = 0
+
 
 class Pending(Protocol[R_co]):
     """The result of one item, on its way: what ``submit_nowait`` returns.
@@ -171,7 +175,8 @@ class Batcher(Entrance, Generic[T, R]):
             bounds memory at some 10 MB of callers.
         on_full: ``"wait"`` holds callers back until there is room; ``"reject"`` raises ``BatcherFull``.
         weigh: An item's weight (bytes, tokens ...): a finite number of at least 0. Weights add up
-            without rounding, as far as they have no more than 15 digits of the smaller limit.
+            without rounding, as far as they have no more than 15 digits of the smaller limit. Needs
+            ``max_batch_weight`` or ``max_pending_weight``.
         max_batch_weight: The most that a batch weighs, more than 0. Needs ``weigh``. A single item over
             it is refused with ``ItemTooHeavy``.
         max_pending_weight: The most that all pending items weigh, more than 0. Needs ``weigh``.
@@ -271,6 +276,10 @@ class Batcher(Entrance, Generic[T, R]):
         self._weigh = _checks.function("weigh", weigh)
         self._max_batch_weight = _limit("max_batch_weight", max_batch_weight, weigh, "weigh")
         self._max_pending_weight = _limit("max_pending_weight", max_pending_weight, weigh, "weigh")
+        if weigh is not None and max_batch_weight is None and max_pending_weight is None:
+            raise ValueError(
+                f"weigh needs max_batch_weight or max_pending_weight, got weigh={weigh!r} without either"
+            )
         self._scale = Scale(max_batch_weight, max_pending_weight)
         self._max_pending_units = self._in_units(self._max_pending_weight)
         self._partition = _checks.function("partition", partition)
@@ -336,6 +345,7 @@ class Batcher(Entrance, Generic[T, R]):
             HandlerStuck: If too many earlier calls still ignore their timeout.
             WouldDeadlock: Inside a running batch of this batcher.
             RuntimeError: If the batcher serves another event loop that is still alive.
+            TypeError: If ``priority`` is not a number, or is a bool or NaN.
 
         Cancellation: a buffered item is withdrawn and the handler never sees it; one in flight is
         handled to its end without this caller, and nobody else notices.
@@ -343,7 +353,7 @@ class Batcher(Entrance, Generic[T, R]):
         if self._running and batch.running() is not None:
             self._guard("submit")
         fifo = self._fast
-        if fifo is None or priority != 0 or running_loop() is not self._loop:
+        if fifo is None or priority is not _NONE or running_loop() is not self._loop:
             waiter = self._enter(item, priority)
         else:  # the usual way, here as in submit_nowait: a call less is 0.4 % of all that an item costs
             waiter = self._create_waiter()
@@ -370,11 +380,12 @@ class Batcher(Entrance, Generic[T, R]):
             BatcherClosed: If the batcher is closed.
             ItemTooHeavy: If the item alone is over a limit of weight.
             RuntimeError: If no event loop runs here, or the batcher serves another one.
+            TypeError: If ``priority`` is not a number, or is a bool or NaN.
 
         Everything that ``submit`` raises later comes from awaiting the ``Pending``.
         """
         fifo = self._fast
-        if fifo is None or priority != 0 or running_loop() is not self._loop:
+        if fifo is None or priority is not _NONE or running_loop() is not self._loop:
             return self._enter(item, priority, wait=False)  # type: ignore[no-any-return]
         waiter = self._create_waiter()
         fifo.items.append(item)
@@ -392,7 +403,7 @@ class Batcher(Entrance, Generic[T, R]):
 
         Raises:
             TypeError: If items cannot be iterated. What the iterable raises is raised here, and none of
-                its items is handled.
+                its items is handled. And if ``priority`` is not a number, or is a bool or NaN.
             BatchFailed: If an item failed or was skipped: a group of their exceptions, with the
                 ``report`` of all. Items that found no room, where full items are rejected, are among
                 them.
@@ -416,7 +427,8 @@ class Batcher(Entrance, Generic[T, R]):
         Like ``submit_many``, but errors are outcomes in the report.
 
         Raises:
-            TypeError: If items cannot be iterated. What the iterable raises is raised here too.
+            TypeError: If items cannot be iterated, or ``priority`` is not a number, or is a bool or NaN.
+                What the iterable raises is raised here too.
             BatcherClosed: If the batcher is closed already.
             WouldDeadlock: Inside a running batch of this batcher.
             RuntimeError: If the batcher serves another event loop that is still alive.

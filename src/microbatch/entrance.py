@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import numbers
 from functools import partial
 from itertools import count
@@ -119,7 +118,7 @@ class Entrance(Dispatch):
             runtime = self._bind()
         self._check_open()
         if priority or type(priority) is not int:  # spares a lone caller the call, 0.6 % of its way
-            _check_priority(priority)
+            priority = _priority(priority)
         if self._paused:  # somebody cancelled a task of ours, and the loop goes on after all
             self._paused = False
             self._pump()
@@ -299,7 +298,7 @@ class Entrance(Dispatch):
         """Take in the items of a ``submit_many``, as far as there is room; the rest stands in line."""
         runtime = self._bind()
         self._check_open()
-        _check_priority(priority)
+        priority = _priority(priority)
         self._paused = False
         total = len(items)
         group = Group(total, next(self._ids))
@@ -541,9 +540,14 @@ class Entrance(Dispatch):
         return waiter
 
 
-def _check_priority(priority: Any) -> None:
-    if isinstance(priority, bool) or not isinstance(priority, numbers.Real) or math.isnan(priority):
-        raise TypeError(f"priority must be a number, got {priority!r}")
+def _priority(value: Any) -> float:
+    """Return a priority as a plain number, which compares without code of others."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"priority must be a number, got {value!r}")
+    number = int(value) if isinstance(value, numbers.Integral) else float(value)
+    if number != number:  # noqa: PLR0124 - NaN, which is in no order to any other
+        raise TypeError(f"priority must be a number, got {value!r}")
+    return number
 
 
 def _check_hashable(name: str, value: Any) -> None:

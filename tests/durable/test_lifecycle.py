@@ -426,6 +426,7 @@ async def test_bad_arguments_are_refused_by_name(path):
     async with DurableQueue(path, item_type=int) as queue:
         for arguments, error, message in (
             ({"priority": 1.5}, TypeError, "priority must be an int, got 1.5"),
+            ({"priority": False}, TypeError, "priority must be an int, got False"),
             ({"priority": 2**63}, ValueError, "priority must fit into 64 bits"),
             ({"delay": -1}, ValueError, "delay must be at least 0, got -1"),
         ):

@@ -39,6 +39,7 @@ GROUP_MAX = 1_000
 PENDING_MAX = 10_000
 
 _INTEGER_MAX = 2**63 - 1
+_NO_PRIORITY = 0  # compared by identity: False equals it, and is refused
 _KEY_CHARACTERS_MAX = 1_000
 
 
@@ -65,7 +66,7 @@ def request_of(
     items: Codec[Any], item: Any, key: str | None, priority: int, delay: float
 ) -> Plain | Request:
     """Return the request for one item, in the cheapest form that holds it."""
-    if key is None and priority == 0 and delay == 0:
+    if key is None and priority is _NO_PRIORITY and delay == 0:
         return Plain(*items.encode(item))
     new, value = new_item(items, item, key, priority, delay)
     return Request([new], [value])
@@ -81,7 +82,7 @@ def new_item(
         ValueError: If it does not fit its type, or an argument its range.
     """
     payload, value = items.encode(item)
-    if key is None and priority == 0 and delay == 0:
+    if key is None and priority is _NO_PRIORITY and delay == 0:
         return NewItem(payload), value
     if isinstance(priority, bool) or not isinstance(priority, int):
         message = f"priority must be an int, got {priority!r}"
