@@ -183,13 +183,13 @@ class TrioRuntime:
             with scope:
                 await self._trio.sleep_forever()
             if self._trio.current_time() >= when:
-                callback()
+                _call(callback)
 
         self._trio.lowlevel.spawn_system_task(ring, context=contextvars.Context())
         return handle
 
     def call_from_thread(self, callback: Callable[[], None]) -> None:
-        self._token.run_sync_soon(callback)
+        self._token.run_sync_soon(_call, callback)
 
     def spawn(self, function: Callable[[Any], Any], argument: Any, name: str) -> Handle:
         scope = self._trio.CancelScope()
@@ -236,6 +236,13 @@ class TrioRuntime:
         if isinstance(error, KeyboardInterrupt) and main:
             signal.raise_signal(signal.SIGINT)
         return False
+
+
+def _call(callback: Callable[[], None]) -> None:
+    try:
+        callback()
+    except Exception:  # noqa: BLE001 - asyncio logs it and goes on; here it would end the program
+        write(logging.ERROR, "a callback of a batcher failed", exc_info=True)
 
 
 async def _no_yield() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from contextvars import ContextVar, copy_context
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import _checks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterator, MutableMapping, Sequence
     from contextvars import Context, Token
 
     from ._runtime import Handle
@@ -46,6 +47,8 @@ class Run:
         first: The first one's index there.
         ended: True once every item has its outcome.
         cancelled: True once the handler was told to stop.
+        decided: True once the rest of its items get their outcomes.
+        promised: What other threads resolved items with, in a tuple, until the loop has had a turn.
         teaches: False once there is nothing for an ``AdaptiveSize`` to learn from it.
         outer: The run that this one runs inside of.
         owner: The batcher.
@@ -73,6 +76,8 @@ class Run:
     ended: bool = False
     cancelled: bool = False
     teaches: bool = True
+    decided: bool = False
+    promised: MutableMapping[int, tuple[Any]] = MappingProxyType({})  # type: ignore[assignment]
     outer: Run | None = None
     owner: Any = None
     slot: Any = None

@@ -13,7 +13,7 @@ from . import _checks, batch
 from ._log import write
 from ._runtime import in_context
 from .errors import HandlerStuck, ResultCountError
-from .handler import call_in_thread, has_exceptions, listed
+from .handler import FATAL, call_in_thread, find, has_exceptions, listed
 from .outcomes import Outcomes
 from .state import TURN, Slot
 
@@ -106,9 +106,11 @@ class Dispatch(Outcomes):
                     mixed = has_exceptions(results, self._name)
                 except Exception as error:  # noqa: BLE001 - the handler's: every caller gets it
                     self._fail(run, error)
-                except BaseException as error:
-                    if self._crash(run, slot, error):
-                        raise
+                    if not run.cancelled and self._is_cancelled(slot):
+                        return  # the handler made another error of its cancellation
+                except BaseException as error:  # noqa: BLE001 - what must be raised on, is
+                    if (ending := self._crash(run, slot, error)) is not None:
+                        raise ending from ending.__cause__
                 else:
                     self._deliver(run, results, mixed=mixed)
                     del returned, results
@@ -263,7 +265,7 @@ class Dispatch(Outcomes):
                     )
                 if not 0 <= index < size:
                     problem = f"index {index} is out of range"
-                elif run.waiters[index] is None:
+                elif run.waiters[index] is None or index in run.promised:
                     problem = f"index {index} came twice"
                 if problem:
                     raise ResultCountError(size, size - run.left, problem, name)
@@ -284,22 +286,31 @@ class Dispatch(Outcomes):
         finally:
             await generator.aclose()
 
-    def _crash(self, run: Run, slot: Slot, error: BaseException) -> bool:
-        """Deal with what must not reach a caller, nor kill the loop; tell whether to raise it on."""
+    def _is_cancelled(self, slot: Slot) -> bool:
+        """Tell whether somebody else cancelled a task of ours: mostly a loop that is ending."""
+        return self._runtime is not None and self._runtime.was_cancelled(slot.task)
+
+    def _crash(self, run: Run, slot: Slot, error: BaseException) -> BaseException | None:
+        """Deal with what must not reach a caller, nor kill the loop; return what to raise on.
+
+        Task groups wrap what ends them, so a cancellation and what is fatal are looked for within groups.
+        """
         runtime = self._runtime
         if runtime is None or slot not in self._slots or not runtime.is_current():
-            return True  # its event loop is gone, and this is the garbage collector closing it
-        cancelled = isinstance(error, anyio.get_cancelled_exc_class())
-        outside = cancelled and runtime.was_cancelled(slot.task)  # else the handler made it up
-        self._paused = self._paused or (outside and not run.cancelled)
-        run.teaches = run.teaches and not outside
+            return error  # its event loop is gone, and this is the garbage collector closing it
+        cancelled = find(error, anyio.get_cancelled_exc_class())
+        if cancelled is not None and not runtime.was_cancelled(slot.task):
+            cancelled = None  # the handler made it up
+        self._paused = self._paused or (cancelled is not None and not run.cancelled)
+        run.teaches = run.teaches and cancelled is None
         self._fail(run, error)
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            self._fatal = error  # for aclose() to raise, if the loop does not
-            if runtime.raises_fatal(error, slot.task):
+        fatal = find(error, FATAL)
+        if fatal is not None:
+            self._fatal = fatal  # for aclose() to raise, if the loop does not
+            if runtime.raises_fatal(fatal, slot.task):
                 self._fatal = None
-                return True
-        return outside
+                return fatal
+        return cancelled
 
     def _vacate(self, slot: Slot, *, forced: bool) -> None:
         """A slot's task is about to end; forced: by what others raised into it."""

@@ -228,6 +228,29 @@ def bulk(handler: Any) -> Callable[[list[Any]], Awaitable[list[Any]]]:
     return call
 
 
+#: What must end the program.
+FATAL = (KeyboardInterrupt, SystemExit)
+
+
+def find(
+    error: BaseException, kinds: type[BaseException] | tuple[type[BaseException], ...]
+) -> BaseException | None:
+    """Return the first exception of a kind in what was raised: itself, or one within a group."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error if issubclass(type(error), kinds) else None
+    for member in error.exceptions:
+        if (found := find(member, kinds)) is not None:
+            return found
+    return None
+
+
+def is_only(error: BaseException, wanted: BaseException) -> bool:
+    """Tell whether an exception is this very one, or groups in which there is nothing else."""
+    if isinstance(error, BaseExceptionGroup) and error is not wanted:
+        return all(is_only(member, wanted) for member in error.exceptions)
+    return error is wanted
+
+
 _OWN_FIELDS = frozenset(
     ("__dict__", "__weakref__", "__traceback__", "__context__", "__cause__", "__suppress_context__")
 )

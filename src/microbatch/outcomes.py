@@ -37,6 +37,9 @@ class Outcomes(State):
         """Give every item its result; mixed: there are exceptions among them."""
         if run.ended:
             return
+        run.decided = True
+        if run.promised:
+            self._keep_promises(run)
         if run.entries is not None or run.early:
             for index, waiter in enumerate(run.waiters):
                 if waiter is not None:
@@ -186,6 +189,7 @@ class Outcomes(State):
     def _fail_waiters(self, run: Run, error: BaseException) -> None:
         if run.ended:
             return
+        self._keep_promises(run)
         _trim(error)
         run.error = kind_of(self._raisable(error))
         for index in range(run.size):
@@ -196,6 +200,7 @@ class Outcomes(State):
         """End a run before its handler has: callers and slot go on, the handler is cancelled."""
         if run.ended:
             return
+        self._keep_promises(run)
         run.error = kind_of(reason())
         for index in range(run.size):
             if run.waiters[index] is not None:
@@ -238,18 +243,39 @@ class Outcomes(State):
     def _resolve(self, run: Run, index: int, result: Any, shown: int) -> None:
         """``BatchInfo.resolve``: from the loop's thread at once, from the handler's by way of the loop."""
         runtime = self._runtime
-        if run.ended or runtime is None or run.waiters[index] is None:
-            raise RuntimeError(f"item {shown} of the batch has its outcome already")
+        waiters: Any = run.waiters  # None once the run has ended, be it in this moment
+        refusal = f"batcher {self._name!r}: item {shown} of the batch has its outcome already"
+        if run.ended or runtime is None or waiters is None or waiters[index] is None:
+            raise RuntimeError(refusal)
+        # From other threads it is only a promise until the loop has had a turn. dict.setdefault and pop
+        # are one step each, whichever threads come together here.
+        promised = vars(run).setdefault("promised", {})
+        promise = (result,)
+        if promised.setdefault(index, promise) is not promise:
+            raise RuntimeError(refusal)
         if runtime.is_current():
-            self._settle_early(run, index, result)
+            self._settle_early(run, index)
+        elif run.decided and promised.pop(index, None) is not None:
+            raise RuntimeError(refusal)
         else:
-            runtime.call_from_thread(partial(self._settle_early, run, index, result))
+            runtime.call_from_thread(partial(self._settle_early, run, index))
 
-    def _settle_early(self, run: Run, index: int, result: Any) -> None:
-        if not run.ended and run.waiters[index] is not None:
-            self._settle(run, index, result)
+    def _settle_early(self, run: Run, index: int) -> None:
+        if not run.ended:
+            self._keep_promise(run, index)
             self._cancel_if_abandoned(run)
             self._changed()
+
+    def _keep_promise(self, run: Run, index: int) -> None:
+        promise = run.promised.pop(index, None)
+        if promise is not None and run.waiters[index] is not None:
+            self._settle(run, index, promise[0])
+
+    def _keep_promises(self, run: Run) -> None:
+        """Give items the outcomes that other threads had for them, before they get any other."""
+        run.decided = True
+        for index in list(run.promised):
+            self._keep_promise(run, index)
 
     def _learn(self, run: Run, *, failed: bool = False) -> None:
         """Let a size that learns know of a call, unless it was cut short or never made."""

@@ -10,7 +10,7 @@ from typing import Any, overload
 from microbatch import _checks
 from microbatch.batch import batcher_name
 from microbatch.errors import BatchAborted, Skipped
-from microbatch.handler import bulk, copy_exception
+from microbatch.handler import bulk, copy_exception, is_only
 
 from ._passing import BulkHandler, Handler, R, SilentHandler, T, named_after
 from ._withheld import withheld
@@ -52,16 +52,25 @@ def atomic(handler: Any, *, transaction: Transaction | None = None) -> BulkHandl
         if not items:
             return []
         abort: BatchAborted | None = None
+        results: list[Any] = []
+        raised: Exception | None = None
         try:
             async with enter():
-                with withheld() as early:
-                    results = await call(items)
+                try:
+                    with withheld() as early:
+                        results = await call(items)
+                except Exception as error:
+                    raised = error
+                    raise
                 for index, result in early.items():
                     results[index] = result
                 abort = _abort_of(results)
                 _roll_back(abort)
-        except BatchAborted as error:
-            if error is not abort:
+        except BaseException as error:
+            # A transaction with a task group inside raises both in groups.
+            if raised is not None and error is not raised and is_only(error, raised):
+                raise raised from raised.__cause__
+            if abort is None or not is_only(error, abort):
                 raise
         if abort is None:
             return results

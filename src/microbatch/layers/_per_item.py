@@ -9,7 +9,7 @@ import anyio
 
 from microbatch import _checks
 from microbatch.batch import current_batch, narrowed
-from microbatch.handler import kind_of, name_of
+from microbatch.handler import FATAL, find, kind_of, name_of
 
 from ._passing import BulkHandler, R, T, crash_of, hand_over, is_asked_for, named_after
 
@@ -59,7 +59,7 @@ def per_item(
                     tasks.start_soon(work)
         except BaseExceptionGroup as group:
             # Only what is no Exception gets here, such as KeyboardInterrupt: it goes on by itself.
-            raise group.exceptions[0] from None
+            raise find(group, FATAL) or group.exceptions[0] from None
         return results
 
     return one_by_one
@@ -77,7 +77,9 @@ async def _outcome(function: Callable[[Any], Any], item: Any, name: str) -> Any:
         return TypeError(f"per_item needs an async function, {name} returned {kind}")
     except Exception as error:  # noqa: BLE001 - whatever it is, it is this item's
         return error
-    except anyio.get_cancelled_exc_class() as error:
-        if is_asked_for():
+    except BaseException as error:
+        # Cancelled by its own making; task groups inside may have wrapped it.
+        own = find(error, anyio.get_cancelled_exc_class()) is not None
+        if not own or is_asked_for() or find(error, FATAL) is not None:
             raise
         return crash_of(name, error)

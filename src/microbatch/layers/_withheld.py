@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from typing import TYPE_CHECKING, Any
 
 from microbatch import batch as batches
@@ -16,11 +17,13 @@ class _Keeper:
 
     def __init__(self) -> None:
         self.early: dict[int, Any] = {}
+        self._lock = threading.Lock()
 
     def _resolve(self, run: batches.Run, position: int, result: Any, index: int) -> None:
-        if run.ended or position in self.early:
-            raise RuntimeError(f"item {index} of the batch has its outcome already")
-        self.early[position] = result
+        with self._lock:  # threads of the handler may resolve too
+            if run.ended or position in self.early:
+                raise RuntimeError(f"item {index} of the batch has its outcome already")
+            self.early[position] = result
 
 
 @contextlib.contextmanager
