@@ -158,12 +158,35 @@ async def test_a_part_that_fails_otherwise_fails_in_one_piece_with_copies() -> N
     assert results[2] is not results[3]
 
 
-async def test_large_good_parts_are_tried_before_bad_ones_are_taken_apart() -> None:
-    """So the callers of the good half wait for two calls, not for the whole search."""
+async def test_a_bad_half_is_taken_apart_before_the_next_half_is_called() -> None:
+    """Breadth first, an unrelated bad row let an older write of a key replace a newer one."""
     backend = Backend(poison=[0])
     await bisecting(backend)(list(range(8)))
-    assert [len(call) for call in backend.calls] == [8, 4, 4, 2, 2, 1, 1]
-    assert backend.calls[2] == [4, 5, 6, 7]
+    assert backend.calls == [
+        [0, 1, 2, 3, 4, 5, 6, 7], [0, 1, 2, 3], [0, 1], [0], [1], [2, 3], [4, 5, 6, 7],
+    ]  # fmt: skip
+
+
+@given(data=st.data(), count=st.integers(2, 100))
+def test_the_last_of_two_writes_of_a_key_wins_whatever_else_is_bad(
+    data: st.DataObject, count: int
+) -> None:
+    """Effects come in the items' order: the table looks as if the good items had come one by one."""
+    keys = data.draw(st.lists(st.integers(0, 5), min_size=count, max_size=count))
+    poison = data.draw(st.sets(st.integers(0, count - 1), max_size=5))
+    table: dict[int, int] = {}
+    effects: list[int] = []
+
+    async def upsert(rows: list[tuple[int, int]]) -> None:
+        if any(index in poison for index, _ in rows):
+            raise PoisonError
+        effects.extend(index for index, _ in rows)
+        table.update({key: index for index, key in rows})
+
+    run("asyncio", bisecting(upsert), list(enumerate(keys)))
+    good = [index for index in range(count) if index not in poison]
+    assert effects == good
+    assert table == {keys[index]: index for index in good}
 
 
 async def test_errors_that_the_handler_returns_are_left_alone() -> None:

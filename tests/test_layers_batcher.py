@@ -62,8 +62,8 @@ def kinds(results: list[Any]) -> list[Any]:
 # --- early outcomes ---------------------------------------------------------------------------------------------
 
 
-async def test_callers_of_a_good_half_go_on_before_the_bad_half_is_done() -> None:
-    """Each call takes a second: the good half is out after three, the poison after seven."""
+async def test_callers_of_a_part_go_on_before_the_next_part_is_done() -> None:
+    """Each call takes a second: the poison is out after four, each part a call after the one before it."""
 
     async def handler(items: list[int]) -> list[int]:
         await anyio.sleep(1)
@@ -73,7 +73,7 @@ async def test_callers_of_a_good_half_go_on_before_the_bad_half_is_done() -> Non
 
     async with Batcher(bisecting(handler), max_batch_size=8) as batcher:
         times = await timed(batcher, list(range(8)))
-    assert [at for at, _ in times] == [6, 7, 5, 5, 3, 3, 3, 3]
+    assert [at for at, _ in times] == [4, 5, 6, 6, 7, 7, 7, 7]
     assert kinds([result for _, result in times]) == ["ValueError", *range(1, 8)]
     assert batcher.stats().batches == 1
     assert batcher.stats().failed == 1

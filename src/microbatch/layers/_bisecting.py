@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any, overload
 
@@ -25,9 +24,10 @@ def bisecting(handler: Any, *, isolate_on: Isolate = Exception) -> BulkHandler[A
     """Halve a batch that fails as a whole, until the items that make it fail do so alone.
 
     With k such items among n, the handler is called at most ``2 * k * ceil(log2(n)) + 1`` times,
-    and never more than ``2 * n - 1`` times, whatever fails. Large parts are tried before small
-    ones, so the callers of a good half go on before the bad half is taken apart. One part is called
-    after another; where something failed, items are not handled in their order.
+    and never more than ``2 * n - 1`` times, whatever fails. One part is called after another, the
+    first half to its end before the second, so what the calls that succeed do comes in the items'
+    order: of two writes of one key, the later one wins. The callers of a part go on as soon as it is
+    done.
 
     Warning: a failed call must have had no effect, or one that may be repeated, for its items are
     passed on again. Put this around a handler whose write is one transaction, not around one that
@@ -58,16 +58,16 @@ def bisecting(handler: Any, *, isolate_on: Isolate = Exception) -> BulkHandler[A
         batch = current_batch()
         count = len(items)
         results: list[Any] = [None] * count
-        parts = deque([range(count)] if items else ())
+        parts = [range(count)] if items else []  # a stack: depth first keeps the items' order
         while parts:
-            part = parts.popleft()
+            part = parts.pop()
             half = len(part) // 2
             try:
                 with narrowed(part):
                     found = await call(items[part.start : part.stop])
             except Exception as error:
                 if half and isolates(error):
-                    parts += (part[:half], part[half:])
+                    parts += (part[half:], part[:half])
                     continue
                 if len(part) == count:
                     raise
