@@ -8,7 +8,7 @@ import anyio
 import pytest
 from support import Gate, counted, outcome, turns
 
-from microbatch import Batcher, BatcherFull
+from microbatch import Backoff, Batcher, BatcherClosed, BatcherFull, Retry
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
 
@@ -50,3 +50,42 @@ async def test_an_item_that_comes_as_all_others_leave_is_handled(way: str, on_fu
     assert handler.batches == [[0], [5]]
     await batcher.aclose()
     assert (counted(batcher).pending, counted(batcher).items) == (0, 2)
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_wait": 9.0}, {"partition": lambda _: 0}])
+async def test_a_report_after_closing_at_once_counts_handler_calls(settings: Any) -> None:
+    """Whoever decides from it what to send again elsewhere must know what a handler may have done."""
+    handler = Gate()
+    batcher: Batcher[Any, Any] = Batcher(handler, max_batch_size=2, max_pending=5, **settings)
+    reports: list[Any] = []
+
+    async def call() -> None:
+        reports.append(await batcher.submit_many_report(range(7)))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        await turns()
+        await batcher.aclose(0)
+    assert [one.attempts for one in reports[0]] == [1, 1, 0, 0, 0, 0, 0]
+    assert [type(one.error) for one in reports[0]] == [BatcherClosed] * 7
+
+
+async def test_a_report_after_closing_in_back_off_counts_the_calls_that_were() -> None:
+    """Not the one that was to come."""
+
+    async def handler(items: list[int]) -> list[Any]:
+        return [ConnectionError(item) if item else item for item in items]
+
+    retry = Retry(on=ConnectionError, attempts=9, backoff=Backoff(initial=4.0, factor=1, jitter=0))
+    batcher: Batcher[Any, Any] = Batcher(handler, retry=retry)
+    reports: list[Any] = []
+
+    async def call() -> None:
+        reports.append(await batcher.submit_many_report(range(3)))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call)
+        await anyio.sleep(9)
+        assert counted(batcher).in_backoff == 2
+        await batcher.aclose(0)
+    assert [one.attempts for one in reports[0]] == [1, 3, 3]

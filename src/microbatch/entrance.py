@@ -16,6 +16,7 @@ from ._waiters import Group, Member, Shared, end_item
 from .buffer import Entry
 from .dispatch import Dispatch
 from .errors import BatcherClosed, BatcherFull, ItemTooHeavy, WouldDeadlock
+from .outcomes import note_attempts
 from .telemetry import CANCELLED, CLOSED, FULL
 
 if TYPE_CHECKING:
@@ -509,20 +510,21 @@ class Entrance(Dispatch):
             self._timer.cancel()
             self._timer = None
         dropped = 0
-        waiters: list[Any] = []
+        waiters: list[tuple[Any, int]] = []  # each with the attempts that there were
         if self._fifo is not None:
-            waiters = [waiter for _, waiter, _ in self._fifo.clear()]
+            waiters = [(waiter, 0) for _, waiter, _ in self._fifo.clear()]
             self._tell_withdrawn(self._fifo)
         else:
             waiters = [self._let_go(entry) for entry in list(self._ranked.entries())]
         backoffs, self._backoffs = self._backoffs, []
         waiters += [self._let_go(entry) for _, _, entry in backoffs if entry.state == "backoff"]
-        for waiter in waiters:
+        for waiter, attempts in waiters:
             gone = waiter.done()  # cancelled, and its notice is still on the way
             if self._observer is not None:
                 self._observer.refused(CANCELLED if gone else CLOSED)
             if not gone:
                 dropped += 1
+                note_attempts(waiter, attempts)
                 waiter.set_exception(BatcherClosed(self._name))
         for run in [slot.run for slot in self._slots if slot.run is not None]:
             dropped += run.left
@@ -530,14 +532,14 @@ class Entrance(Dispatch):
         self._check_idle()
         return dropped
 
-    def _let_go(self, entry: Entry) -> Any:
-        waiter = entry.waiter
+    def _let_go(self, entry: Entry) -> tuple[Any, int]:
+        waiter, attempts = entry.waiter, entry.attempts - 1
         if entry.state == "backoff":
             self._end_backoff(entry)
         else:
             self._ranked.withdraw(entry)
         entry.release()
-        return waiter
+        return waiter, attempts
 
 
 def _priority(value: Any) -> float:

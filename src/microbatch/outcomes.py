@@ -88,7 +88,7 @@ class Outcomes(State):
         waiter, entry = self._take_out(run, index)
         self._items += 1
         if entry is not None:
-            _note_attempts(waiter, entry.attempts)
+            note_attempts(waiter, entry.attempts)
         if not waiter.done():
             waiter.set_result(result)
         if entry is not None:
@@ -102,7 +102,7 @@ class Outcomes(State):
             return
         self._items += 1
         if entry is not None:
-            _note_attempts(waiter, entry.attempts)
+            note_attempts(waiter, entry.attempts)
         self._raise_in(run, waiter, error)
         if entry is not None:
             entry.release()
@@ -325,7 +325,7 @@ def _trim(error: BaseException) -> None:
         return
 
 
-def _note_attempts(waiter: Any, attempts: int) -> None:
+def note_attempts(waiter: Any, attempts: int) -> None:
     """Tell reports of more than one attempt."""
     if attempts == 1:
         return
