@@ -190,6 +190,7 @@ class Program:
         self.marks: list[tuple[Mark, set[Entry]]] = []
         self.number = 0
         self.closing = False
+        self.pressed = False
         self.found = 0  # cancelled ones that the lanes came across themselves
 
     def of(self, partition: Any) -> list[Entry]:
@@ -204,6 +205,7 @@ class Program:
         return bool(entries) and (
             self.max_wait == 0
             or self.closing
+            or self.pressed
             or len(entries) >= self.size
             or (
                 self.max_weight is not None
@@ -274,8 +276,8 @@ class Program:
         self.flushed |= set(self.entries)
 
     def press(self, one: int, two: int) -> None:
-        self.lanes.press()
-        self.was_due |= {e.partition for e in self.entries if self.is_free(e.partition)}
+        self.pressed = two % 2 == 0
+        self.lanes.press(self.pressed)
 
     def land(self, one: int, two: int) -> None:
         if self.flying:
@@ -291,6 +293,12 @@ class Program:
             if entry.waiter is None:  # gone, and found so
                 self.found += 1
                 self.drop(entry)
+                self.pressed = self.pressed and self.lanes.pressed  # it has left room
+        assert self.lanes.pressed == self.pressed
+        # Whose others have gone may be due no longer.
+        ready = {lane.partition for lane in self.lanes._ready}
+        assert ready <= self.was_due
+        self.was_due = ready | ({run.lane.partition} if run is not None else set())
         if run is None:
             for partition in {entry.partition for entry in self.entries}:
                 assert not (self.is_free(partition) and self.is_due(partition)), partition
@@ -303,7 +311,7 @@ class Program:
         assert run.waiters == [entry.waiter for entry in run.entries]
         assert not any(waiter.gone for waiter in run.waiters)
         assert run.weight == sum(entry.weight for entry in run.entries)
-        assert partition in self.was_due
+        assert self.is_due(partition)
         assert self.is_free(partition)
         alive = [e for e in self.of(partition) if not e.waiter.gone]
         by_age = alive[: run.size]
@@ -327,8 +335,11 @@ class Program:
             assert run.reason == "close"
         elif any(entry in self.flushed for entry in run.entries):
             assert run.reason == "flush"
+        elif self.max_wait and self.now >= run.since + self.max_wait:
+            assert run.reason == "wait"
         else:
-            assert run.reason == ("wait" if self.max_wait else "idle")
+            assert run.reason == "idle"
+            assert self.pressed or not self.max_wait
         if self.max_weight is not None:
             assert run.weight <= self.max_weight
 

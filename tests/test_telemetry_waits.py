@@ -317,7 +317,7 @@ async def test_callers_of_a_blocked_thread_and_in_line_are_counted() -> None:
         {"max_wait": 2.0},
         {"coalesce": lambda item: item},
         {"max_pending": 40},
-        {"max_pending": 40, "on_full": "reject", "weigh": lambda _: 1},
+        {"max_pending": 40, "on_full": "reject", "weigh": lambda _: 1, "max_batch_weight": 99},
     ],
 )
 async def test_every_item_is_counted_exactly_once(settings: Any, closed_at_once: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ._waiters import Group, dressed
@@ -130,8 +131,15 @@ class Fifo:
                 while len(marks) > 1 and marks[1][0] <= self.head:
                     marks.popleft()
                 since = marks[0][1]
+            full = self.max_wait and not self.closing and now < since + self.max_wait
+            if full:  # it leaves for nothing else, so those who have gone do not count
+                uniform = not _gone(self.waiters[self.head : self.head + self.size])
+                if not (uniform or self._fills()):
+                    self.sweep()
+                    continue
             items, waiters = self._take(self.size, now)
-            uniform = not _gone(waiters)
+            if not full:
+                uniform = not _gone(waiters)
             if not uniform:
                 items, waiters, _ = self._alive(items, waiters)
                 while len(items) < self.size and self.head < len(self.items):
@@ -148,6 +156,11 @@ class Fifo:
                 group.taken += run.size
             return run
         return None
+
+    def _fills(self) -> bool:
+        """Tell whether there are as many callers as make a full batch."""
+        alive = (1 for waiter in islice(self.waiters, self.head, None) if not waiter.done())
+        return sum(islice(alive, self.size)) == self.size
 
     def _take(self, size: int, now: float) -> tuple[list[Any], list[Any]]:
         """Take out the first items, whether their callers are there or not."""

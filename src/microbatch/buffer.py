@@ -318,6 +318,7 @@ class Lanes:
 
     Attributes:
         count: How many there are.
+        pressed: True while no company can come, since the room is full: then all is due.
         weight: What they weigh together.
         withdrawn: Items that were dropped because their callers had gone, and not told of yet.
     """
@@ -335,10 +336,12 @@ class Lanes:
         self._max_weight = max_weight
         self._lane_limit = lane_limit
         self.closing: bool = False
+        self.pressed: bool = False
         self.count: int = 0
         self.weight: int = 0
         self.withdrawn: int = 0
         self._seq = 0
+        self._latest = -math.inf  # what time it was at the last look: timers ring early
         self._changes = 0  # of what a search for a lane or a key may find
         self._lanes: Keyed[Lane] = Keyed()
         self._idle: dict[Lane, None] = {}  # lanes with items that nothing has made ready
@@ -377,6 +380,12 @@ class Lanes:
         entry.since = now
         entry.lane = lane
         entry.state = "buffered"
+        self._put(lane, entry)
+        if entry.marks:
+            lane.due = entry.seq
+        self._appraise(lane, now)
+
+    def _put(self, lane: Lane, entry: Entry) -> None:
         lane.entries.push(entry)
         lane.weight += entry.weight
         self.weight += entry.weight
@@ -384,9 +393,6 @@ class Lanes:
         if entry.key is not None:
             lane.keys.add(entry.key[0], entry.hash, entry)
             self._changes += 1
-        if entry.marks:
-            lane.due = entry.seq
-        self._appraise(lane, now)
 
     def promote(self, entry: Entry, priority: float) -> None:
         """Raise a buffered entry's priority."""
@@ -449,6 +455,7 @@ class Lanes:
         if (
             self.max_wait == 0
             or self.closing
+            or self.pressed
             or len(lane.entries) >= self._size()
             or (self._max_weight is not None and lane.weight >= self._max_weight)
         ):
@@ -470,10 +477,12 @@ class Lanes:
         if lane.queued and top.priority > lane.priority:
             self._ready.promote(lane, top.priority)
 
-    def press(self) -> None:
-        """Make everything due: the room is full, so no company can come."""
-        for lane in list(self._idle):
-            self._make_ready(lane)
+    def press(self, full: bool = True) -> None:
+        """Tell whether the room is full, so that no company can come: then everything is due."""
+        self.pressed = full
+        if full:
+            for lane in list(self._idle):
+                self._make_ready(lane)
 
     def ready(self, now: float) -> int:
         """Return how many batches may be cut now, at least."""
@@ -487,6 +496,7 @@ class Lanes:
         return top is not None and len(top.entries) >= self._size()
 
     def _expire(self, now: float) -> None:
+        self._latest = max(self._latest, now)
         deadlines = self._deadlines
         while deadlines and deadlines[0][0] <= now:
             lane = heapq.heappop(deadlines)[2]
@@ -501,11 +511,16 @@ class Lanes:
     def cut(self, now: float) -> Run | None:
         """Take out the next batch: of the lane whose most urgent item is the most urgent of all."""
         self._expire(now)
+        now = self._latest
         while (lane := self._ready.turn()()) is not None:
             self._ready.discard(lane)
-            run = self._cut(lane)
+            # It was due; meanwhile some may have gone, and the others have time.
+            run = self._cut(lane, now) if self._is_due(lane, now) else None
             if run is None:
-                self._leave(lane)
+                if lane.entries:
+                    self._appraise(lane, now)
+                else:
+                    self._leave(lane)
                 continue
             self._ready.turned()
             lane.flying += 1
@@ -516,13 +531,13 @@ class Lanes:
             return run
         return None
 
-    def _cut(self, lane: Lane) -> Run | None:
+    def _cut(self, lane: Lane, now: float) -> Run | None:
         size, heaviest = self._size(), self._max_weight
         entries: list[Entry] = []
         weight = 0
         reason: Reason | None = None
         following = lane.entries.turn()
-        flushed = False
+        withdrawn = self.withdrawn
         while len(entries) < size and (entry := following()) is not None:
             if entry.waiter.done():  # cancelled, and its notice is still on the way
                 self._take(lane, entry)
@@ -535,18 +550,26 @@ class Lanes:
             self._take(lane, entry)
             entries.append(entry)
             weight += entry.weight
-            flushed = flushed or entry.seq <= lane.due
         if not entries:
             return None
         # The first one is the oldest, unless the others were chosen by priority.
         by_age = following == lane.entries.oldest
-        lane.entries.turned()
+        since = entries[0].since if by_age else min([entry.since for entry in entries])
         if len(entries) >= size:
             reason = "size"
-        elif heaviest is not None and weight >= heaviest:
+        elif reason is None and heaviest is not None and weight >= heaviest:
             reason = "weight"
-        run = self._run(lane, entries, weight, reason or self._reason(flushed=flushed))
-        run.since = entries[0].since if by_age else min([entry.since for entry in entries])
+        elif reason is None:
+            if self.withdrawn > withdrawn:
+                self.pressed = False  # they have left room
+            reason = self._reason(lane, entries, since, now)
+        if reason is None:
+            for entry in sorted(entries, key=lambda entry: entry.seq):
+                self._put(lane, entry)
+            return None
+        lane.entries.turned()
+        run = self._run(lane, entries, weight, reason)
+        run.since = since
         return run
 
     def _run(self, lane: Lane, entries: list[Entry], weight: int, reason: Reason) -> Run:
@@ -563,12 +586,18 @@ class Lanes:
             entry.run = run
         return run
 
-    def _reason(self, *, flushed: bool) -> Reason:
+    def _reason(self, lane: Lane, entries: list[Entry], since: float, now: float) -> Reason | None:
+        """Tell why a batch leaves that is not full; None if it has time."""
         if self.closing:
             return "close"
-        if flushed:
+        if any(entry.seq <= lane.due for entry in entries):
             return "flush"
-        return "wait" if self.max_wait > 0 else "idle"
+        if self.max_wait > 0:
+            if now >= since + self.max_wait:
+                return "wait"
+            if not self.pressed:
+                return None
+        return "idle"
 
     def landed(self, lane: Lane, now: float) -> None:
         """Tell that a batch of this lane has ended: its place is free."""

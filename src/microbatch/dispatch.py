@@ -54,8 +54,7 @@ class Dispatch(Outcomes):
             now = self._now() if now is None else now
             if buffer is None:
                 buffer = self._lanes  # type: ignore[assignment]
-                if self._line or self._room() <= 0:
-                    self._lanes.press()  # type: ignore[union-attr]
+                self._press()
             ready = buffer.ready(now)  # type: ignore[union-attr]
             when = buffer.deadline()  # type: ignore[union-attr]
             if when is not None and when <= now:
@@ -67,6 +66,10 @@ class Dispatch(Outcomes):
             when = self._backoffs[0][0]
         if when is not None and (self._timer is None or when < self._timer_at):
             self._set_timer(when)
+
+    def _press(self) -> None:
+        """Tell the lanes whether any company can come."""
+        self._ranked.press(bool(self._line) or self._room() <= 0)
 
     def _start(self, runtime: Runtime) -> None:
         """Take a slot, and start a task that will cut a batch when it has its turn."""
@@ -133,7 +136,12 @@ class Dispatch(Outcomes):
             self._starting -= 1
         now = self._now()
         fifo = self._fifo
-        buffer: Fifo | Lanes = fifo if fifo is not None else self._ranked
+        buffer: Fifo | Lanes
+        if fifo is None:
+            buffer = self._ranked
+            self._press()
+        else:
+            buffer = fifo
         run = buffer.cut(now)
         if buffer.withdrawn:
             self._tell_withdrawn(buffer)
