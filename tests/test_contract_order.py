@@ -187,7 +187,9 @@ async def test_an_item_heavier_than_all_room_is_refused_at_once() -> None:
     async with Batcher(Recorder(), weigh=lambda item: item, max_pending_weight=12) as batcher:
         error = await outcome(batcher.submit(13))
         assert isinstance(error, ValueError)
-        assert str(error) == "an item of weight 13 is over max_pending_weight=12 of batcher 'Recorder'"
+        assert (
+            str(error) == "an item of weight 13 is over max_pending_weight=12 of batcher 'Recorder'"
+        )
         assert await batcher.submit(12) == 120
 
 

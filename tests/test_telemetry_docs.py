@@ -208,7 +208,13 @@ def test_what_an_sdk_gets_has_the_pages_names_units_kinds_and_bounds(tmp_path: P
 
     async def main() -> None:
         async with (
-            Batcher(Recorder(fails={1}), weigh=float, retry=retry, telemetry=settings) as batcher,
+            Batcher(
+                Recorder(fails={1}),
+                weigh=float,
+                max_pending_weight=1000,
+                retry=retry,
+                telemetry=settings,
+            ) as batcher,
             DurableBatcher(
                 tmp_path / "queue.db", Recorder(), item_type=int, telemetry=settings
             ) as durable,
