@@ -65,6 +65,11 @@ class Record:
         self.dropped = 0
         self.wait = max(0.0, run.started - run.since)
 
+    def close(self) -> None:
+        """End its span with nothing more to say."""
+        if self.span is not None:
+            self.span.end()
+
 
 class Recorder:
     """Records what one batcher does.

@@ -41,15 +41,16 @@ class Outcomes(State):
         if run.promised:
             self._keep_promises(run)
         if run.entries is not None or run.early:
-            for index, waiter in enumerate(run.waiters):
-                if waiter is not None:
-                    self._settle(run, index, results[index])
+            self._settle_each(run, results)
         else:
             self._items += run.left
             if mixed or not run.uniform:
                 self._deliver_each(run, results)
             elif run.group is not None:
                 run.group.settle_run(run.first, results)
+            elif self._observer is not None and self._observer.per_item:
+                # Once somebody listens waiters tell of their end; one C method would pass over that.
+                self._deliver_each(run, results)
             else:
                 # One C call an item: 400 instructions less than a loop that looks at each.
                 calls = map(type(run.waiters[0]).set_result, run.waiters, results)
@@ -62,6 +63,12 @@ class Outcomes(State):
                     break
         self._learn(run)
         self._end(run)
+
+    def _settle_each(self, run: Run, results: list[Any]) -> None:
+        """The same where there are entries, or some outcomes are out already."""
+        for index, waiter in enumerate(run.waiters):
+            if waiter is not None:
+                self._settle(run, index, results[index])
 
     def _deliver_each(self, run: Run, results: list[Any]) -> None:
         """The same where a result may be an exception, or the waiters are of several kinds."""

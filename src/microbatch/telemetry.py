@@ -382,9 +382,14 @@ class Observer:
         """Tell that all items of a batch have their outcome, or are sent again."""
         if run.errors:
             self._log(run, now)
-        if self.recorder is None or run.record is None:
+        if run.record is None:
             return
         try:
+            if (
+                self.recorder is None
+            ):  # it failed meanwhile; what it has begun is ended all the same
+                run.record.close()
+                return
             self.recorder.end(run, now)
         except Exception as error:  # noqa: BLE001 - an SDK's or an exporter's
             self._stop(error)
