@@ -58,6 +58,7 @@ class Run:
         record: What telemetry keeps of it.
         error: What the call as a whole failed with.
         errors: How many items failed, by kind; None without any.
+        fallen: Who waited for those: kept until its end is told of, see ``_end``.
         retried: The same for those that are sent again.
         origins: In durable mode the trace context and id of each item.
     """
@@ -91,6 +92,7 @@ class Run:
     record: Any = None
     error: Kind | None = None
     errors: dict[Kind, int] | None = None
+    fallen: list[Any] | None = None
     retried: dict[Kind, int] | None = None
     origins: Sequence[tuple[bytes | None, int]] | None = None
 

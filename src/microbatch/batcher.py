@@ -375,6 +375,11 @@ class Batcher(Entrance, Generic[T, R]):
         Needs no task of its own: ``gather(*[batcher.submit_nowait(i) for i in items])`` costs about a
         third of a task for each. May be called inside a running batch; awaiting it there may deadlock.
 
+        A log handler may call it. While the batcher logs a failure of its own items, what is submitted to
+        it is withdrawn at once, its ``Pending`` cancelled: its own lines cannot feed it. Lines that go by
+        way of a thread or a task come later and are taken: filter the loggers ``microbatch`` and
+        ``asyncio`` there.
+
         Raises:
             BatcherFull: If there is no room, whatever ``on_full`` is.
             BatcherClosed: If the batcher is closed.

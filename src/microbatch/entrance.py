@@ -118,6 +118,10 @@ class Entrance(Dispatch):
         if runtime is None or running_loop() is not self._loop or self._loop is None:
             runtime = self._bind()
         self._check_open()
+        if self._telling:
+            withdrawn = runtime.create_waiter()
+            withdrawn.cancel()
+            return withdrawn
         if priority or type(priority) is not int:  # spares a lone caller the call, 0.6 % of its way
             priority = _priority(priority)
         if self._paused:  # somebody cancelled a task of ours, and the loop goes on after all

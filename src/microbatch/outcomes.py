@@ -132,6 +132,9 @@ class Outcomes(State):
     def _raise_in(self, run: Run, waiter: Any, error: Exception) -> None:
         if not waiter.done():
             waiter.set_exception(error)
+        if run.fallen is None:
+            run.fallen = []
+        run.fallen.append(waiter)
         run.errors = counted(run.errors, error)
         if not issubclass(type(error), Skipped):
             self._failed += 1
@@ -309,16 +312,30 @@ class Outcomes(State):
         self._reasons[run.reason] += 1
         if run.slot is not None:
             run.slot.handled += run.size
+        waiters: Any = (run.waiters, run.fallen)
         run.items = run.waiters = run.group = run.contexts = lane = None  # type: ignore[assignment]
+        run.fallen = None
         if run.entries is not None:
             lane, run.lane, run.entries = run.lane, None, None
         if self._lanes is not None:
             if lane is not None:
                 self._lanes.landed(lane, self._now())
             self._changed()
-        # Last: what tells others may raise, or submit.
-        if self._observer is not None and (run.record is not None or run.errors is not None):
-            self._observer.end(run, self._now())
+        # Last, since it runs foreign code.
+        if run.errors is None:
+            if self._observer is not None and run.record is not None:
+                self._observer.end(run, self._now())
+            return
+        # Waiters whose Pending was dropped say so as they go; a log handler that hands such lines to this
+        # very batcher would keep it busy for ever.
+        self._telling = True
+        self._fast = None
+        try:
+            if self._observer is not None:
+                self._observer.end(run, self._now())
+            del waiters
+        finally:
+            self._telling = False
 
 
 def _trim(error: BaseException) -> None:

@@ -148,6 +148,7 @@ class State:
         "_starting",
         "_state",
         "_stuck",
+        "_telling",
         "_timed",
         "_timer",
         "_timer_at",
@@ -217,6 +218,9 @@ class State:
         self._converted: list[Entry] = []  # entries made of chunks
         self._refused = 0  # calls since those were looked at
         self._paused = False  # somebody else cancelled our task: the loop may be ending
+        self._telling = (
+            False  # of failed items: whoever submits now hands us our own line in the log
+        )
         self._entered = False  # an `async with` of it is under way
         self._slots: set[Slot] = set()
         self._busy = 0  # slots taken
