@@ -178,6 +178,8 @@ def test_attempts_count_the_first_one(allowed: int, made: int) -> None:
         (0, 0.0),
         (-3, 0.0),
         (1000, 60.0),
+        (10**400, 60.0),
+        (-(10**400), 0.0),
         (math.inf, 1.5),
         (math.nan, 1.5),
         (True, 1.5),

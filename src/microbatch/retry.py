@@ -126,6 +126,7 @@ class Retry:
         if attempt >= self.attempts or not self.wants(error):
             return None
         after = getattr(error, "retry_after", None)
-        if isinstance(after, (int, float)) and not isinstance(after, bool) and math.isfinite(after):
-            return min(max(0.0, float(after)), self.backoff.maximum)
+        if isinstance(after, (int, float)) and not isinstance(after, bool):
+            if isinstance(after, int) or math.isfinite(after):  # an int may be beyond what floats hold
+                return float(min(max(0, after), self.backoff.maximum))
         return self.backoff.delay(attempt, chance())
