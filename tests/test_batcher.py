@@ -276,16 +276,20 @@ async def test_a_generator_that_ignores_its_end_gives_nobody_anything() -> None:
 
 
 @pytest.mark.real_time
-async def test_a_thread_that_resolves_twice_before_the_loop_had_a_turn_resolves_once() -> None:
+async def test_a_thread_that_resolves_twice_before_the_loop_had_a_turn_is_told_so() -> None:
     """The first outcome stands."""
     started, resolved = threading.Event(), threading.Event()
+    told: list[str] = []
 
     def handler(items: list[int]) -> list[str]:
         info = current_batch()
         assert info is not None
         started.wait()
         info.resolve(0, "first")
-        info.resolve(0, "second")
+        try:
+            info.resolve(0, "second")
+        except RuntimeError as error:
+            told.append(str(error))
         resolved.set()
         return ["third"]
 
@@ -295,6 +299,9 @@ async def test_a_thread_that_resolves_twice_before_the_loop_had_a_turn_resolves_
         started.set()
         assert resolved.wait(10)  # the loop stands still meanwhile
         assert await pending == "first"
+    assert [error.partition(": ")[2] for error in told] == [
+        "item 0 of the batch has its outcome already"
+    ]
 
 
 def others() -> list[asyncio.Task[Any]]:

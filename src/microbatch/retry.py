@@ -126,7 +126,8 @@ class Retry:
         if attempt >= self.attempts or not self.wants(error):
             return None
         after = getattr(error, "retry_after", None)
-        if isinstance(after, (int, float)) and not isinstance(after, bool):
-            if isinstance(after, int) or math.isfinite(after):  # an int may be beyond what floats hold
-                return float(min(max(0, after), self.backoff.maximum))
+        number = isinstance(after, (int, float)) and not isinstance(after, bool)
+        # An int may be beyond what floats hold, so only a float is asked whether it is finite.
+        if number and (isinstance(after, int) or math.isfinite(after)):
+            return float(min(max(0, after), self.backoff.maximum))
         return self.backoff.delay(attempt, chance())

@@ -22,8 +22,6 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 M = TypeVar("M")
 
-_NOT_FOUND: Any = object()
-
 
 @overload
 def by_key(
@@ -69,7 +67,7 @@ def by_key(
     *,
     key: Callable[[Any], Hashable] | None = None,
     row_key: Callable[[Any], Hashable] | None = None,
-    missing: Any = _NOT_FOUND,
+    missing: Any = ItemNotFound,
 ) -> BulkHandler[Any, Any]:
     """Make a handler of a bulk read whose rows come by key, or in any order.
 
@@ -153,15 +151,8 @@ def _pick(
         try:
             row = rows[wanted]
         except KeyError:
-            row = _instead(missing, wanted)
+            row = missing(wanted) if callable(missing) else missing
         _checks.refuse_awaitable("what by_key found for an item", row)
     except Exception as error:  # noqa: BLE001 - from key() or missing(), or it cannot be hashed
         return error
     return copy_exception(row) if issubclass(type(row), Exception) else row
-
-
-def _instead(missing: Any, key: Any) -> Any:
-    """Return what an item gets that nothing was found for."""
-    if missing is _NOT_FOUND:
-        return ItemNotFound(key)
-    return missing(key) if callable(missing) else missing
