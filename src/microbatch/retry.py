@@ -126,8 +126,9 @@ class Retry:
         if attempt >= self.attempts or not self.wants(error):
             return None
         after = getattr(error, "retry_after", None)
-        number = isinstance(after, (int, float)) and not isinstance(after, bool)
         # An int may be beyond what floats hold, so only a float is asked whether it is finite.
-        if number and (isinstance(after, int) or math.isfinite(after)):
+        if isinstance(after, int) and not isinstance(after, bool):
             return float(min(max(0, after), self.backoff.maximum))
+        if isinstance(after, float) and math.isfinite(after):
+            return min(max(0.0, after), self.backoff.maximum)
         return self.backoff.delay(attempt, chance())
