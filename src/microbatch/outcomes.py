@@ -61,7 +61,8 @@ class Outcomes(State):
                     except InvalidState:  # a caller has gone; the next ones are still to come
                         continue
                     break
-        self._learn(run)
+        if self._adaptive is not None:
+            self._learn(run)
         self._end(run)
 
     def _settle_each(self, run: Run, results: list[Any]) -> None:
@@ -312,9 +313,10 @@ class Outcomes(State):
         self._reasons[run.reason] += 1
         if run.slot is not None:
             run.slot.handled += run.size
-        waiters: Any = (run.waiters, run.fallen)
+        fallen: Any = None
+        if run.errors is not None:
+            fallen, run.fallen = (run.waiters, run.fallen), None
         run.items = run.waiters = run.group = run.contexts = lane = None  # type: ignore[assignment]
-        run.fallen = None
         if run.entries is not None:
             lane, run.lane, run.entries = run.lane, None, None
         if self._lanes is not None:
@@ -333,7 +335,7 @@ class Outcomes(State):
         try:
             if self._observer is not None:
                 self._observer.end(run, self._now())
-            del waiters
+            del fallen
         finally:
             self._telling = False
 

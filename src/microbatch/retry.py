@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import _checks
 from .errors import HandlerTimeout, ItemError
@@ -125,10 +125,8 @@ class Retry:
         """
         if attempt >= self.attempts or not self.wants(error):
             return None
-        after = getattr(error, "retry_after", None)
-        # An int may be beyond what floats hold, so only a float is asked whether it is finite.
-        if isinstance(after, int) and not isinstance(after, bool):
+        after: Any = getattr(error, "retry_after", None)
+        number = isinstance(after, int) or (isinstance(after, float) and math.isfinite(after))
+        if number and not isinstance(after, bool):  # an int may be beyond what floats hold
             return float(min(max(0, after), self.backoff.maximum))
-        if isinstance(after, float) and math.isfinite(after):
-            return min(max(0.0, after), self.backoff.maximum)
         return self.backoff.delay(attempt, chance())
