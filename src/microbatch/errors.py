@@ -203,12 +203,12 @@ class ItemNotFound(ItemError, KeyError):
         key: What was looked for.
     """
 
-    code = "not_found"
-    retryable = False
+    code: str = "not_found"
+    retryable: bool | None = False
 
     def __init__(self, key: Any) -> None:
         super().__init__(code="not_found", retryable=False)
-        self.args = (key,)
+        Exception.__init__(self, key)  # args, as of any KeyError
         self.key = key
 
     def __str__(self) -> str:
@@ -225,8 +225,8 @@ class Skipped(ItemError):
         reason: Why it was left out.
     """
 
-    code = "skipped"
-    retryable = False
+    code: str = "skipped"
+    retryable: bool | None = False
     reason: str = ""
 
     def __init__(self, reason: str = "", *, code: str = "skipped", details: Any = None) -> None:
@@ -244,8 +244,8 @@ class ItemTooHeavy(ItemError, ValueError):
         name: The batcher's name.
     """
 
-    code = "item_too_heavy"
-    retryable = False
+    code: str = "item_too_heavy"
+    retryable: bool | None = False
 
     def __init__(
         self,
