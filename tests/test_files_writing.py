@@ -143,18 +143,28 @@ async def test_a_file_that_is_replaced_passes_on_its_mode(mode: int, tmp_path: P
     assert path.stat().st_size > 0
 
 
-async def test_what_is_written_is_never_more_open_than_the_file_before(tmp_path: Path) -> None:
-    """Not under its temporary name either."""
+async def test_what_is_written_is_never_more_open_than_the_file_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not under its temporary name either, and not for a moment."""
     path = tmp_path / "rows.ndjson"
     path.touch()
     path.chmod(0o600)
+    modes: list[int] = []
+    change = os.fchmod
+
+    def look(descriptor: int, mode: int) -> None:
+        modes.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+        change(descriptor, mode)
 
     def rows() -> Any:
         for entry in tmp_path.iterdir():
             yield stat.S_IMODE(entry.stat().st_mode)
 
+    monkeypatch.setattr(os, "fchmod", look)
     assert await write_rows(path, rows()) == 2
     assert path.read_text() == f"{0o600}\n{0o600}\n"
+    assert modes == [0o600]
 
 
 async def test_a_new_file_has_the_mode_that_new_files_have(tmp_path: Path) -> None:

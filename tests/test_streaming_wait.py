@@ -137,8 +137,8 @@ async def test_a_batcher_that_waits_for_nobody_leaves_the_stream_as_it_is() -> N
     assert handler.times == pytest.approx([2, 3.25, 4])
 
 
-async def test_others_items_in_back_off_keep_no_outcomes_back() -> None:
-    """The stream asks the batcher to send now, and waits for its own items alone."""
+async def test_others_items_keep_no_outcomes_back() -> None:
+    """The stream asks the batcher to send what is there, and waits for its own items alone."""
     gate = anyio.Event()
 
     async def handler(items: list[int]) -> list[int]:
@@ -146,12 +146,15 @@ async def test_others_items_in_back_off_keep_no_outcomes_back() -> None:
             await gate.wait()
         return items
 
-    source = Pulse(0, ends=False)
-    async with Batcher(handler, max_wait=0.5, max_batch_size=1, max_concurrency=2) as batcher:
+    async with Batcher(
+        handler, max_wait=3600, max_concurrency=2, partition=lambda item: item < 0
+    ) as batcher:
         other = batcher.submit_nowait(-1)
-        async with map_batches(source.numbers(), batcher) as outcomes:
+        source = Pulse(1, ends=False)
+        async with map_batches(source.numbers(), batcher, max_wait=1) as outcomes:
             async for outcome in outcomes:
                 assert outcome.value == 0
+                assert not other.done()
                 break
         gate.set()
         assert await other == -1
