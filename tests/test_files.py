@@ -18,9 +18,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import psutil
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from support import run
 
 from microbatch import ItemError, Outcome, _input
 from microbatch.files import read_rows, write_rows
@@ -83,18 +80,6 @@ async def test_no_rows_make_a_file_that_reads_as_no_rows(suffix: str, tmp_path: 
     path = tmp_path / f"none.{suffix}"
     assert await write_rows(path, []) == 0
     assert await collect(path) == []
-
-
-cells = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=8)
-
-
-@given(rows=st.lists(st.fixed_dictionaries({"a": cells, "b,\n": cells, "c": cells}), max_size=12))
-@pytest.mark.parametrize("suffix", ["csv", "json", "ndjson"])
-def test_any_text_survives(suffix: str, rows: list[dict[str, str]], tmp_path_factory: Any) -> None:
-    """Whatever it holds: quotes, commas, all the line ends that there are."""
-    path = tmp_path_factory.mktemp("any") / f"rows.{suffix}"
-    run("asyncio", write_rows, path, rows, real_time=True)
-    assert values(run("asyncio", collect, path, real_time=True)) == rows
 
 
 @pytest.mark.parametrize("suffix", ["csv", "json", "ndjson"])

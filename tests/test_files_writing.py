@@ -122,7 +122,7 @@ async def test_a_disk_that_is_full_is_told_and_nothing_is_left(suffix: str, tmp_
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most))
     try:
         with pytest.raises(OSError, match="File too large"):
-            await write_rows(tmp_path / f"rows.{suffix}", map(str, map(os.urandom, [5000] * 100)))
+            await write_rows(tmp_path / f"rows.{suffix}", map(str, map(os.urandom, [5000] * 20)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
         signal.signal(signal.SIGXFSZ, before)
