@@ -59,6 +59,12 @@ def documented(page: Path, title: str) -> dict[str, str]:
     return {cells[0].strip("`"): cells[1] for cells in rows(sections(page)[title])[1:]}
 
 
+def entries_of(documented: Any, heading: str) -> set[str]:
+    """Return the names below a heading of a docstring, whose indentation Python 3.13 takes away."""
+    text = inspect.cleandoc(documented.__doc__ or "").partition(heading)[2]
+    return set(re.findall(r"^    (\w+): ", text, re.MULTILINE))
+
+
 def parameters(function: Any) -> dict[str, inspect.Parameter]:
     return {
         name: parameter
@@ -169,8 +175,7 @@ def test_every_exception_has_an_entry_with_when_and_what_to_do(name):
 def test_every_field_of_an_exception_is_named(name):
     """The fields are what a program acts on."""
     documented_fields = set(re.findall(r"`(\w+)`", sections(REFERENCE / "errors.md")[name]))
-    docstring = getattr(errors, name).__doc__.partition("Attributes:")[2]
-    assert set(re.findall(r"^        (\w+):", docstring, re.MULTILINE)) <= documented_fields
+    assert entries_of(getattr(errors, name), "Attributes:") <= documented_fields
 
 
 def test_no_exception_is_described_that_does_not_exist():

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import pytest
-from test_docs import DOCS, REFERENCE, documented, prose, rows, sections
+from test_docs import DOCS, REFERENCE, documented, entries_of, prose, rows, sections
 
 from microbatch import layers
 
@@ -76,9 +76,7 @@ def test_every_setting_has_a_row_with_its_default(name: str) -> None:
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_error_of_the_docstring_is_on_the_page(name: str) -> None:
     """Who catches errors looks them up here."""
-    raised = re.findall(
-        r"^        (\w+): ", getattr(layers, name).__doc__.partition("Raises:")[2], re.MULTILINE
-    )
+    raised = entries_of(getattr(layers, name), "Raises:")
     assert "TypeError" in raised
     assert {error for error in raised if f"`{error}`" not in sections(PAGE)[name]} <= {"TypeError"}
     assert "`TypeError`" in prose(PAGE).partition("## ")[0]

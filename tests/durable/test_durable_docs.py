@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import pytest
-from test_docs import REFERENCE, documented, parameters, prose, rows, sections
+from test_docs import REFERENCE, documented, entries_of, parameters, prose, rows, sections
 
 from microbatch import durable
 from microbatch.durable import DurableBatcher, DurableQueue
@@ -133,16 +133,8 @@ def test_every_error_is_documented_with_its_base_and_fields() -> None:
         assert base.strip("`") in {parent.__name__ for parent in error.__bases__}, name
         assert len(when) > 10
         told = set(re.findall(r"`(\w+)`", fields))
-        documented_in_code = {
-            field
-            for parent in error.__mro__
-            for field in re.findall(
-                r"^        (\w+): ",
-                (parent.__doc__ or "").partition("Attributes:")[2],
-                re.MULTILINE,
-            )
-        }
-        assert told == documented_in_code, name
+        in_code = set().union(*(entries_of(parent, "Attributes:") for parent in error.__mro__))
+        assert told == in_code, name
 
 
 def test_every_public_name_is_on_the_page() -> None:
