@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import tracemalloc
 import weakref
@@ -67,6 +68,19 @@ async def test_a_million_items_go_through_one_batcher_in_flat_memory(way: str) -
         assert grown < total, f"{grown} bytes more after {total} items"
         # Python did not allocate all that there is; of the process itself the system tells in large steps.
         assert resident_bytes() - resident < 40_000_000
+
+
+async def test_the_ids_of_a_million_outcomes_grow_and_none_comes_twice() -> None:
+    """Logs tell items apart by them, for as long as the batcher lives, whichever way they came in."""
+    total, last = scaled(1_000_000), -1
+    async with Batcher(echo, max_batch_size=1000) as batcher:
+        for start in range(0, total, 10_000):
+            ids = [outcome.id for outcome in await batcher.submit_many_report(range(10_000))]
+            assert ids[0] > last, start
+            assert all(one < other for one, other in itertools.pairwise(ids)), start
+            last = ids[-1]
+            assert await batcher.submit(start) == start
+    assert last >= total - 1
 
 
 async def test_a_hundred_thousand_partitions_leave_nothing_behind() -> None:
