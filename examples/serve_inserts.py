@@ -11,6 +11,7 @@ The application alone: ``DSN=postgresql://... uvicorn --app-dir examples serve_i
 import os
 import socket
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,12 +19,16 @@ from time import perf_counter
 
 import anyio
 import asyncpg
+import httpx
 from fastapi import FastAPI
 
 from microbatch import Batcher
 
 CLIENTS = 64
-POOL = 8  # more than the batcher's max_concurrency, so that it never waits for a connection
+SLOTS = 2  # batches in flight
+POOL = int(
+    os.environ.get("POOL", "8")
+)  # connections: at least a slot's each, so that no batch waits for one
 TABLE = """CREATE SCHEMA IF NOT EXISTS microbatch_example; CREATE TABLE IF NOT EXISTS
 microbatch_example.visit (id bigserial PRIMARY KEY, page text NOT NULL, seconds real NOT NULL)"""
 INSERT = "INSERT INTO microbatch_example.visit (page, seconds) "
@@ -37,12 +42,17 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
     async def insert(visits: list[tuple[str, float]]) -> None:
         pages, seconds = zip(*visits, strict=True)
-        await pool.execute(MANY, pages, seconds)  # one statement is one transaction
+        await execute("/batched", MANY, pages, seconds)  # one statement is one transaction
 
+    async def execute(path: str, statement: str, *values: object) -> None:
+        app.state.waits[path] += pool.get_idle_size() == 0
+        await pool.execute(statement, *values)
+
+    app.state.waits, app.state.execute = Counter(), execute
     async with asyncpg.create_pool(os.environ["DSN"], min_size=POOL, max_size=POOL) as pool:
         await pool.execute(TABLE)
-        async with Batcher(insert, max_concurrency=2, handler_timeout=10) as batcher:
-            app.state.pool, app.state.batcher = pool, batcher
+        async with Batcher(insert, max_concurrency=SLOTS, handler_timeout=10) as batcher:
+            app.state.batcher = batcher
             yield
 
 
@@ -52,13 +62,19 @@ app = FastAPI(lifespan=lifespan)
 @app.post("/single", status_code=204)
 async def single(page: str, seconds: float) -> None:
     """Write the visit in a statement of its own."""
-    await app.state.pool.execute(ONE, page, seconds)
+    await app.state.execute("/single", ONE, page, seconds)
 
 
 @app.post("/batched", status_code=204)
 async def batched(page: str, seconds: float) -> None:
     """Write the visit together with those of the requests that are here at the same time."""
     await app.state.batcher.submit((page, seconds))
+
+
+@app.get("/waits")
+async def waits(path: str) -> int:
+    """Tell how often a statement of an endpoint found all connections in use."""
+    return int(app.state.waits[path])
 
 
 async def load(port: int, path: str, duration: float) -> list[float]:
@@ -97,16 +113,19 @@ async def main(dsn: str, duration: float) -> None:
             stderr=None,
         )
     sent = 0
-    print(f"{'':<10}{'requests/s':>12}{'p50':>11}{'p99':>11}")
-    async with server:
+    print(f"{'':<10}{'requests/s':>12}{'p50':>11}{'p99':>11}  waits for a connection")
+    async with server, httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
         for path in ("/single", "/batched"):
             sent += len(await load(port, path, duration / 5))  # warms up
             took = await load(port, path, duration)
             p50, p99 = took[len(took) // 2], took[len(took) * 99 // 100]
+            waited = (await client.get("/waits", params={"path": path})).json()
             print(
                 f"{path:<10}{len(took) / duration:>12,.0f}{p50 * 1e3:>8.1f} ms{p99 * 1e3:>8.1f} ms"
+                f"{waited:>8,}"
             )
             sent += len(took)
+        await client.aclose()
         server.terminate()  # leaves the lifespan
         await server.wait()
     rows = await database.fetchval("SELECT count(*) FROM microbatch_example.visit")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from examples_support import output_of
+from examples_support import ENVIRONMENT, output_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,9 +97,17 @@ def test_the_web_service_answers_after_the_row_is_written(postgres, tmp_path):
     """Every answered request is a row once the application has been stopped, with and without batching."""
     printed = output_of("serve_inserts.py", postgres, "0.5", folder=tmp_path)
     head, single, batched, counts = printed.splitlines()
-    assert head.split() == ["requests/s", "p50", "p99"]
+    assert head.split() == ["requests/s", "p50", "p99", "waits", "for", "a", "connection"]
     assert [single.split()[0], batched.split()[0]] == ["/single", "/batched"]
+    assert batched.split()[-1] == "0"  # there is a connection for each slot
     answered, written = re.fullmatch(
         r"([\d,]+) requests answered, ([\d,]+) rows written", counts
     ).groups()
     assert answered == written
+
+
+def test_a_pool_smaller_than_the_slots_is_seen(postgres, tmp_path, monkeypatch):
+    """So the 0 above means something: with one connection for two slots batches wait."""
+    monkeypatch.setitem(ENVIRONMENT, "POOL", "1")
+    printed = output_of("serve_inserts.py", postgres, "0.5", folder=tmp_path)
+    assert int(printed.splitlines()[2].split()[-1].replace(",", "")) > 0
