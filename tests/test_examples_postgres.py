@@ -111,3 +111,10 @@ def test_a_pool_smaller_than_the_slots_is_seen(postgres, tmp_path, monkeypatch):
     monkeypatch.setitem(ENVIRONMENT, "POOL", "1")
     printed = output_of("serve_inserts.py", postgres, "0.5", folder=tmp_path)
     assert int(printed.splitlines()[2].split()[-1].replace(",", "")) > 0
+
+
+def test_inserts_take_a_statement_a_batch_and_each_caller_gets_its_own_id(postgres, tmp_path):
+    """One statement for a hundred rows, whichever driver writes it; ids that are mixed up would be worse than slow."""
+    printed = output_of("insert_returning.py", postgres, folder=tmp_path)
+    found = re.findall(r"^(\w+) +([\d,]+) statements .* own id: ([\d,]+)$", printed, re.MULTILINE)
+    assert found == [("each", "2,000", "2,000"), ("unnest", "20", "2,000"), ("SQLAlchemy", "20", "2,000")]  # fmt: skip
