@@ -78,6 +78,20 @@ def test_the_import_shows_its_progress_on_a_terminal(tmp_path):
         os.close(ours)
 
 
+def test_a_batch_beyond_the_parameters_of_a_statement_is_split(tmp_path):
+    """32,766 parameters make 10,922 rows of three columns; one more and SQLite refuses the statement."""
+    printed = output_of("insert_values.py", folder=tmp_path)
+    assert printed == "25,000 rows by statements of [10922, 10922, 3156]\n"
+
+
+def test_what_many_items_have_in_common_is_validated_once(tmp_path):
+    """A check that asks the network for each item would undo what the batch gained."""
+    assert output_of("validate_once.py", folder=tmp_path).splitlines() == [
+        "667 written, 333 refused: {'no_mail': 333}",
+        "1,000 addresses checked, 3 domains asked for",
+    ]
+
+
 def test_every_example_is_run():
     """An example that nobody runs is soon wrong."""
     tests = "".join(
