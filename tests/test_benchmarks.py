@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -81,6 +82,39 @@ def test_gain_counts_fewer_commits_through_a_batcher(tmp_path):
         commits = {way: row["10"]["commits_per_1000_rows"]["median"] for way, row in ways.items()}
         assert commits["one statement each"] >= 1000
         assert commits["microbatch"] < 500
+
+
+@slow
+def test_break_even_measures_the_overhead_and_a_curve_that_rises(tmp_path):
+    """The page on tuning gives both as reasons for its numbers."""
+    found = run("break_even", tmp_path)
+    assert all(cost["median"] > 0 for cost in found["overhead"].values())
+    rates = [rate["median"] for rate in found["curve"].values()]
+    assert rates[-1] > 2 * rates[0]  # a batch of 100 against one of 1: about forty times
+    assert "a batch of 100 pays above" in (tmp_path / "break_even.md").read_text()
+
+
+def test_the_page_on_tuning_has_the_stored_break_even_and_a_curve_that_rises():
+    """Its figures have a command, and its curve the sizes and the course of the measured one."""
+    page = (FOLDER.parent / "docs/how-to/tuning.md").read_text(encoding="utf-8")
+    stored = json.loads((FOLDER / "results/break_even.json").read_text())
+    costs = [cost["median"] for cost in stored["overhead"].values()]
+    many, nowait, task = costs
+    text = " ".join(page.split())
+    assert (
+        f"{many:.2f} us an item by `submit_many`, {nowait:.2f} us by `submit_nowait`, {task:.1f} us"
+        in text
+    )
+    many, nowait, task = (cost * 100 / 99 for cost in costs)
+    assert f"costs more than {many:.2f}, {nowait:.2f} or {task:.1f} us by itself" in text
+    shown = re.findall(r"^max_batch_size=(\d+) +([\d,]+) rows/s$", page, re.MULTILINE)
+    assert [size for size, _ in shown] == list(stored["curve"])
+    for rates in (
+        [int(rate.replace(",", "")) for _, rate in shown],
+        [rate["median"] for rate in stored["curve"].values()],
+    ):
+        assert rates == sorted(rates), rates
+        assert rates[2] > 10 * rates[0], rates
 
 
 @slow
