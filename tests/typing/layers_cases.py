@@ -64,6 +64,10 @@ def key_of(row: Row) -> int:
     return row.key
 
 
+def made_up(key: int) -> Row:
+    return Row()
+
+
 async def fetch(item: str) -> bytes:
     return item.encode()
 
@@ -113,6 +117,10 @@ async def batchers() -> None:
         await Batcher(by_key(select, key=key_of, row_key=lambda row: row[0])).submit(Row()),
         tuple[int, str],
     )
+    assert_type(await Batcher(by_key(find, missing=None)).submit(1), Row | None)
+    assert_type(await Batcher(by_key(rows, row_key=key_of, missing=None)).submit(1), Row | None)
+    assert_type(await Batcher(by_key(find, missing=made_up)).submit(1), Row)
+    assert_type(await by_key(find, missing=str)([1]), list[Row | str | Exception])
     assert_type(await Batcher(routed({"a": lengths}, by=str)).submit("a"), int)
     assert_type(await Batcher(in_process(plain)).submit("a"), bytes)
     assert_type(await Batcher(atomic(bisecting(some_fail))).submit_many(["a"]), list[int])

@@ -52,7 +52,7 @@ def by_key(
     *,
     key: Callable[[T], K] | None = None,
     row_key: None = None,
-    missing: Callable[[Any], M] | M,
+    missing: Callable[[Any], M],
 ) -> BulkHandler[T, V | M]: ...
 @overload
 def by_key(
@@ -60,7 +60,23 @@ def by_key(
     *,
     key: Callable[[T], Hashable] | None = None,
     row_key: Callable[[Any], Hashable],
-    missing: Callable[[Any], M] | M,
+    missing: Callable[[Any], M],
+) -> BulkHandler[T, V | M]: ...
+@overload
+def by_key(
+    handler: Callable[[list[T]], Awaitable[Mapping[K, V | Exception]] | Mapping[K, V | Exception]],
+    *,
+    key: Callable[[T], K] | None = None,
+    row_key: None = None,
+    missing: M,
+) -> BulkHandler[T, V | M]: ...
+@overload
+def by_key(
+    handler: Callable[[list[T]], Awaitable[Iterable[V]] | Iterable[V]],
+    *,
+    key: Callable[[T], Hashable] | None = None,
+    row_key: Callable[[Any], Hashable],
+    missing: M,
 ) -> BulkHandler[T, V | M]: ...
 def by_key(
     handler: Callable[[list[Any]], Any],
