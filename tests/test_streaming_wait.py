@@ -284,6 +284,16 @@ async def test_all_of_a_plain_source_is_at_hand() -> None:
     assert handler.batches == [[0, 1, 2], [3, 4]]
 
 
+async def test_a_batchers_max_wait_costs_a_plain_source_nothing(monkeypatch: Any) -> None:
+    """A look at the clock after each item costs more than the stream does; who wants it says so."""
+    looks: list[int] = []
+    now = anyio.current_time
+    monkeypatch.setattr(anyio, "current_time", lambda: looks.append(1) or now())
+    async with Batcher(Log(), max_wait=1) as batcher:
+        await values(map_batches(range(1000), batcher))
+    assert len(looks) < 100
+
+
 @pytest.mark.parametrize(
     ("max_wait", "error", "message"),
     [

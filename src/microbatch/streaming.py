@@ -171,8 +171,9 @@ def map_batches(
             cost.
         max_wait: Seconds that a batch's first item waits for company, at least 0: then the batch
             leaves with what a slow source has given. None: until the batch is full or the source
-            ends; for a Batcher with a ``max_wait`` above 0, that one, once for both. The time that
-            an item waits for room does not count. A plain iterable is looked at after each item.
+            ends; for an asynchronous source and a Batcher with a ``max_wait`` above 0, that one,
+            once for both. The time that an item waits for room does not count. Of a plain iterable
+            each item is waited for, and the clock is looked at after it.
         max_concurrency: Handler calls at the same time, at least 1. Four keep a database busy
             without crowding it (a choice).
         ordered: True: outcomes in the source's order. False: as batches end.
@@ -199,7 +200,7 @@ def map_batches(
         source,
         handler,
         size=_checks.whole_number("max_batch_size", max_batch_size, 1),
-        max_wait=_wait_of(handler)
+        max_wait=_wait_of(source, handler)
         if max_wait is None
         else _checks.number("max_wait", max_wait, minimum=0),
         concurrency=_checks.whole_number("max_concurrency", max_concurrency, 1),
@@ -211,9 +212,14 @@ def map_batches(
     )
 
 
-def _wait_of(handler: Any) -> float | None:
-    """Return how long a batcher lets items wait; None if it is none, or lets them not wait."""
-    return (handler._max_wait or None) if isinstance(handler, Batcher) else None  # noqa: SLF001
+def _wait_of(source: Any, handler: Any) -> float | None:
+    """Return how long a batcher lets the items of an asynchronous source wait, None if not at all.
+
+    Not those of a plain one: to look at the clock after each would cost more than the stream does.
+    """
+    if isinstance(source, AsyncIterable) and isinstance(handler, Batcher):
+        return handler._max_wait or None  # noqa: SLF001
+    return None
 
 
 class _Batch:
