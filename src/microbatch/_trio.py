@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 _PENDING, _VALUE, _ERROR, _CANCELLED = range(4)
 
 
+class OtherRunError(RuntimeError):
+    """A waiter was asked for in another run than the one that is served, which may have ended."""
+
+
 class _TrioWaiter:
     """A future for one awaiting trio task."""
 
@@ -152,7 +156,7 @@ class TrioRuntime:
 
     def create_waiter(self) -> Any:
         if self._trio.lowlevel.current_trio_token() is not self._token:
-            raise RuntimeError("this batcher serves another run of trio that is still alive")
+            raise OtherRunError("this batcher serves another run of trio")
         return _TrioWaiter()
 
     def breathe(self) -> Awaitable[None]:

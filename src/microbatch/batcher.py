@@ -36,6 +36,7 @@ import anyio.lowlevel
 from . import _checks, batch
 from ._asyncio import running_loop
 from ._log import write
+from ._trio import OtherRunError
 from ._waiters import ThreadWaiter, end_item
 from .adaptive import AdaptiveSize
 from .buffer import Mark, Scale
@@ -157,7 +158,8 @@ class Batcher(Entrance, Generic[T, R]):
 
     It works from the first call on, in whatever event loop is running (asyncio, uvloop or trio); use
     ``async with`` or ``aclose()`` so that the last batch gets home. All methods belong to that loop's
-    thread, but for ``submit_from_thread`` and ``stats``.
+    thread, but for ``submit_from_thread`` and ``stats``. It serves one event loop at a time. When that one
+    has ended the next may use it, also if it was closed: closing belongs to the loop that was served.
 
     Args:
         handler: The bulk function: takes a list of items, which it then owns, and returns one result for
@@ -356,11 +358,15 @@ class Batcher(Entrance, Generic[T, R]):
         if fifo is None or priority is not _NONE or running_loop() is not self._loop:
             waiter = self._enter(item, priority)
         else:  # the usual way, here as in submit_nowait: a call less is 0.4 % of all that an item costs
-            waiter = self._create_waiter()
-            fifo.items.append(item)
-            fifo.waiters.append(waiter)
-            if len(fifo.items) >= fifo.limit:
-                waiter = self._fill(fifo, waiter)
+            try:
+                waiter = self._create_waiter()
+            except OtherRunError:  # trio's, which no loop tells from the one that is served
+                waiter = self._enter(item, priority)
+            else:
+                fifo.items.append(item)
+                fifo.waiters.append(waiter)
+                if len(fifo.items) >= fifo.limit:
+                    waiter = self._fill(fifo, waiter)
         try:
             return await waiter  # type: ignore[no-any-return]
         except BaseException:
@@ -392,7 +398,10 @@ class Batcher(Entrance, Generic[T, R]):
         fifo = self._fast
         if fifo is None or priority is not _NONE or running_loop() is not self._loop:
             return self._enter(item, priority, wait=False)  # type: ignore[no-any-return]
-        waiter = self._create_waiter()
+        try:
+            waiter = self._create_waiter()
+        except OtherRunError:
+            return self._enter(item, priority, wait=False)  # type: ignore[no-any-return]
         fifo.items.append(item)
         fifo.waiters.append(waiter)
         if len(fifo.items) >= fifo.limit:
@@ -564,9 +573,6 @@ class Batcher(Entrance, Generic[T, R]):
             else _drain("drain_timeout", drain_timeout)
         )
         self._guard("aclose")
-        if self._runtime is None:
-            self._state = "closed"
-            return
         self._bind()
         try:
             if seconds != 0:
@@ -642,9 +648,8 @@ class Batcher(Entrance, Generic[T, R]):
             BatcherClosed: If the batcher is closed.
             RuntimeError: If it was entered already, or serves another event loop that is still alive.
         """
-        if self._state != "open":
-            raise BatcherClosed(self._name)
         self._bind()
+        self._check_open()
         if self._entered:
             raise RuntimeError(
                 f"batcher {self._name!r} was entered already: whoever leaves first would close it for "

@@ -70,6 +70,7 @@ class Entrance(Dispatch):
                     )
                 self._lose_loop()
             self._runtime = runtime = current
+            self._state = "open"  # closing belongs to the loop that was served then
             self._loop = current.loop
             self._create_waiter = current.create_waiter
             self._breathe = current.breathe

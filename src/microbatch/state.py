@@ -194,20 +194,20 @@ class State:
         self._state: Literal["open", "closing", "closed"] = "open"
         self._pace = max(1, TURN // self._size)
         self._ids = count()
-        self._fatal: BaseException | None = None
         #: Called in the batch's context before its handler is: what the durable worker prepares there.
         self._on_start: Callable[[Run], None] | None = None
         self._items = self._failed = 0
         self._reasons: dict[str, int] = defaultdict(int)  # batches that ended, by why they left
         #: Seconds that the oldest item of each of the last batches waited.
         self._waits: deque[float] = deque(maxlen=WAITS_KEPT)
-        self._context: Context | None = None
         self._forget()
         _everyone.add(self)
 
     def _forget(self) -> None:
         """Drop what belonged to an event loop that is gone, or to the process that forked this one."""
         self._runtime: Runtime | None = None
+        self._context: Context | None = None
+        self._fatal: BaseException | None = None
         self._loop: Any = self  # no loop is this object: the fast path is shut
         self._fast: Fifo | None = None  # where items may be appended without asking
         self._fifo: Fifo | None = None
