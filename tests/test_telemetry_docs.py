@@ -38,7 +38,12 @@ def emitted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
         handler = Recorder(fails={1})
         async with (
             Batcher(
-                handler, max_pending=3, weigh=float, retry=retry, telemetry=settings
+                handler,
+                max_pending=3,
+                weigh=float,
+                max_pending_weight=1000,
+                retry=retry,
+                telemetry=settings,
             ) as batcher,
             DurableQueue(path, item_type=int, telemetry=settings) as queue,
         ):

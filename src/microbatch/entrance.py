@@ -311,8 +311,6 @@ class Entrance(Dispatch):
         self._ids = count(group.first_id + total)
         waiter = group.waiter = self._new_watched(runtime)
         waiter.on_cancel = partial(self._group_cancelled, runtime, group)
-        if not total:
-            waiter.set_result(None)  # nothing else will, and telemetry has begun a span
         position = 0
         if self._fifo is not None and not priority:
             position = self._enter_fifo(self._fifo, group, items)
