@@ -395,12 +395,8 @@ class Entrance(Dispatch):
         return True
 
     def _weigh_next(self, feed: _Feed) -> None:
-        """Ask the user's functions about a feed's next item; at its end it leaves the line."""
+        """Ask the user's functions about a feed's next item."""
         index = feed.position
-        if index >= len(feed.items):
-            self._line.discard(feed)
-            feed.group.feed = None
-            return
         try:
             entry = feed.context.run(self._weighed, feed.items[index], feed.priority)
         except Exception as error:  # noqa: BLE001 - the user's: it is that item's outcome
@@ -417,6 +413,7 @@ class Entrance(Dispatch):
             waiting.ready = None
             waiting.position += 1
             waiting.group.fail(waiting.position - 1, error)
+            self._end_feed(waiting)
         else:
             self._line.discard(waiting)
             waiter = waiting.waiter
@@ -429,10 +426,20 @@ class Entrance(Dispatch):
         feed.ready = None
         feed.position += 1
         feed.taken += 1
+        if self._end_feed(feed):
+            return
         if feed.taken % self._current_size() == 0 and len(self._line) > 1:
             self._line.discard(feed)
             feed.seq = next(self._line_seq)
             self._line.push(feed)
+
+    def _end_feed(self, feed: _Feed) -> bool:
+        """Take a feed out of the line if it has no more items: its caller waits for room no more."""
+        if feed.position < len(feed.items):
+            return False
+        self._line.discard(feed)
+        feed.group.feed = None
+        return True
 
     def _cancelled(self, runtime: Runtime, entry: Entry, waiter: Any) -> None:
         """A caller was cancelled."""
@@ -530,7 +537,7 @@ class Entrance(Dispatch):
             if not gone:
                 dropped += 1
                 note_attempts(waiter, attempts)
-                waiter.set_exception(BatcherClosed(self._name))
+                waiter.set_exception(BatcherClosed(self._name, started=attempts > 0))
         for run in [slot.run for slot in self._slots if slot.run is not None]:
             dropped += run.left
             self._give_up(run, lambda: BatcherClosed(self._name, started=True))
