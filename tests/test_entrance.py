@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import anyio
@@ -89,3 +91,24 @@ async def test_a_report_after_closing_in_back_off_counts_the_calls_that_were() -
         assert counted(batcher).in_backoff == 2
         await batcher.aclose(0)
     assert [one.attempts for one in reports[0]] == [1, 3, 3]
+
+
+async def test_a_resolved_pending_keeps_no_item_alive() -> None:
+    """Nothing is kept of an item once it is resolved, however it came in."""
+
+    class Item:
+        pass
+
+    async def handler(items: list[Item]) -> list[str]:
+        return ["done"] * len(items)
+
+    batcher = Batcher(handler, partition=type, coalesce=id)
+    kept, items = [], [Item(), Item()]
+    gone = [weakref.ref(item) for item in items]
+    async with batcher:
+        for priority, item in enumerate(items):
+            kept.append(batcher.submit_nowait(item, priority=priority))
+        del item, items
+        assert [await pending for pending in kept] == ["done", "done"]
+    gc.collect()
+    assert [reference() for reference in gone] == [None, None]

@@ -124,7 +124,11 @@ class Entry:
         self.marks: list[Mark] | None = None
 
     def release(self) -> None:
-        """Let go of what would keep others alive; tell who flushed that this one is resolved."""
+        """Let go of what would keep others alive; tell who flushed that this one is resolved.
+
+        The item too: a Pending that somebody keeps leads here.
+        """
+        self.item = self.key = self.partition = None
         self.waiter = self.run = self.lane = self.context = None
         self.state = ""
         marks, self.marks = self.marks, None
