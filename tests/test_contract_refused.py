@@ -137,9 +137,21 @@ class Rows(Table):
     shape = (3, 3)
 
 
-async def test_a_table_that_iterates_over_its_rows_is_a_list_of_results() -> None:
+class Incomparable(list[int]):
+    """A row that will not be compared."""
+
+    def __eq__(self, other: object) -> bool:
+        raise LookupError
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    "row", [(1, "b", 2.0), np.arange(3), Incomparable([1, 2, 3])], ids=["tuple", "array", "odd"]
+)
+async def test_a_table_that_iterates_over_its_rows_is_a_list_of_results(row: Any) -> None:
     """It is about what iterating gives, not about names of attributes."""
-    rows = [(0, "a", 1.0), (1, "b", 2.0), np.arange(3)]
+    rows = [row, (0, "a", 1.0), row]
 
     async def handler(items: list[int]) -> Any:
         return Rows(rows)

@@ -204,3 +204,14 @@ def test_a_report_is_a_sequence_of_its_outcomes() -> None:
     )
     assert report.errors == {"internal_error": 1, "skipped": 1}
     assert type(report.errors) is dict
+
+
+def test_an_error_whose_text_raises_is_described_by_its_class() -> None:
+    """A report must be made of whatever handlers raise."""
+
+    class Mute(ItemError):
+        def __str__(self) -> str:
+            raise LookupError
+
+    described = outcome_of(0, Mute("x", code="mute")).as_dict()["error"]
+    assert described == {"code": "mute", "message": "Mute"}

@@ -567,3 +567,34 @@ async def test_a_waiter_tells_its_end_once() -> None:
         (KeyError, False),
         (type(None), True),
     ]
+
+
+def test_on_trio_a_callback_that_raises_is_logged_and_ends_nothing(caplog: Any) -> None:
+    """asyncio goes on too; out of a system task it would end the whole program."""
+
+    def fail() -> None:
+        raise LookupError("callback")
+
+    async def main() -> None:
+        runtime = current_runtime()
+        runtime.call_at(runtime.now() + 1, fail)
+        runtime.call_from_thread(fail)
+        await anyio.sleep(5)
+
+    run("trio", main)
+    assert caplog.text.count("a callback of a batcher failed") == 2
+
+
+def test_a_trio_items_waiter_tells_of_its_end_once() -> None:
+    """Its span is ended by the first outcome, as its caller is."""
+    ended: list[Any] = []
+
+    async def main() -> None:
+        waiter = current_runtime().item_waiter(None)
+        waiter.on_end = lambda error, cancelled: ended.append(error)
+        waiter.set_result(1)
+        waiter.set_exception(LookupError())
+        assert await waiter == 1
+
+    run("trio", main)
+    assert ended == [None]

@@ -13,7 +13,9 @@ import anyio.from_thread
 import anyio.to_thread
 import pytest
 import trio
+from opentelemetry.sdk.trace import SpanProcessor
 from support import Recorder, outcome, outcomes, run, turns
+from telemetry_support import Sdk
 
 from microbatch import BatchAborted, Batcher, HandlerCrashed, current_batch
 from microbatch.layers import atomic, per_item
@@ -350,3 +352,71 @@ async def test_a_generator_may_not_yield_what_a_thread_has_resolved() -> None:
         await turns()
     assert first == "thread"
     assert "index 0 came twice" in str(second)
+
+
+@pytest.mark.anyio
+@pytest.mark.real_time
+async def test_what_a_thread_resolved_counts_though_the_generator_is_stopped_and_closes_slowly() -> (
+    None
+):
+    """The promise is kept when the others fail, and not again when the loop hears of it."""
+
+    async def handler(items: list[int]) -> Any:
+        batch = current_batch()
+        assert batch is not None
+        try:
+            thread = threading.Thread(target=batch.resolve, args=(0, "thread"))
+            thread.start()
+            thread.join(10)
+            yield 9, "out of range"
+        finally:
+            await turns()
+
+    async with Batcher[int, Any](handler) as batcher:
+        first, second = await outcomes(*[batcher.submit_nowait(item) for item in (1, 2)])
+        await turns()
+        assert batcher.stats().items == 2
+    assert first == "thread"
+    assert "index 9 is out of range" in str(second)
+
+
+class Resolving(SpanProcessor):
+    """Lets a thread resolve an item in the middle of the delivery of the others' results."""
+
+    def __init__(self) -> None:
+        self.resolve: Any = None
+        self.refused: list[str] = []
+
+    def on_end(self, span: Any) -> None:
+        resolve, self.resolve = self.resolve, None
+        if resolve is not None:
+
+            def work() -> None:
+                try:
+                    resolve(1, "thread")
+                except RuntimeError as error:
+                    self.refused.append(str(error))
+
+            thread = threading.Thread(target=work)
+            thread.start()
+            thread.join(10)
+
+
+@pytest.mark.anyio
+@pytest.mark.real_time
+async def test_a_thread_that_resolves_while_results_go_out_is_refused() -> None:
+    """It must not believe that its result counts."""
+    sdk = Sdk()
+    processor = Resolving()
+    sdk.tracer_provider.add_span_processor(processor)
+
+    async def handler(items: list[int]) -> list[int]:
+        batch = current_batch()
+        assert batch is not None
+        processor.resolve = batch.resolve
+        return items
+
+    async with Batcher(handler, telemetry=sdk.telemetry(trace_items=True)) as batcher:
+        assert await outcomes(*[batcher.submit_nowait(item) for item in (1, 2)]) == [1, 2]
+    (message,) = processor.refused
+    assert message.endswith("item 1 of the batch has its outcome already")

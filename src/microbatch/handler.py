@@ -130,9 +130,9 @@ def has_exceptions(results: list[Any], name: str | None) -> bool:
     except Exception:  # noqa: BLE001 - a metaclass's own, such as for a class that has no hash
         kinds = list(map(type, results))
     if any(map(_checks.is_awaitable, kinds)):
-        for index, result in enumerate(results):
-            what = f"{_handler_of(name)} must return results, but the one at index {index}"
-            _checks.refuse_awaitable(what, result, results)
+        index = next(i for i, r in enumerate(results) if _checks.is_awaitable(type(r)))
+        what = f"{_handler_of(name)} must return results, but the one at index {index}"
+        _checks.refuse_awaitable(what, results[index], results)
     return any(issubclass(kind, BaseException) for kind in kinds)
 
 
