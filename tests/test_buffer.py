@@ -529,6 +529,6 @@ def test_an_entry_that_is_released_keeps_nobody_alive() -> None:
     entry.release()
     entry.release()
     assert told == ["first", "second"]
-    assert (entry.item, entry.key, entry.partition) == (None, None, None)
+    assert (entry.item, entry.key) == (None, None)
     assert (entry.waiter, entry.run, entry.lane, entry.context) == (None, None, None, None)
     assert (entry.state, entry.marks) == ("", None)

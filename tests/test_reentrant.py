@@ -231,3 +231,24 @@ async def test_a_span_processor_may_cancel_who_waits_for_room() -> None:
     assert isinstance(await outcome(first), BatcherClosed)
     assert True in ended
     assert counted(batcher).waiting == 0
+
+
+@pytest.mark.parametrize("way", ["submit_nowait", "submit_many_report"])
+@pytest.mark.parametrize("backend_name", ["asyncio"])
+async def test_a_span_processor_may_close(way: str) -> None:
+    """The call that it was told of is refused, and its span ends."""
+    sdk, handler = Sdk(), Gate()
+    batcher: Batcher[Any, Any] = Batcher(handler, telemetry=sdk.telemetry(trace_items=True))
+    begun: list[Any] = []
+
+    class Closes(SpanProcessor):
+        def on_start(self, span: Any, parent_context: Any = None) -> None:
+            begun.append(span)
+            closing: Any = batcher.aclose(0)
+            with contextlib.suppress(StopIteration):
+                closing.send(None)
+
+    sdk.tracer_provider.add_span_processor(Closes())
+    assert [type(end) for end in await entered(batcher, way, 1)] == [BatcherClosed]
+    assert (handler.batches, counted(batcher).pending) == ([], 0)
+    assert len(begun) == len(sdk.spans(f"submit {batcher.name}")) == 1

@@ -128,7 +128,7 @@ class Entry:
 
         The item too: a Pending that somebody keeps leads here.
         """
-        self.item = self.key = self.partition = None
+        self.item = self.key = None
         self.waiter = self.run = self.lane = self.context = None
         self.state = ""
         marks, self.marks = self.marks, None

@@ -311,6 +311,11 @@ class Entrance(Dispatch):
         self._ids = count(group.first_id + total)
         waiter = group.waiter = self._new_watched(runtime)
         waiter.on_cancel = partial(self._group_cancelled, runtime, group)
+        if total:  # a call without items has nothing to tell of
+            self._mark(waiter)
+            if self._state != "open":  # whom telemetry told has closed it
+                end_item(waiter, None, cancelled=True)
+                raise BatcherClosed(self._name)
         position = 0
         if self._fifo is not None and not priority:
             position = self._enter_fifo(self._fifo, group, items)
@@ -325,8 +330,6 @@ class Entrance(Dispatch):
             if group.feed is not None and self._on_full == "reject":
                 self._reject(group.feed)
         self._pump()
-        if group.left:
-            self._mark(waiter)
         return group
 
     def _enter_fifo(self, fifo: Fifo, group: Group, items: list[Any]) -> int:
