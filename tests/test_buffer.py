@@ -122,7 +122,8 @@ class Feeder:
             self.open = False
         if run is None:
             assert not due
-            self.inside = [entry for entry in self.inside if self.fifo.count]
+            if self.fifo.count < len(self.inside):  # those who have gone were found
+                self.inside = alive
             return
         taken, rest = alive[: self.size], alive[self.size :]
         assert run.items == [item for item, _, _ in taken]
