@@ -181,7 +181,7 @@ class Ranking(Generic[Q]):
             self._rank()
 
     def promote(self, element: Q, priority: float) -> None:
-        """Raise the priority of an element; it keeps its age."""
+        """Change the priority of an element; it keeps its age."""
         element.priority = priority
         if self._heap is None:
             self._rank()
@@ -408,7 +408,9 @@ class Lanes:
         """Take a buffered entry out: no handler will ever see it."""
         lane: Lane = entry.lane
         self._take(lane, entry)
-        if not lane.entries:
+        if lane.entries:
+            self._rank(lane)
+        else:
             self._leave(lane)
 
     def _take(self, lane: Lane, entry: Entry) -> None:
@@ -476,9 +478,9 @@ class Lanes:
         self._ready.push(lane)
 
     def _rank(self, lane: Lane) -> None:
-        """Let a ready lane rise with its most urgent item."""
+        """Let a ready lane rise and fall with its most urgent item."""
         top: Any = lane.entries.top()
-        if lane.queued and top.priority > lane.priority:
+        if lane.queued and top.priority != lane.priority:
             self._ready.promote(lane, top.priority)
 
     def press(self, full: bool = True) -> None:

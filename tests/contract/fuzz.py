@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
 import time
 from collections import Counter
@@ -51,6 +52,10 @@ def smallest(program: Program, loop: str, tries: int = 2000) -> Program:
     return shrunk(program, fails, tries)
 
 
+def never_ends(*_: object) -> None:
+    raise TimeoutError("a program takes a minute of real time")
+
+
 def kind(line: str) -> str:
     """Return what is wrong without its numbers."""
     return re.sub(r"\d+(\.\d+)?", "#", line)[:160]
@@ -75,8 +80,11 @@ def main() -> None:
     print("the laws of", Path(microbatch.__file__).parent.parent)
     kinds: Counter[str] = Counter()
     began = time.perf_counter()
+    signal.signal(signal.SIGALRM, never_ends)
     for seed in range(arguments.first, arguments.first + arguments.count):
+        signal.alarm(60)
         found = faults(drawn(seed, without=arguments.without), arguments.loop)
+        signal.alarm(0)
         for line in {kind(line): line for line in found}.values():
             kinds[kind(line)] += 1
             if kinds[kind(line)] <= 4:

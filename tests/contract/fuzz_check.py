@@ -223,7 +223,10 @@ def gone_before(life: Life, call: Call) -> bool:
         return life.end is not None and life.end.stamp.seq < call.start.seq
     if left.seq > call.start.seq:
         return False
-    return life.withdrawn or well_after(max(left, life.sent), call.start)
+    if life.doubtful:
+        return well_after(max(left, life.sent), call.start)
+    # A batch is cut in the turn in which its handler begins: before that an item is buffered.
+    return life.withdrawn or call.start.turn > max(left, life.sent).turn
 
 
 def slots(record: Record) -> Iterator[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import anyio
 import pytest
-from support import Recorder, outcome, turns
+from support import Gate, Recorder, outcome, turns
 
 from microbatch import Backoff, Batcher, BatcherClosed, Retry
 
@@ -41,3 +41,17 @@ async def test_a_submit_many_whose_items_are_all_in_waits_for_room_no_more() -> 
         assert batcher.stats().waiting == 2
         await anyio.sleep(1.1)
         assert batcher.stats().waiting == 1
+
+
+async def test_a_partition_is_no_more_urgent_than_those_who_are_still_there() -> None:
+    """An urgent caller that has gone must not carry its partition past others."""
+    gate = Gate()
+    async with Batcher(gate, partition=lambda item: item[0]) as batcher:
+        batcher.submit_nowait("-")
+        await turns()
+        urgent = batcher.submit_nowait("a0", priority=2)
+        batcher.submit_nowait("a1")
+        batcher.submit_nowait("b0", priority=1)
+        urgent.cancel()
+        gate.opened.set()
+    assert gate.batches == [["-"], ["b0"], ["a1"]]
