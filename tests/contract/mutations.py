@@ -116,8 +116,8 @@ MUTATIONS = [
     Mutation(
         "a sharer who goes takes the slot from the others",
         "entrance",
-        "            del sharers[waiter]\n            if sharers:",
-        "            del sharers[waiter]\n            if False:",
+        "            sharers.pop(waiter, None)\n            if sharers:",
+        "            sharers.pop(waiter, None)\n            if False:",
     ),
     Mutation(
         "a handler is cancelled though somebody waits for it",
