@@ -209,11 +209,13 @@ class Callers(Record):
         (life,) = (life for life in self.lives if life.item is item)
         for one in life.caller.lives:
             one.certain = False  # from here on the reference does not know what room there is
+            one.crowded, one.limits = False, None
         if item.inside == "cancel":
             self.do_cancel_all("unseen", but=life.caller)
         elif item.child is not None and item.child not in self.crawled:
             self.crawled.add(item.child)
             self.do_nowait(item.child)
+            self.lives[-1].inner = True
         life.sent = self.now()  # others may have come before it
 
     def do_cancel_all(self, which: str, but: Caller | None = None) -> None:
@@ -221,7 +223,11 @@ class Callers(Record):
             if caller is but:
                 continue
             seen = any(life.calls for life in caller.lives)
-            chosen = {"all": True, "odd": index % 2 == 1, "seen": seen, "unseen": not seen}[which]
+            leads = any(call.end is None and call.lives[0].caller is caller for call in self.calls)
+            odd = index % 2 == 1
+            chosen = {"all": True, "odd": odd, "seen": seen, "unseen": not seen, "lead": leads}[
+                which
+            ]
             if chosen and not (caller.done or caller.cancelled or caller.dropped):
                 self.cancel(caller)
 

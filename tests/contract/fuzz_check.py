@@ -280,7 +280,13 @@ def reasons(record: Record) -> Iterator[str]:
         if reason != "wait":
             continue
         sent = [life.sent.time for life in call.lives if life.sent and len(life.calls) == 1]
-        oldest = call.start.time - min(sent, default=0.0)
+        # A batch has one time since when it waits: who has gone since then may have set it.
+        gone = [
+            life.sent.time
+            for life in record.lives
+            if life.sent and life.cancelled and not life.calls and life.sent.seq < call.start.seq
+        ]
+        oldest = call.start.time - min([*sent, *gone], default=0.0)
         if (
             len(sent) == len(call.lives)
             and oldest < settings.wait - EPSILON

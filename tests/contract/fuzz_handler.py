@@ -122,6 +122,8 @@ class Handlers:
 
     def cut(self, call: Call) -> None:
         """Cancelled: what those get that have nothing yet is the reason's matter."""
+        if call.cancelled:
+            return  # once more: it is stubborn
         now = self.run.now()
         timeout, closing = self.run.settings.timeout, self.run.close
         if timeout and abs(now.time - call.start.time - timeout) < EPSILON:
@@ -136,7 +138,7 @@ class Handlers:
                 self.run.problems.append(
                     f"cancellation: call {call.number} was cancelled, {alive} wait for it"
                 )
-        call.cancelled = call.cancelled or now
+        call.cancelled = now
 
     async def work(self, call: Call) -> None:
         item = call.lives[0].item
@@ -217,10 +219,10 @@ class Handlers:
         call = self.begin(items)
         batch: Any = current_batch()
         try:
-            for index in range(0, len(items), 2):
+            for index in reversed(range(1, len(items))):
+                await self.sleep(call, 0.25)
                 if call.cancelled is None:
                     batch.resolve(index, self.give(call, index))
-                await self.sleep(call, 0.25)
             await self.work(call)
             return self.finish(call)
         finally:

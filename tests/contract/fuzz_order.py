@@ -22,7 +22,7 @@ def first_come(record: Record) -> Iterator[str]:
         bulk = (
             life.caller.kind in {"many", "report"} and not life.certain
         )  # takes turns with others
-        if life.sent and life.calls and not bulk:
+        if life.sent and life.calls and not (bulk or life.inner):
             lines.setdefault((record.part(life.item), life.priority), []).append(life)
     for line in lines.values():
         line.sort(key=lambda life: life.sent.seq if life.sent else 0)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
+KINDS = ("list", "list", "list", "resolve", "generate")
 #: What an item's handling ends with, one word for each attempt; the last one stands for all later ones.
 FATES = ("error", "flaky", "again", "never", "after", "plain", "skipped", "hollow", "rubbish")
 #: What the handler does with a batch whose first item says so.
@@ -122,6 +123,7 @@ class _Drawer:
         self.without = without
         self.trouble = self.random.choice([0.0, 0.1, 0.1, 0.4])
         self.crowd = self.random.random() < 0.4
+        self.urgent = self.random.random() < 0.6
         self.settings = self.draw_settings()
 
     def chance(self, share: float) -> bool:
@@ -131,9 +133,10 @@ class _Drawer:
         pick, chance = self.random.choice, self.chance
         weighed = chance(0.3)
         parts = chance(0.35)
+        abandon = chance(0.25)
         room = pick([1, 2, 3, 3, 4, 6]) if self.crowd else pick([None, None, 3, 5, 8])
         return Settings(
-            kind=pick(["list", "list", "list", "resolve", "generate"]),
+            kind=pick(["list", "resolve", "resolve", "generate"] if abandon else KINDS),
             size=pick([1, 2, 3, 4, 8]),
             adaptive=chance(0.05),
             wait=pick([0.0, 0.0, 0.0, 0.5, 2.0]),
@@ -150,7 +153,7 @@ class _Drawer:
             maximum=pick([1.5, 60.0]),
             retry_timeouts=chance(0.3),
             timeout=pick([1.6, 3.1]) if chance(0.35) else None,
-            abandon=chance(0.25),
+            abandon=abandon,
             contexts=chance(0.25),
             entered=chance(0.6),
         )
@@ -173,7 +176,7 @@ class _Drawer:
             part=pick([0, 0, 1, 2]),
             key=pick([0, 1, 2, 3]),
             weight=pick([0, 1, 1, 2, 3, 0.1, 0.2, 0.7, 5, 9]),
-            priority=pick([0, 0, 0, 1, 2]),
+            priority=pick([0, 0, 0, 1, 2]) if self.urgent else 0,
             fates=fates,
             whim=whim,
             seconds=pick([0.0, 0.0, 0.25, 0.5, 1.0]),
@@ -221,7 +224,8 @@ class _Drawer:
         yield ("cancel", self.random.randrange(20))
 
     def cancel_all(self) -> Iterator[Any]:
-        yield ("cancel_all", self.random.choice(["all", "odd", "unseen", "unseen", "seen"]))
+        kinds = ["all", "odd", "unseen", "unseen", "seen", "lead", "lead"]
+        yield ("cancel_all", self.random.choice(kinds))
         if self.chance(0.6):  # somebody comes in the same turn
             yield from self.one()
 
@@ -229,7 +233,7 @@ class _Drawer:
         yield ("turns", self.random.choice([1, 1, 2, 3, 16]))
 
     def sleep(self) -> Iterator[Any]:
-        yield ("sleep", self.random.choice([0.0, 0.25, 0.6, 1.0, 4.0]))
+        yield ("sleep", self.random.choice([0.0, 0.1, 0.25, 0.6, 1.0, 4.0]))
 
     def flush(self) -> Iterator[Any]:
         yield ("flush",)

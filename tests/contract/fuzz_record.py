@@ -121,6 +121,7 @@ class Life:
         self.accepted = False  # submit_nowait returned
         self.cancelled: Stamp | None = None
         self.limits: set[str] | None = None  # those that may have been reached when it came
+        self.inner = False  # a callback submitted it while the batcher was asking about another
         self.crowded = False  # for certain there was no room for it when it came
         self.doubtful = False  # cancelled before its task began
         self.withdrawn = False  # for certain: cancelled when no batch can just have been cut
@@ -308,15 +309,15 @@ class Record:
         if call.of(life):
             return True
         group = self.group(life)
+        begun = [
+            other.start.seq for one in group for other in one.calls if other.number < call.number
+        ]
         if len(group) > 1:  # what a Pending that nobody awaits has got is not seen
             group = [
                 one
                 for one in group
                 if one.caller.kind not in {"held", "dropped"} and not one.caller.dropped
             ]
-        begun = [
-            other.start.seq for one in group for other in one.calls if other.number < call.number
-        ]
         waiting = [  # the others share a slot of an earlier call
             one
             for one in group

@@ -139,17 +139,13 @@ class Run(Callers):
             if self.program.looks:
                 self.do_look()
         if self.program.quiet and self.close is None:
-            await anyio.sleep(END / 10)
+            await self.calm()
             self.all_ended("by itself")
         self.do_close()
         await self.finish(before)
 
     async def finish(self, before: Any) -> None:
-        await anyio.sleep(END / 10)
-        calm = self.now()
-        await anyio.sleep(END)
-        if self.now().turn > calm.turn + TURNS:
-            self.problems.append("left over: something wakes an idle event loop")
+        await self.calm()
         if self.close is None or self.close.done is None:
             self.problems.append("closing: it never returned")
         for caller in self.callers:
@@ -174,6 +170,14 @@ class Run(Callers):
             self.problems.append(f"left over: tasks and timers are {after}, not {before}")
         if self.trio:
             self.nursery.cancel_scope.cancel()
+
+    async def calm(self) -> None:
+        """Give everything time to end; then nothing may wake the event loop any more."""
+        await anyio.sleep(END / 10)
+        calm = self.now()
+        await anyio.sleep(END)
+        if self.now().turn > calm.turn + TURNS:
+            self.problems.append("left over: something wakes an idle event loop")
 
     def all_ended(self, when: str) -> None:
         for life in self.lives:

@@ -66,7 +66,8 @@ def nobody_waits_beside_room(record: Record) -> Iterator[str]:
 def refused_in_bulk(record: Record, life: Life) -> bool:
     """Whether it never waited, though its caller is told later, with all the others."""
     bulk = life.caller.kind in {"many", "report"}
-    refused = record.settings.reject or life.end is None or life.end.kind == "error"
+    never = record.settings.reject or record.refuses(life.item) or record.too_heavy(life.item)
+    refused = never or life.end is None or life.end.kind == "error"
     return bulk and not life.calls and refused
 
 
