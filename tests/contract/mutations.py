@@ -38,9 +38,9 @@ MUTATIONS = [
     # --- the way in
     Mutation(
         "a closing batcher lets items in",
-        "entrance",
-        'def _check_open(self) -> None:\n        if self._state != "open":',
-        "def _check_open(self) -> None:\n        if False:",
+        "batcher",
+        'self._state = "closing"',
+        'self._state = "open"',
     ),
     Mutation(
         "an item goes into a buffer that was replaced a moment before",
