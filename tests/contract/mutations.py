@@ -135,14 +135,14 @@ MUTATIONS = [
     Mutation(
         "the last come are the first to go",
         "buffer",
-        "heapq.heappush(self._heap, (-element.priority, element.seq, element))",
-        "heapq.heappush(self._heap, (-element.priority, -element.seq, element))",
+        "return next(iter(self._arrivals.values()), None)",
+        "return next(reversed(self._arrivals.values()), None)",
     ),
     Mutation(
-        "the least urgent go first",
+        "who is urgent goes first in one batch of ten only",
         "buffer",
-        "self._heap = [(-e.priority, e.seq, e) for e in self._arrivals.values()]",
-        "self._heap = [(e.priority, e.seq, e) for e in self._arrivals.values()]",
+        "self._turns % FAIR_TURN == FAIR_TURN - 1",
+        "self._turns % FAIR_TURN != FAIR_TURN - 1",
     ),
     Mutation(
         "a batch weighs more than it may",
