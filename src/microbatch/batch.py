@@ -139,7 +139,8 @@ class BatchInfo:
     Attributes:
         size: How many items it has.
         reason: Why it left: ``"size"``, ``"weight"``, ``"wait"`` (the oldest item had waited
-            ``max_wait``), ``"flush"``, ``"idle"`` (a slot was free) or ``"close"``.
+            ``max_wait``), ``"flush"``, ``"idle"`` (a slot was free, and waiting would have brought nobody)
+            or ``"close"``.
         oldest_wait: Seconds that the oldest item of the whole batch had waited for it to leave. Items are
             not stamped one by one: without ``max_wait`` and telemetry, a turn of the event loop while a
             slot was free counts as 0, and where more than a batch waited it may be too much, by a
