@@ -8,7 +8,7 @@ import pytest
 from support import outcomes
 
 from microbatch import Batcher, current_batch
-from microbatch.batch import narrowed
+from microbatch._core.info import narrowed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
 

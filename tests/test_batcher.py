@@ -11,8 +11,9 @@ import anyio.lowlevel
 import pytest
 from support import Gate, Recorder, counted, outcome, outcomes, run, turns
 
-from microbatch import Batcher, BatcherClosed, BatcherFull, HandlerTimeout, current_batch, state
-from microbatch import batcher as batcher_module
+from microbatch import Batcher, BatcherClosed, BatcherFull, HandlerTimeout, current_batch
+from microbatch._core import engine, from_thread
+from microbatch._core.batcher import engine_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
 
@@ -113,7 +114,7 @@ async def test_a_thread_that_gives_up_withdraws_its_item_there_and_then() -> Non
         await anyio.to_thread.run_sync(thread.join)
         assert type(results[0]) is TimeoutError
         await anyio.sleep(0.01)
-        assert batcher._buffered() == 0
+        assert batcher.stats().buffered == 0
         gate.opened.set()
         assert await first == 0
     assert gate.batches == [[0]]
@@ -122,7 +123,7 @@ async def test_a_thread_that_gives_up_withdraws_its_item_there_and_then() -> Non
 @pytest.mark.real_time
 async def test_a_thread_without_a_timeout_waits_as_long_as_it_takes(monkeypatch: Any) -> None:
     """It looks now and then whether the loop is still there."""
-    monkeypatch.setattr(batcher_module, "_THREAD_GLANCE", 0.005)
+    monkeypatch.setattr(from_thread, "_GLANCE", 0.005)
     gate = Gate()
     async with Batcher(gate) as batcher:
         thread, results = in_thread(batcher.submit_from_thread, 1)
@@ -145,7 +146,7 @@ async def test_a_loop_that_ends_between_a_look_and_a_call_is_a_closed_batcher(
             raise RuntimeError("Event loop is closed")
 
         with monkeypatch.context() as patch:
-            patch.setattr(batcher._runtime, "call_from_thread", ended)
+            patch.setattr(engine_of(batcher).runtime, "call_from_thread", ended)
             thread, results = in_thread(batcher.submit_from_thread, 1)
             thread.join()
         assert type(results[0]) is BatcherClosed
@@ -348,7 +349,7 @@ async def test_a_forked_childs_batcher_starts_empty() -> None:
     batcher = Batcher(gate)
     pending = batcher.submit_nowait(1)
     await turns()
-    state._forget_everything()
+    engine._forget_everything()
     assert counted(batcher).pending == 0
     gate.opened.set()
     second = batcher.submit_nowait(2)
@@ -364,7 +365,7 @@ async def test_a_bulk_that_a_fork_took_along_is_nobodys_when_it_is_cancelled() -
         tasks.start_soon(batcher.submit_many, range(3))
         await turns()
         assert counted(batcher).waiting == 1
-        state._forget_everything()
+        engine._forget_everything()
         second = batcher.submit_nowait(2)
         tasks.cancel_scope.cancel()
     stats = counted(batcher)

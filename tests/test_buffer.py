@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import Caller, programs
 
-from microbatch._fifo import Fifo
-from microbatch._waiters import Group, Member
-from microbatch.buffer import Entry, Mark
+from microbatch._core.entry import ENDED, FLYING, NEW, Entry, Mark
+from microbatch._core.fifo import Fifo
+from microbatch._core.waiters import Group, Member
 
 # Mark
 
@@ -515,7 +515,7 @@ def test_an_entry_keeps_what_it_was_given() -> None:
     bare = Entry("item", waiter)
     assert (bare.priority, bare.weight, bare.partition) == (0, 0, None)
     assert (bare.key, bare.context) == (None, None)
-    assert (bare.attempts, bare.seq, bare.since, bare.queued, bare.state) == (1, 0, 0.0, False, "")
+    assert (bare.attempts, bare.seq, bare.since, bare.queued, bare.state) == (1, 0, 0.0, False, NEW)
     assert (bare.lane, bare.run, bare.marks) == (None, None, None)
 
 
@@ -523,7 +523,7 @@ def test_an_entry_that_is_released_keeps_nobody_alive() -> None:
     """And tells every flush that counted it, once."""
     told: list[str] = []
     entry = Entry("item", Caller(), context=contextvars.copy_context())
-    entry.state = "flying"
+    entry.state = FLYING
     entry.marks = [Mark(lambda: told.append("first")), Mark(lambda: told.append("second"))]
     for mark in entry.marks:
         mark.left = 1
@@ -532,4 +532,4 @@ def test_an_entry_that_is_released_keeps_nobody_alive() -> None:
     assert told == ["first", "second"]
     assert (entry.item, entry.key) == (None, None)
     assert (entry.waiter, entry.run, entry.lane, entry.context) == (None, None, None, None)
-    assert (entry.state, entry.marks) == ("", None)
+    assert (entry.state, entry.marks) == (ENDED, None)

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import Caller, programs
 
-from microbatch.buffer import FAIR_TURN, Entry, Lanes, Mark, Ranking
+from microbatch._core.entry import BUFFERED, FLYING, Entry, Mark
+from microbatch._core.lanes import Lanes
+from microbatch._core.ranking import FAIR_TURN, Ranking
 
 # Ranking
 
@@ -243,7 +245,7 @@ class Program:
         )
         self.entries.append(entry)
         self.lanes.add(entry, self.now)
-        assert entry.state == "buffered"
+        assert entry.state is BUFFERED
 
     def withdraw(self, one: int, two: int) -> None:
         if self.entries:
@@ -320,7 +322,7 @@ class Program:
         assert run.since == min(entry.since for entry in run.entries)
         self.check_reason(run, alive)
         for entry in run.entries:
-            assert (entry.state, entry.run) == ("flying", run)
+            assert (entry.state, entry.run) == (FLYING, run)
             self.drop(entry)
         self.was_due.discard(partition)
         self.flying.append(run)
@@ -351,7 +353,7 @@ class Program:
         assert sorted(lanes.entries(), key=lambda e: e.seq) == entries
         assert [e.seq for e in entries] == sorted(e.seq for e in entries)
         for mark, counted in self.marks:
-            assert mark.left == 1 + sum(entry.state in ("buffered", "flying") for entry in counted)
+            assert mark.left == 1 + sum(entry.state in {BUFFERED, FLYING} for entry in counted)
         self.note_due()
         idle = [
             oldest.since + self.max_wait

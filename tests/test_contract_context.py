@@ -192,7 +192,7 @@ async def test_without_capture_context_nothing_is_captured() -> None:
 
 async def test_a_narrowed_view_maps_indices_to_the_outer_batch() -> None:
     """A layer passes some items on: what is resolved below must reach the right callers."""
-    from microbatch.batch import narrowed
+    from microbatch._core.info import narrowed
 
     async def inner(items: list[str]) -> list[str]:
         batch = current_batch()

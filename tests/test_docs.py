@@ -17,7 +17,7 @@ from support import BACKENDS
 
 import microbatch
 from microbatch import errors
-from microbatch.batcher import Settings
+from microbatch._core.batcher import Settings
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

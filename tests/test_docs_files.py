@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from test_docs import REFERENCE, documented, prose, rows, sections
 
-from microbatch import _found, _input, files, streaming
-from microbatch._sources import SECONDS_TO_CLOSE
+from microbatch import files, streaming
+from microbatch._io import finding, reading
+from microbatch._io.sources import SECONDS_TO_CLOSE
 
 PAGE = REFERENCE / "files-and-streams.md"
 FUNCTIONS = {
@@ -81,9 +82,9 @@ def test_documented_formats_are_the_ones_that_are_known() -> None:
 def test_documented_limits_are_the_codes() -> None:
     """A limit that the page has wrong is found out with the largest file."""
     figures = {row[0]: row[1] for row in rows(sections(PAGE)["Limits"])[1:]}
-    assert figures["a row"].startswith(f"{_found.ROW_LENGTH_MAX:,} characters")
-    assert figures["read at a time"].startswith(f"{_input.BLOCK_BYTES:,} bytes")
+    assert figures["a row"].startswith(f"{finding.ROW_LENGTH_MAX:,} characters")
+    assert figures["read at a time"].startswith(f"{reading.BLOCK_BYTES:,} bytes")
     assert figures["written at a time"] == f"{files._ROWS_AT_A_TIME:,} rows"
     text = " ".join(prose(PAGE).split())
-    assert f"its first {_found.SHOWN_OF_LONG_ROWS:,} characters" in text
+    assert f"its first {finding.SHOWN_OF_LONG_ROWS:,} characters" in text
     assert f"given up after {SECONDS_TO_CLOSE:.0f} seconds" in text

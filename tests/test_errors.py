@@ -12,7 +12,7 @@ import pytest
 
 import microbatch
 from microbatch import errors
-from microbatch.outcome import BatchReport, error_code, outcome_of
+from microbatch._pure.report import BatchReport, error_code, outcome_of
 
 MESSAGES: list[tuple[errors.MicrobatchError, str]] = [
     (

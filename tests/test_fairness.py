@@ -10,7 +10,8 @@ import pytest
 from support import Caller, Recorder, counted, turns
 
 from microbatch import Batcher
-from microbatch.buffer import Entry, Lanes
+from microbatch._core.entry import Entry
+from microbatch._core.lanes import Lanes
 
 pytestmark = [pytest.mark.timeout(20)]
 

@@ -19,7 +19,8 @@ import msgspec
 import psutil
 import pytest
 
-from microbatch import ItemError, Outcome, _input
+from microbatch import ItemError, Outcome
+from microbatch._io import reading
 from microbatch.files import read_rows, write_rows
 from microbatch.streaming import map_batches
 
@@ -94,7 +95,7 @@ async def test_the_size_of_the_blocks_changes_nothing(
     ]
     path = tmp_path / f"rows.{suffix}"
     await write_rows(path, rows)
-    monkeypatch.setattr(_input, "BLOCK_BYTES", size)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", size)
     outcomes = await collect(path)
     if suffix == "csv":
         assert [o.value["text"] for o in outcomes] == [row["text"] for row in rows]

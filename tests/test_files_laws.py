@@ -19,27 +19,29 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from support import run
 
-from microbatch import Outcome, _found, _input
+from microbatch._io import finding, reading
 from microbatch.files import read_rows, write_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BLOCKS = st.integers(1, 12) | st.just(_input.BLOCK_BYTES)
+    from microbatch import Outcome
+
+BLOCKS = st.integers(1, 12) | st.just(reading.BLOCK_BYTES)
 
 
 @contextlib.contextmanager
 def bounds(
-    *, block: int = _input.BLOCK_BYTES, row: int = 2**24, cell: int = 131_072
+    *, block: int = reading.BLOCK_BYTES, row: int = 2**24, cell: int = 131_072
 ) -> Iterator[None]:
     """Read so many bytes at a time, rows of so many characters, in a process that allows such cells."""
-    before = _input.BLOCK_BYTES, _found.ROW_LENGTH_MAX, csv.field_size_limit(cell)
-    _input.BLOCK_BYTES, _found.ROW_LENGTH_MAX = block, row
+    before = reading.BLOCK_BYTES, finding.ROW_LENGTH_MAX, csv.field_size_limit(cell)
+    reading.BLOCK_BYTES, finding.ROW_LENGTH_MAX = block, row
     try:
         yield
         assert csv.field_size_limit() == cell
     finally:
-        _input.BLOCK_BYTES, _found.ROW_LENGTH_MAX, limit = before
+        reading.BLOCK_BYTES, finding.ROW_LENGTH_MAX, limit = before
         csv.field_size_limit(limit)
 
 

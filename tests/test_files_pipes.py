@@ -16,7 +16,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from microbatch._input import Input
+from microbatch._io.reading import Input
 from microbatch.files import read_rows
 from microbatch.streaming import map_batches
 

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from microbatch import ItemError, Outcome, _found, _input
-from microbatch._csv_rows import CsvRows
-from microbatch._input import Decoder
-from microbatch._json_rows import JsonRows
-from microbatch._ndjson_rows import NdjsonRows
-from microbatch._row_types import csv_decoder, json_decoder
+from microbatch import ItemError, Outcome
+from microbatch._io import finding, reading
+from microbatch._io.csv_rows import CsvRows
+from microbatch._io.json_rows import JsonRows
+from microbatch._io.ndjson_rows import NdjsonRows
+from microbatch._io.reading import Decoder
+from microbatch._io.row_types import csv_decoder, json_decoder
 from microbatch.files import read_rows, write_rows
 
 if TYPE_CHECKING:
@@ -102,9 +103,9 @@ async def test_a_row_at_the_limit_is_good_and_a_longer_one_is_one_bad_row(
     suffix: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is read over to its very end: what it holds are no rows. The memory is bounded all the while."""
-    monkeypatch.setattr(_input, "BLOCK_BYTES", block)
-    monkeypatch.setattr(_found, "ROW_LENGTH_MAX", 256)
-    monkeypatch.setattr(_found, "SHOWN_OF_LONG_ROWS", 100)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", block)
+    monkeypatch.setattr(finding, "ROW_LENGTH_MAX", 256)
+    monkeypatch.setattr(finding, "SHOWN_OF_LONG_ROWS", 100)
     texts = ["1", "x" * 254, "x" * 255, "x" * 5000, "2"]  # and two quotes
     path = tmp_path / f"rows.{suffix}"
     if suffix == "csv":
@@ -129,8 +130,8 @@ async def test_what_a_row_that_is_too_long_holds_is_no_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Line ends and brackets in its quotes do not end it."""
-    monkeypatch.setattr(_input, "BLOCK_BYTES", 16)
-    monkeypatch.setattr(_found, "ROW_LENGTH_MAX", 64)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 16)
+    monkeypatch.setattr(finding, "ROW_LENGTH_MAX", 64)
     inside = '1,2\n""x"",3\n' * 20
     outcomes = await read(tmp_path / "a.csv", f'a,b\n"{inside}",4\n5,6\n'.encode())
     assert values(outcomes) == [None, {"a": "5", "b": "6"}]
@@ -164,8 +165,8 @@ async def test_a_first_line_that_names_no_columns_raises(
     text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing can be told of the rows below it."""
-    monkeypatch.setattr(_input, "BLOCK_BYTES", 64)
-    monkeypatch.setattr(_found, "ROW_LENGTH_MAX", 256)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(finding, "ROW_LENGTH_MAX", 256)
     path = tmp_path / "rows.csv"
     path.write_text(text)
     assert await until_error(path, ValueError, message) == []
@@ -201,7 +202,7 @@ async def test_a_byte_order_mark_is_no_part_of_the_first_row(
     suffix: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Windows programs put one before UTF-8 too; the mark may come in pieces."""
-    monkeypatch.setattr(_input, "BLOCK_BYTES", block)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", block)
     path = tmp_path / f"rows.{suffix}"
     await write_rows(path, ROWS, encoding="utf-8-sig")
     assert path.read_bytes().count(codecs.BOM_UTF8) == 1
@@ -244,7 +245,7 @@ async def test_any_encoding_can_be_given(
     rows = [{"a": "äöü" if encoding in {"latin-1", "cp1252"} else "日本語", "b": "x\r\ny"}] * 3
     path = tmp_path / f"rows.{suffix}"
     await write_rows(path, rows, encoding=encoding)
-    monkeypatch.setattr(_input, "BLOCK_BYTES", block)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", block)
     assert values(await collect(path, encoding=encoding)) == rows
 
 
@@ -303,7 +304,7 @@ async def test_lines_end_in_lf_crlf_or_cr(
     suffix: str, ends: str, block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Old spreadsheets write CR alone. Lines are numbered by any of them, also where a block ends within one."""
-    monkeypatch.setattr(_input, "BLOCK_BYTES", block)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", block)
     lines = {
         "csv": ["a,b", "", '1,"x', 'y"', "2,z"],
         "json": ["[", "", '{"a": "1",', '"b": "x\\ny"},', '{"a": "2", "b": "z"}]'],
@@ -381,7 +382,7 @@ async def test_a_gzip_that_breaks_off_anywhere_gives_all_that_can_be_unzipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also what zlib still holds when the file ends."""
-    monkeypatch.setattr(_input, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 64)
     data = gzip.compress(b"1\n" * 3000)
     path = tmp_path / "rows.ndjson.gz"
     for end in range(12, len(data)):
@@ -420,12 +421,12 @@ async def test_a_gzip_that_grows_a_thousandfold_is_read_a_block_at_a_time(
 ) -> None:
     """100 MB of zeros in 100 kB would else be unzipped at once."""
     sizes: list[int] = []
-    read_block = _input.Input.read
+    read_block = reading.Input.read
     monkeypatch.setattr(
-        _input.Input, "read", lambda self: sizes.append(len(b := read_block(self))) or b
+        reading.Input, "read", lambda self: sizes.append(len(b := read_block(self))) or b
     )
     path = tmp_path / "rows.ndjson.gz"
     path.write_bytes(gzip.compress(b" " * 20_000_000 + b"\n1\n"))
     outcomes = await collect(path)
     assert [outcome.value for outcome in outcomes] == [None, 1]
-    assert max(sizes) == _input.BLOCK_BYTES
+    assert max(sizes) == reading.BLOCK_BYTES

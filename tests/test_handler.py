@@ -26,15 +26,11 @@ from pydantic_core import PydanticCustomError
 from support import outcome
 
 from microbatch import BatchFailed, BatchReport, HandlerTimeout, ItemError, ResultCountError
-from microbatch.handler import (
-    bulk,
-    call_in_thread,
-    copy_exception,
-    kind_of,
-    name_of,
-    results_of,
-)
-from microbatch.outcome import outcome_of
+from microbatch._core.bulk import bulk
+from microbatch._loops.calling import call_in_thread
+from microbatch._pure.copying import copy_exception
+from microbatch._pure.handler import kind_of, name_of, results_of
+from microbatch._pure.report import outcome_of
 
 # what a handler is
 

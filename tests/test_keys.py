@@ -9,7 +9,8 @@ import pytest
 from support import Caller, Gate, counted, outcome, turns
 
 from microbatch import Backoff, Batcher, Retry
-from microbatch.buffer import Entry, Lanes
+from microbatch._core.entry import Entry
+from microbatch._core.lanes import Lanes
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
 

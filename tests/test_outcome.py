@@ -21,7 +21,7 @@ from microbatch import (
     ResultCountError,
     Skipped,
 )
-from microbatch.outcome import error_code, outcome_of
+from microbatch._pure.report import error_code, outcome_of
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=5),

@@ -142,13 +142,6 @@ def test_nothing_posix_only_is_imported_at_module_level(path):
     assert module_level_imports(path) & POSIX_ONLY == set()
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_the_loops_are_imported_in_one_place(path):
-    """asyncio and trio behave alike only while the small files behind one seam know the difference."""
-    if path.name not in {"_runtime.py", "_asyncio.py", "_trio.py"}:
-        assert module_level_imports(path) & {"asyncio", "trio", "uvloop"} == set()
-
-
 def test_importing_microbatch_imports_nothing_it_does_not_need():
     """The batcher costs its users neither msgspec nor a database driver at start-up, nor the other loop."""
     code = "import sys, microbatch; print(*sorted(m for m in sys.modules if '.' not in m))"

@@ -121,7 +121,7 @@ def test_the_constructor_is_pinned() -> None:
 
 def test_the_decorator_takes_the_same_settings() -> None:
     """One list of settings for both, in the types too."""
-    from microbatch.batcher import Settings
+    from microbatch._core.batcher import Settings
 
     settings = [name for name, kind, _ in parameters(microbatch.Batcher) if kind == "*"]
     assert list(typing.get_type_hints(Settings)) == settings
@@ -257,7 +257,7 @@ def test_the_error_tree_is_pinned() -> None:
 
 def test_the_starvation_bound_is_documented_where_it_is_set() -> None:
     """One turn in ten goes by age: `submit` says so, and the constant agrees."""
-    from microbatch.buffer import FAIR_TURN
+    from microbatch._core.ranking import FAIR_TURN
 
     assert FAIR_TURN == 10
     text = " ".join((microbatch.Batcher.submit.__doc__ or "").split())

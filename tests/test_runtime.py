@@ -19,9 +19,10 @@ import trio.lowlevel
 from support import Recorder, outcome, run, turns
 
 from microbatch import Batcher
-from microbatch._asyncio import AsyncioRuntime
-from microbatch._runtime import current_runtime, in_context
-from microbatch._waiters import ThreadWaiter
+from microbatch._loops.context import in_context
+from microbatch._loops.current import current_runtime
+from microbatch._loops.on_asyncio import AsyncioRuntime
+from microbatch._loops.waiting import ThreadWaiter
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
 

@@ -13,7 +13,7 @@ from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.trace import SpanProcessor, sampling
 from opentelemetry.trace import NoOpTracerProvider, SpanKind, StatusCode, get_current_span
 from support import Gate, Recorder, outcome, outcomes, turns
-from telemetry_support import Sdk, plain
+from telemetry_support import Sdk, observer_in, plain
 
 from microbatch import (
     Backoff,
@@ -26,8 +26,12 @@ from microbatch import (
     Telemetry,
     __version__,
     current_batch,
-    telemetry,
 )
+from microbatch._core.engine import Engine
+from microbatch._core.rules import Rules
+from microbatch._telemetry import names
+from microbatch._telemetry.kinds import FULL
+from microbatch._telemetry.observer import observer_of
 
 pytestmark = pytest.mark.anyio
 
@@ -552,7 +556,7 @@ async def test_error_types_are_bounded() -> None:
     counts = sdk.counts("microbatch.items")
     assert counts["duplicate"] == 1
     assert counts[f"{__name__}.{OddError.__qualname__}"] == 1
-    assert len(counts) == telemetry.ERROR_TYPES_MAX
+    assert len(counts) == names.ERROR_TYPES_MAX
     assert sum(counts.values()) == 203
     assert counts["_OTHER"] > 100
 
@@ -772,7 +776,7 @@ async def test_a_broken_instrument_breaks_no_batch(caplog: pytest.LogCaptureFixt
     sdk = Sdk()
     async with Batcher(echo, telemetry=sdk.telemetry()) as batcher:
         await batcher.submit(1)
-        instruments = batcher._observer.recorder.instruments
+        instruments = observer_in(batcher).recorder.instruments
         instruments.batch_size = None
         assert await batcher.submit(2) == 2
         assert await batcher.submit(3) == 3
@@ -786,8 +790,8 @@ async def test_a_broken_instrument_breaks_no_close(caplog: pytest.LogCaptureFixt
     async with Batcher(echo, max_pending=1, on_full="reject", telemetry=sdk.telemetry()) as batcher:
         pending = batcher.submit_nowait(1)
         assert await pending == 1
-        batcher._observer.refused(telemetry.FULL)
-        batcher._observer.recorder.instruments.items = None
+        observer_in(batcher).refused(FULL)
+        observer_in(batcher).recorder.instruments.items = None
     (record,) = caplog.records
     assert "telemetry failed" in record.getMessage()
 
@@ -831,7 +835,7 @@ async def test_broken_telemetry_stops_nobody_from_sending(
         sdk = Sdk(BrokenSampler(("send" if when == "begin" else "no",)))
         if when == "end":
             sdk.tracer_provider.add_span_processor(BrokenProcessor())
-        observer = telemetry.observer_of("q", sdk.telemetry(), "jobs")
+        observer = observer_of("q", sdk.telemetry(), "jobs")
         assert observer is not None
         caplog.clear()
         if failing:
@@ -849,7 +853,7 @@ async def test_broken_telemetry_stops_nobody_from_sending(
 async def test_sending_is_a_span_whose_context_is_given_to_be_stored() -> None:
     """A worker in another process links to it."""
     sdk = Sdk()
-    observer = telemetry.observer_of("q", sdk.telemetry(semconv_metrics=True), "jobs")
+    observer = observer_of("q", sdk.telemetry(semconv_metrics=True), "jobs")
     assert observer is not None
     with sdk.tracer.start_as_current_span("request") as request:
         with observer.sending(1, 0.0) as one:
@@ -881,31 +885,33 @@ async def test_sending_is_a_span_whose_context_is_given_to_be_stored() -> None:
 async def test_sending_is_nothing_where_nobody_listens() -> None:
     """No span, nothing to store."""
     quiet = Telemetry(tracer_provider=NoOpTracerProvider(), meter_provider=NoOpMeterProvider())
-    observer = telemetry.observer_of("q", quiet, "jobs")
+    observer = observer_of("q", quiet, "jobs")
     assert observer is not None
     with observer.sending(1, 0.0) as trace:
         assert trace is None
-    assert telemetry.observer_of("q", False) is None
+    assert observer_of("q", False) is None
 
 
 async def test_a_durable_batch_is_a_consumer_linked_by_what_was_stored() -> None:
     """By message, without a link for what cannot be read; nobody's in-memory caller is linked."""
     sdk = Sdk()
-    observer = telemetry.observer_of("b", sdk.telemetry(semconv_metrics=True), "jobs")
+    observer = observer_of("b", sdk.telemetry(semconv_metrics=True), "jobs")
     assert observer is not None
     traces: list[bytes | None] = []
     for _ in range(130):
         with observer.sending(1, 0.0) as trace:
             traces.append(trace)
     traces += [None, b"nonsense", traces[0]]
-    batcher = Batcher(echo, max_batch_size=200, name="b")
-    batcher._observer = telemetry.observer_of("b", sdk.telemetry(semconv_metrics=True), "jobs")
-    batcher._on_start = lambda run: setattr(
-        run, "origins", list(zip(traces, range(133), strict=True))
+    engine = Engine(
+        Rules(
+            echo, max_batch_size=200, max_wait=0.0, max_concurrency=1, max_pending=None, name="b"
+        ),
+        prepare=lambda run: setattr(run, "origins", list(zip(traces, range(133), strict=True))),
+        observer=observer_of("b", sdk.telemetry(semconv_metrics=True), "jobs"),
     )
-    async with batcher:
-        with sdk.tracer.start_as_current_span("in memory"):
-            await batcher.submit_many(range(133))
+    with sdk.tracer.start_as_current_span("in memory"):
+        await engine.enter_many_and_wait(range(133), 0)
+    await engine.aclose(None)
     (span,) = sdk.spans("process jobs")
     assert span.kind is SpanKind.CONSUMER
     assert len(span.links) == 128
@@ -918,4 +924,4 @@ async def test_a_durable_batch_is_a_consumer_linked_by_what_was_stored() -> None
     assert sdk.counts("messaging.client.consumed.messages") == {None: 133}
     (point,) = sdk.points("messaging.process.duration")
     assert point.count == 1
-    assert tuple(point.explicit_bounds) == telemetry.HISTOGRAMS["messaging.process.duration"][2]
+    assert tuple(point.explicit_bounds) == names.HISTOGRAMS["messaging.process.duration"][2]

@@ -9,10 +9,11 @@ import pytest
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import Counter
 from opentelemetry.sdk.trace import SpanProcessor
-from support import Recorder, outcomes, turns
+from support import Gate, Recorder, outcomes, run, turns
 from telemetry_support import Sdk
 
-from microbatch import Batcher, Telemetry, _recording
+from microbatch import Batcher, Telemetry
+from microbatch._telemetry import recorder
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
 
@@ -42,8 +43,8 @@ async def test_spans_of_single_items_end_where_an_sdk_appears_under_way(
     sdk = Sdk()
     spans = Open(sdk)
     found: list[Any] = [trace.NoOpTracerProvider()]
-    monkeypatch.setattr(_recording, "get_tracer_provider", lambda: found[0])
-    monkeypatch.setattr(_recording, "get_meter_provider", metrics.NoOpMeterProvider)
+    monkeypatch.setattr(recorder, "get_tracer_provider", lambda: found[0])
+    monkeypatch.setattr(recorder, "get_meter_provider", metrics.NoOpMeterProvider)
     handler = Recorder(seconds=5, fails=fails)
     traced = Telemetry(trace_items=True)
     async with Batcher(handler, max_batch_size=2, telemetry=traced, **settings) as batcher:
@@ -117,3 +118,18 @@ async def test_a_batchs_span_ends_though_telemetry_fails_meanwhile(
     assert "telemetry failed" in caplog.text
     assert spans.begun == 2
     assert spans.names == []
+
+
+@pytest.mark.asyncio_logs
+def test_a_batcher_whose_event_loop_has_ended_leaves_the_gauges(backend_name: str) -> None:
+    """Nobody closed it: its last figures must not be told for ever."""
+    sdk, gate = Sdk(), Gate()
+    batcher = Batcher(gate, telemetry=sdk.telemetry())
+
+    async def leave() -> None:
+        batcher.submit_nowait(1)
+        await turns()
+        assert sdk.gauges()["microbatch.queue.size"] == 1
+
+    run(backend_name, leave)
+    assert sdk.gauges() == {}

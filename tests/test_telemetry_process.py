@@ -12,10 +12,11 @@ import anyio
 import pytest
 from opentelemetry import metrics, trace
 from support import Recorder, outcome, outcomes
-from telemetry_support import Sdk
+from telemetry_support import Sdk, observer_in
 
 import microbatch
-from microbatch import Batcher, Skipped, _instruments, _recording, telemetry
+from microbatch import Batcher, Skipped
+from microbatch._telemetry import instruments, names, recorder
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(microbatch.__file__).parents[1])}
 
@@ -81,7 +82,7 @@ async def main():
         provider.add_span_processor(SimpleSpanProcessor(exporter))
         trace.set_tracer_provider(provider)
         metrics.set_meter_provider(MeterProvider([reader]))
-        await asyncio.sleep({telemetry.LOOK_INTERVAL})
+        await asyncio.sleep({names.LOOK_INTERVAL})
         await batcher.submit(2)
         with trace.get_tracer("app").start_as_current_span("request"):
             await batcher.submit(3)
@@ -107,8 +108,8 @@ async def test_the_global_ones_are_looked_for_once_a_second(
         looks.append(anyio.current_time())
         return providers[0]
 
-    monkeypatch.setattr(_recording, "get_tracer_provider", tracer_provider)
-    monkeypatch.setattr(_recording, "get_meter_provider", lambda: providers[1])
+    monkeypatch.setattr(recorder, "get_tracer_provider", tracer_provider)
+    monkeypatch.setattr(recorder, "get_meter_provider", lambda: providers[1])
     async with Batcher(Recorder(), name="b") as batcher:
         for _ in range(10):  # half a second each
             await batcher.submit(1)
@@ -162,8 +163,8 @@ async def test_items_that_wait_while_an_sdk_is_set_up_are_handled_without_links(
     """Nobody noted who submitted them; how long they waited is known all the same."""
     sdk = Sdk()
     providers: list[Any] = [trace.NoOpTracerProvider(), metrics.NoOpMeterProvider()]
-    monkeypatch.setattr(_recording, "get_tracer_provider", lambda: providers[0])
-    monkeypatch.setattr(_recording, "get_meter_provider", lambda: providers[1])
+    monkeypatch.setattr(recorder, "get_tracer_provider", lambda: providers[0])
+    monkeypatch.setattr(recorder, "get_meter_provider", lambda: providers[1])
     async with Batcher(Recorder(seconds=5.0), name="b", partition=lambda _: 0) as batcher:
         with sdk.tracer.start_as_current_span("request"):
             first = batcher.submit_nowait(1)
@@ -197,8 +198,8 @@ async def test_nothing_is_looked_for_where_opentelemetry_was_never_imported(
         with pytest.raises(microbatch.BatcherFull):
             batcher.submit_nowait(2)
         assert await pending == 10
-        assert batcher._observer is not None
-        assert batcher._observer.recorder is None
+        assert observer_in(batcher) is not None
+        assert observer_in(batcher).recorder is None
 
 
 @pytest.mark.anyio
@@ -231,7 +232,7 @@ def test_a_reader_is_not_disturbed_by_batchers_that_come_at_the_same_time() -> N
                 raise RuntimeError("Set changed size during iteration")
             return super().__iter__()
 
-    assert _instruments._members(Busy([1, 2])) == [1, 2]
+    assert instruments._members(Busy([1, 2])) == [1, 2]
 
 
 # The log

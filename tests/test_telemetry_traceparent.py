@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from opentelemetry.trace import SpanContext, TraceFlags, TraceState, get_current_span
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from microbatch._traceparent import decode, encode
+from microbatch._telemetry.traceparent import decode, encode
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 GOOD = f"00-{TRACE}-{SPAN}-01".encode()

@@ -13,7 +13,7 @@ from support import Gate, outcome, outcomes, turns
 from telemetry_support import Sdk
 
 from microbatch import Batcher, Telemetry, current_batch
-from microbatch._fifo import Fifo
+from microbatch._core.fifo import Fifo
 from microbatch.layers import atomic
 
 pytestmark = pytest.mark.anyio

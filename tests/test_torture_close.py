@@ -21,6 +21,7 @@ from microbatch import (
     HandlerCrashed,
     Retry,
 )
+from microbatch._core.batcher import engine_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -650,7 +651,7 @@ def test_what_stayed_behind_in_an_ended_loop_may_be_cancelled(
     if used_again:
         run(backend_name, go_on)
     else:
-        batcher._now = lambda: clock[0]  # whatever waited for its time is due by now
+        engine_of(batcher).room.now = lambda: clock[0]  # whatever waited for its time is due by now
         batches = len(handler.batches)
         assert [one.cancel() for one in left] == [True, True]
         assert counted(batcher).pending == 0

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microbatch import Skipped
-from microbatch._waiters import Group, Member, Shared, dressed
+from microbatch._core.waiters import Group, Member, Shared, dressed
 
 
 class Caller:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support import Gate, Recorder, counted, outcome, turns
 
 from microbatch import Backoff, Batcher, BatcherFull, ItemTooHeavy, Retry
-from microbatch.buffer import Scale
+from microbatch._core.scale import Scale
 
 pytestmark = [pytest.mark.timeout(20)]
 

@@ -1,14 +1,15 @@
 """microbatch: await one item, call the backend in bulk."""
 
-from .adaptive import AdaptiveSize
-from .batch import BatchInfo, current_batch
-from .batcher import Batcher, BatcherStats, Pending
-from .decorator import batched
-from .errors import (
+from . import errors as _errors
+from ._core.batcher import Batcher, Pending
+from ._core.decorator import batched
+from ._core.info import BatchInfo, current_batch
+from ._core.stats import BatcherStats
+from ._pure.adaptive import AdaptiveSize
+from ._pure.exceptions import (
     BatchAborted,
     BatcherClosed,
     BatcherFull,
-    BatchFailed,
     Full,
     HandlerCrashed,
     HandlerStuck,
@@ -21,11 +22,10 @@ from .errors import (
     Skipped,
     WouldDeadlock,
 )
-from .outcome import BatchReport, Outcome
-from .retry import Backoff, Retry
-from .telemetry import Telemetry
-
-__version__ = "0.1.0"
+from ._pure.report import BatchFailed, BatchReport, Outcome
+from ._pure.retry import Backoff, Retry
+from ._pure.version import __version__ as __version__
+from ._telemetry.settings import Telemetry
 
 __all__ = [
     "AdaptiveSize",
@@ -56,3 +56,7 @@ __all__ = [
     "batched",
     "current_batch",
 ]
+
+for _name in __all__:  # tracebacks, reprs and pickles name the module where users find them
+    if not hasattr(_errors, _name):
+        globals()[_name].__module__ = __name__

@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import anyio
 import anyio.to_thread
 
-from ._csv_rows import CsvRows
-from ._input import Decoder, Input
-from ._json_rows import JsonRows
-from ._ndjson_rows import NdjsonRows
-from ._output import Output
-from ._row_types import csv_decoder, json_decoder
-from ._row_writing import RowBytes
-from ._sources import reader_of
-from .outcome import Outcome
+from ._io.csv_rows import CsvRows
+from ._io.json_rows import JsonRows
+from ._io.ndjson_rows import NdjsonRows
+from ._io.reading import Decoder, Input
+from ._io.row_types import csv_decoder, json_decoder
+from ._io.row_writing import RowBytes
+from ._io.sources import reader_of
+from ._io.writing import Output
+from ._pure.report import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 
-    from ._found import Parser
+    from ._io.finding import Parser
 
 __all__ = ["read_rows", "write_rows"]
 

@@ -18,17 +18,16 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypedDict, TypeVar, Unpack
 
 import anyio
 
-from . import _checks
-from ._sources import SECONDS_TO_CLOSE, checked_source, reader_of
-from ._stream_calls import handling, outcomes_of, unwrap
-from .batcher import Batcher
-from .errors import BatchFailed
-from .outcome import BatchReport, Outcome
+from ._core.batcher import Batcher, engine_of
+from ._io.sources import SECONDS_TO_CLOSE, checked_source, reader_of
+from ._io.stream import handling, outcomes_of, unwrap
+from ._pure import checks
+from ._pure.report import BatchFailed, BatchReport, Outcome
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from .batch import Reason
+    from ._core.run import Reason
 
 __all__ = ["OutcomeStream", "Progress", "map_batches"]
 
@@ -195,20 +194,20 @@ def map_batches(
     if total is None and isinstance(source, Sized):
         total = len(source)
     elif total is not None:
-        _checks.whole_number("total", total, 0)
+        checks.whole_number("total", total, 0)
     return OutcomeStream(
         source,
         handler,
-        size=_checks.whole_number("max_batch_size", max_batch_size, 1),
+        size=checks.whole_number("max_batch_size", max_batch_size, 1),
         max_wait=_wait_of(source, handler)
         if max_wait is None
-        else _checks.number("max_wait", max_wait, minimum=0),
-        concurrency=_checks.whole_number("max_concurrency", max_concurrency, 1),
-        ordered=_checks.flag("ordered", ordered),
+        else checks.number("max_wait", max_wait, minimum=0),
+        concurrency=checks.whole_number("max_concurrency", max_concurrency, 1),
+        ordered=checks.flag("ordered", ordered),
         total=total,
-        on_progress=_checks.function("on_progress", on_progress),
-        progress_every=_checks.whole_number("progress_every", progress_every, 1),
-        stop_on_error=_checks.flag("stop_on_error", stop_on_error),
+        on_progress=checks.function("on_progress", on_progress),
+        progress_every=checks.whole_number("progress_every", progress_every, 1),
+        stop_on_error=checks.flag("stop_on_error", stop_on_error),
     )
 
 
@@ -218,7 +217,7 @@ def _wait_of(source: Any, handler: Any) -> float | None:
     Not those of a plain one: to look at the clock after each would cost more than the stream does.
     """
     if isinstance(source, AsyncIterable) and isinstance(handler, Batcher):
-        return handler._max_wait or None  # noqa: SLF001
+        return engine_of(handler).rules.max_wait or None
     return None
 
 

@@ -226,25 +226,20 @@ async def test_an_inner_batcher_that_closes_gives_items_back(path, monkeypatch):
         first = await durable.enqueue(1)
         await until(lambda: durable._hands._unstarted == 1)
         await durable.pause()
-        await durable._handling.aclose(0)
+        await durable._hands.engine.aclose(0)
         await until(lambda: rows(path, "SELECT state, attempts FROM microbatch_items") == [(0, 0)])
     async with batcher(path, Handler()) as durable:
         await durable.resume()
         assert await durable.result(first, 20) == 2
 
-        submit, refusals = durable._handling.submit_nowait, [BatcherClosed("x")]
+        engine, refusals = durable._hands.engine, [BatcherClosed("x")]
+        enter = engine.enter
 
-        def refuse(entry, *, priority):
-            if refusals:
+        def refuse(self, *arguments, **settings):
+            if self is engine and refusals:
                 raise refusals.pop()
-            return submit(entry, priority=priority)
+            return enter.__func__(self, *arguments, **settings)
 
-        monkeypatch.setattr(
-            type(durable._handling),
-            "submit_nowait",
-            lambda self, *a, **k: (
-                refuse(*a, **k) if self is durable._handling else submit.__func__(self, *a, **k)
-            ),
-        )
+        monkeypatch.setattr(type(engine), "enter", refuse)
         assert await durable.submit(3) == 6
     check_counts(path)

@@ -19,7 +19,8 @@ from support import outcome
 from telemetry_support import Sdk
 
 import microbatch
-from microbatch import Backoff, Retry, Skipped, Telemetry, _instruments, _recording, telemetry
+from microbatch import Backoff, Retry, Skipped, Telemetry
+from microbatch._telemetry import counted, instruments, names, observer, recorder
 from microbatch.durable import DurableQueue, ItemFailed, QueueFull, QueueStats, counting
 from microbatch.durable.clock import Clock
 from microbatch.durable.file_store import FileStore
@@ -143,7 +144,7 @@ def gauges(sdk: Sdk) -> dict[str, dict[str | None, float]]:
             ): p.value
             for p in sdk.points(name)
         }
-        for name in telemetry.QUEUE_GAUGES
+        for name in names.QUEUE_GAUGES
     }
 
 
@@ -237,8 +238,8 @@ async def test_an_sdk_that_is_set_up_later_gets_gauges_too(path, quick, monkeypa
     """Within a second, as for all else; a queue that sleeps finds it when it is used."""
     sdk = Sdk()
     providers = [NoOpMeterProvider()]
-    monkeypatch.setattr(_recording, "get_meter_provider", lambda: providers[0])
-    monkeypatch.setattr(telemetry, "LOOK_INTERVAL", 0.02)
+    monkeypatch.setattr(recorder, "get_meter_provider", lambda: providers[0])
+    monkeypatch.setattr(observer, "LOOK_INTERVAL", 0.02)
     async with (
         batcher(path, Handler(), name="worker") as durable,
         DurableQueue(path, item_type=int) as queue,
@@ -269,7 +270,7 @@ async def test_gauges_end_with_the_event_loop(tmp_path, quick):
 
     queue = await anyio.to_thread.run_sync(serve)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(telemetry, "COUNT_KEPT", 0.0)  # a minute later
+        patch.setattr(counted, "COUNT_KEPT", 0.0)  # a minute later
         assert not any(gauges(sdk).values())
     assert any(gauges(sdk).values())
     await queue.enqueue(2)  # in this loop, where it begins anew
@@ -281,12 +282,12 @@ async def test_gauges_end_with_the_event_loop(tmp_path, quick):
 async def test_one_file_counts_once_and_files_of_one_name_add_up(path):
     """Two objects may look at the same queue; what both see is there once."""
     sdk = Sdk()
-    instruments = _instruments.Instruments.of(sdk.meter_provider)
+    shared = instruments.Instruments.of(sdk.meter_provider)
     kept = []
     for place, number in (("a", 1), ("a", 1), ("b", 10), ("c", None)):
-        one = telemetry.Counted("same", place)
+        one = counted.Counted("same", place)
         kept.append(one)
-        instruments.queues.add(one)
+        shared.queues.add(one)
         if number is not None:
             one.keep(
                 QueueStats(
@@ -329,7 +330,7 @@ async def test_units_and_kinds_of_a_queues_gauges_are_as_documented(path, quick)
         )
         for name, metric in metrics.items()
     }
-    assert kinds == {name: row[:2] for name, row in telemetry.QUEUE_GAUGES.items()}
+    assert kinds == {name: row[:2] for name, row in names.QUEUE_GAUGES.items()}
 
 
 # Outcomes
@@ -395,9 +396,9 @@ async def test_what_goes_back_to_the_file_is_not_counted(path):
 async def test_an_outcome_that_came_too_late_is_not_counted(path):
     """Others have the item by then, and will count it."""
     sdk = Sdk()
-    observer = telemetry.observer_of("n", sdk.telemetry(), "q")
+    teller = observer.observer_of("n", sdk.telemetry(), "q")
     counts = counting.Counting(
-        path=path, queue="q", name="n", store=None, observer=observer, clock=Clock()
+        path=path, queue="q", name="n", store=None, observer=teller, clock=Clock()
     )
     assert counts.due_in() == 0.0
     mine, theirs = (

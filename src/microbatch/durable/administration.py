@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from microbatch import _checks
+from microbatch._pure import checks
 
 from .codec import decode_error, decode_roughly
 from .errors import ItemCancelled, UnknownTicket
@@ -14,7 +14,7 @@ from .records import DeadLetter, Ticket, ticket_id
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from microbatch.batcher import Batcher
+    from microbatch._core.batcher import Batcher
 
     from .codec import Codec
     from .file_store import Store
@@ -75,8 +75,8 @@ class Administered(Opened, Generic[T]):
             QueueUnavailable: If the file cannot be used.
         """
         if cursor is not None:
-            _checks.whole_number("cursor", cursor, 0)
-        _checks.whole_number("limit", limit, 1)
+            checks.whole_number("cursor", cursor, 0)
+        checks.whole_number("limit", limit, 1)
         if limit > 10_000:
             message = f"limit must be at most 10000, got {limit}"
             raise ValueError(message)

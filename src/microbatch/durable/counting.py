@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from microbatch.telemetry import COUNT_INTERVAL, Counted, counted, kind_of
+from microbatch._telemetry.counted import Counted
+from microbatch._telemetry.kinds import counted, kind_of
+from microbatch._telemetry.names import COUNT_INTERVAL
 
 from .records import State
 
@@ -12,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from microbatch.telemetry import Kind, Observer
+    from microbatch._telemetry.kinds import Kind
+    from microbatch._telemetry.observer import Observer
 
     from .clock import Clock
     from .file_store import Store

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from microbatch.errors import Full, MicrobatchError
+from microbatch._pure.exceptions import Full, MicrobatchError
 
 __all__ = [
     "IdempotencyConflict",

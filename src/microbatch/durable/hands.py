@@ -6,8 +6,9 @@ import itertools
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from microbatch.adaptive import AdaptiveSize
-from microbatch.errors import BatcherClosed
+from microbatch._core.engine import Engine
+from microbatch._pure.adaptive import AdaptiveSize
+from microbatch._pure.exceptions import BatcherClosed
 
 from .codec import encode_reason
 from .outcomes import Entry, Outcome, death, failure, given_back, success
@@ -17,9 +18,10 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from microbatch.batch import Run
-    from microbatch.batcher import Batcher
-    from microbatch.retry import Retry
+    from microbatch._core.rules import Rules
+    from microbatch._core.run import Run
+    from microbatch._pure.retry import Retry
+    from microbatch._telemetry.observer import Observer
 
     from .clock import Clock
     from .codec import Codec
@@ -30,7 +32,8 @@ class Hands:
     """The items that a consumer has claimed and not yet settled.
 
     Args:
-        handling: The in-memory batcher, whose handler is the user's.
+        rules: What the engine goes by that calls the user's handler.
+        observer: Tells of its batches.
         max_batch_size: As for ``Batcher``.
         max_concurrency: As for ``Batcher``.
         retry: What becomes of items that fail.
@@ -40,6 +43,7 @@ class Hands:
         ring: Wakes the watch, which knows when something is due.
 
     Attributes:
+        engine: Calls the handler.
         submit: Brings an outcome into the next settling transaction; None asks for a claim in it. Whoever
             settles sets this.
         consumer: Who claims.
@@ -55,7 +59,8 @@ class Hands:
 
     def __init__(
         self,
-        handling: Batcher[Any, Any],
+        rules: Rules,
+        observer: Observer | None,
         *,
         max_batch_size: int | AdaptiveSize,
         max_concurrency: int,
@@ -65,7 +70,7 @@ class Hands:
         clock: Clock,
         ring: Callable[[], None],
     ) -> None:
-        self._handling = handling
+        self.engine = Engine(rules, prepare=self._batch_started, observer=observer)
         self._max_batch_size = max_batch_size
         self._max_concurrency = max_concurrency
         self._retry = retry
@@ -87,7 +92,6 @@ class Hands:
         self.more: bool = False
         self.claiming: bool = False
         self.next_due: float | None = None
-        handling._on_start = self._batch_started  # noqa: SLF001 - our own machinery
 
     # Claiming
 
@@ -185,7 +189,7 @@ class Hands:
         entry = self.held[claimed.id] = Entry(claimed, item)
         self._exclusive = self._exclusive or entry.suspect
         try:
-            pending: Any = self._handling.submit_nowait(entry, priority=claimed.priority)
+            pending: Any = self.engine.enter(entry, claimed.priority, wait=False)
         except BatcherClosed:
             self.settle(given_back(entry))
         except Exception as error:  # noqa: BLE001 - the user's partition function: it fails this item alone

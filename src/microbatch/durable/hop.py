@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import aiosqlite
 
-from microbatch._runtime import current_runtime
+from microbatch._loops.current import current_runtime
 
 from .errors import QueueUnavailable
 

@@ -6,9 +6,9 @@ import contextlib
 import sqlite3
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from microbatch import _checks
-from microbatch.batcher import Batcher
-from microbatch.errors import BatcherFull
+from microbatch._core.batcher import Batcher
+from microbatch._pure import checks
+from microbatch._pure.exceptions import BatcherFull
 
 from .codec import fingerprint
 from .errors import QueueFull
@@ -17,7 +17,7 @@ from .records import NewItem
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from microbatch.telemetry import Observer
+    from microbatch._telemetry.observer import Observer
 
     from .clock import Clock
     from .codec import Codec
@@ -90,7 +90,7 @@ def new_item(
     if not -_INTEGER_MAX <= priority <= _INTEGER_MAX:
         message = f"priority must fit into 64 bits, got {priority}"
         raise ValueError(message)
-    _checks.number("delay", delay, minimum=0)
+    checks.number("delay", delay, minimum=0)
     mark = None
     if key is not None:
         if not isinstance(key, str):

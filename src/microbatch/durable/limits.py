@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from microbatch import _checks
+from microbatch._pure import checks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,10 +28,10 @@ class Limits:
     keep_done: int | None = None
 
     def __post_init__(self) -> None:
-        _checks.whole_number("max_depth", self.max_depth, 1)
+        checks.whole_number("max_depth", self.max_depth, 1)
         for setting, minimum in (("max_file_bytes", 1), ("keep_dead", 0), ("keep_done", 0)):
             count = getattr(self, setting)
             if count is not None:
-                _checks.whole_number(setting, count, minimum)
-        _checks.number("key_ttl", self.key_ttl, minimum=0)
-        _checks.number("result_ttl", self.result_ttl, minimum=0)
+                checks.whole_number(setting, count, minimum)
+        checks.number("key_ttl", self.key_ttl, minimum=0)
+        checks.number("result_ttl", self.result_ttl, minimum=0)

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
-from microbatch import _checks
-from microbatch._runtime import current_runtime
-from microbatch.errors import BatcherClosed
+from microbatch._loops.current import current_runtime
+from microbatch._pure import checks
+from microbatch._pure.exceptions import BatcherClosed
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine
     from types import TracebackType
 
-    from microbatch._runtime import Runtime
+    from microbatch._loops.protocol import Runtime
 
 logger: logging.Logger = logging.getLogger("microbatch.durable")
 
@@ -163,7 +163,7 @@ class Opened:
             drain_timeout: Seconds to wait for the disk, at least 0; None for no limit.
         """
         if drain_timeout is not None:
-            _checks.number("drain_timeout", drain_timeout, minimum=0)
+            checks.number("drain_timeout", drain_timeout, minimum=0)
         self._check_place()
         if self._state == "new":
             self._state = "closed"

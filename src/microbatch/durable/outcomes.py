@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from microbatch.errors import BatcherClosed, HandlerCrashed, HandlerStuck, Skipped
+from microbatch._pure.exceptions import BatcherClosed, HandlerCrashed, HandlerStuck, Skipped
 
 from .codec import decode_error, encode_error
 from .records import Settlement, State
@@ -14,7 +14,7 @@ from .waiters import caused
 if TYPE_CHECKING:
     import asyncio
 
-    from microbatch.retry import Retry
+    from microbatch._pure.retry import Retry
 
     from .errors import ItemFailed
     from .records import Claimed

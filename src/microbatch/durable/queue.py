@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, Unp
 import aiosqlite
 import anyio
 
-from microbatch import _checks
-from microbatch.batcher import Batcher
-from microbatch.telemetry import observer_of
+from microbatch._core.batcher import Batcher
+from microbatch._pure import checks
+from microbatch._telemetry.observer import observer_of
 
 from .administration import Administered
 from .clock import Clock
@@ -31,7 +31,7 @@ from .watching import Watch
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Sequence
 
-    from microbatch.telemetry import Telemetry
+    from microbatch._telemetry.settings import Telemetry
 
     from .file_store import Store
     from .hands import Hands
@@ -170,7 +170,7 @@ class DurableQueue(Administered[T], Generic[T, R]):
             keep_dead=keep_dead,
             keep_done=keep_done,
         )
-        self._poll_interval = _checks.number("poll_interval", poll_interval, above=0)
+        self._poll_interval = checks.number("poll_interval", poll_interval, above=0)
         self._synchronous = synchronous
         self._clock = Clock()
         self._store: Store = FileStore(self._path, queue, synchronous, self._limits, self._clock)
@@ -427,7 +427,7 @@ class DurableQueue(Administered[T], Generic[T, R]):
         """
         number = ticket_id(ticket)
         if timeout is not None:
-            _checks.number("timeout", timeout, minimum=0)
+            checks.number("timeout", timeout, minimum=0)
         runtime = await self._open()
         self._guard("result")
         waiter = runtime.create_waiter()

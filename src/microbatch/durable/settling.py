@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from microbatch.batcher import Batcher
+from microbatch._core.batcher import Batcher
 
 from .errors import QueueUnavailable
 from .outcomes import failure
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import aiosqlite
 
-    from microbatch.retry import Retry
+    from microbatch._pure.retry import Retry
 
     from .counting import Counting
     from .file_store import Store

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from microbatch.errors import BatcherClosed
+from microbatch._pure.exceptions import BatcherClosed
 
 from .codec import decode_error
 from .errors import ItemCancelled, ItemFailed, UnknownTicket

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from microbatch._runtime import current_runtime
+from microbatch._loops.current import current_runtime
 
 from .errors import QueueUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from microbatch._runtime import Waiter
+    from microbatch._loops.protocol import Waiter
 
     from .counting import Counting
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, Unpack, overlo
 import anyio
 import anyio.lowlevel
 
-from microbatch import _checks
-from microbatch.batcher import Batcher
-from microbatch.handler import name_of
-from microbatch.retry import Retry
-from microbatch.telemetry import observer_of
+from microbatch._core.rules import Rules
+from microbatch._pure import checks
+from microbatch._pure.handler import name_of
+from microbatch._pure.retry import Retry
+from microbatch._telemetry.observer import observer_of
 
 from .errors import QueueUnavailable
 from .hands import Hands
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
     import aiosqlite
 
-    from microbatch.adaptive import AdaptiveSize
-    from microbatch.handler import Results, Silent
-    from microbatch.telemetry import Telemetry
+    from microbatch._pure.adaptive import AdaptiveSize
+    from microbatch._pure.handler import Results, Silent
+    from microbatch._telemetry.settings import Telemetry
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -160,7 +160,7 @@ class DurableBatcher(DurableQueue[T, R]):
         if retry is not None and not isinstance(retry, Retry):
             message = f"retry must be a Retry or None, got {retry!r}"
             raise TypeError(message)
-        _checks.function("partition", partition)
+        checks.function("partition", partition)
         self._handler = handler
         self._batching: dict[str, Any] = {
             "max_batch_size": max_batch_size,
@@ -174,7 +174,7 @@ class DurableBatcher(DurableQueue[T, R]):
         }
         self._retry = retry
         self._drain_timeout = drain_timeout
-        self._on_settle = _checks.function("on_settle", on_settle)
+        self._on_settle = checks.function("on_settle", on_settle)
         super().__init__(
             path,
             item_type=item_type,
@@ -193,11 +193,10 @@ class DurableBatcher(DurableQueue[T, R]):
         )
 
     def _make_hands(self) -> Hands:
-        self._handling: Batcher[Any, Any] = Batcher(self._handler, **self._batching)
         observer = observer_of(self._name, self._telemetry, self._queue_name)
-        self._handling._observer = observer  # noqa: SLF001 - one that knows of the queue
         self._hands = Hands(
-            self._handling,
+            Rules(self._handler, **self._batching),
+            observer,
             max_batch_size=self._batching["max_batch_size"],
             max_concurrency=self._batching["max_concurrency"],
             retry=self._retry,
@@ -267,14 +266,14 @@ class DurableBatcher(DurableQueue[T, R]):
         self._hands.taking = False
         await self._intake.aclose(None)
         self._hands.give_back_unstarted()
-        await self._handling.aclose(None)
+        await self._hands.engine.aclose(None)
 
     async def _shut(self) -> None:
         self._hands.taking = False
         await self._intake.aclose(0)
         await self._stop_watching()
         self._hands.give_back_unstarted()
-        await self._handling.aclose(0)
+        await self._hands.engine.aclose(0)
         await anyio.lowlevel.checkpoint()  # the outcomes' callbacks run
         self._settling.ends = anyio.current_time() + SETTLE_GRACE
         await self._settling.aclose(SETTLE_GRACE + 1.0)
@@ -290,7 +289,7 @@ class DurableBatcher(DurableQueue[T, R]):
         await super()._shut()
 
     def _guard(self, call: str) -> None:
-        self._handling._guard(call)  # noqa: SLF001 - it knows its running batches
+        self._hands.engine.guard(call)
 
     # Watching
 

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, overload
 
-from microbatch import _checks
-from microbatch.batch import batcher_name
-from microbatch.errors import BatchAborted, Skipped
-from microbatch.handler import bulk, copy_exception, is_only
+from microbatch._core.bulk import bulk
+from microbatch._core.info import batcher_name
+from microbatch._pure import checks
+from microbatch._pure.copying import copy_exception
+from microbatch._pure.exceptions import BatchAborted, Skipped
+from microbatch._pure.handler import is_only
 
 from ._passing import BulkHandler, Handler, R, SilentHandler, T, named_after
 from ._withheld import withheld
@@ -44,7 +46,7 @@ def atomic(handler: Any, *, transaction: Transaction | None = None) -> BulkHandl
         TypeError: If the handler is a generator function or ``transaction`` cannot be called.
     """
     call = bulk(handler)
-    _checks.function("transaction", transaction)
+    checks.function("transaction", transaction)
     enter: Transaction = contextlib.nullcontext if transaction is None else transaction
 
     @named_after(handler)

@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from typing import Any, TypeVar, overload
 
-from microbatch import _checks
-from microbatch.errors import ItemNotFound
-from microbatch.handler import (
-    call_in_thread,
-    copy_exception,
-    is_mapping,
-    is_table,
-    kind_of,
-    name_of,
-)
+from microbatch._loops.calling import call_in_thread
+from microbatch._pure import checks
+from microbatch._pure.copying import copy_exception
+from microbatch._pure.exceptions import ItemNotFound
+from microbatch._pure.handler import is_mapping, is_table, kind_of, name_of
 
 from ._passing import BulkHandler, T, named_after
 
@@ -108,8 +103,8 @@ def by_key(
     if kind_of(handler) == "generator":
         raise TypeError(f"a generator handler is not allowed here, got {name_of(handler)}")
     in_thread = kind_of(handler) == "thread"
-    _checks.function("key", key)
-    _checks.function("row_key", row_key)
+    checks.function("key", key)
+    checks.function("row_key", row_key)
 
     @named_after(handler)
     async def keyed(items: list[Any]) -> list[Any]:
@@ -168,7 +163,7 @@ def _pick(
             row = rows[wanted]
         except KeyError:
             row = missing(wanted) if callable(missing) else missing
-        _checks.refuse_awaitable("what by_key found for an item", row)
+        checks.refuse_awaitable("what by_key found for an item", row)
     except Exception as error:  # noqa: BLE001 - from key() or missing(), or it cannot be hashed
         return error
     return copy_exception(row) if issubclass(type(row), Exception) else row

@@ -17,10 +17,10 @@ import anyio
 import anyio.to_thread
 from anyio.lowlevel import RunVar
 
-from microbatch import _checks
-from microbatch.batch import current_batch
-from microbatch.errors import HandlerCrashed
-from microbatch.handler import kind_of, name_of, results_of
+from microbatch._core.info import batcher_name, current_batch
+from microbatch._pure import checks
+from microbatch._pure.exceptions import HandlerCrashed
+from microbatch._pure.handler import kind_of, name_of, results_of
 
 from . import _worker
 from ._passing import R, T, hand_over
@@ -97,7 +97,7 @@ class ProcessHandler(Generic[T, R]):
             linux = sys.platform == "linux"
             workers = len(os.sched_getaffinity(0)) if linux else os.cpu_count() or 1
         self.__name__ = self.__qualname__ = name
-        self._workers = _checks.whole_number("workers", workers, 1)
+        self._workers = checks.whole_number("workers", workers, 1)
         self._limiter: RunVar[anyio.CapacityLimiter] = RunVar("microbatch_workers")
         self._closed = False
         self._open_pool()
@@ -144,7 +144,9 @@ class ProcessHandler(Generic[T, R]):
             results[index] = error
             hand_over(batch, index, error)
         accepted = [index for index in range(len(items)) if index not in job.refused]
-        for index, result in zip(accepted, results_of(answer, len(accepted)), strict=True):
+        for index, result in zip(
+            accepted, results_of(answer, len(accepted), batcher_name()), strict=True
+        ):
             results[index] = result
         return results
 

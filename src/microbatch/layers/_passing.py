@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
-from microbatch.errors import HandlerCrashed
+from microbatch._pure.exceptions import HandlerCrashed
 
 if TYPE_CHECKING:
-    from microbatch.batch import BatchInfo
+    from microbatch._core.info import BatchInfo
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from microbatch import _checks
-from microbatch.batch import current_batch, narrowed
-from microbatch.handler import FATAL, find, kind_of, name_of
+from microbatch._core.info import current_batch, narrowed
+from microbatch._pure import checks
+from microbatch._pure.handler import FATAL, find, kind_of, name_of
 
 from ._passing import BulkHandler, R, T, crash_of, hand_over, is_asked_for, named_after
 
@@ -38,7 +38,7 @@ def per_item(
     """
     if kind_of(function) == "generator":
         raise TypeError(f"a generator function is not allowed here, got {name_of(function)}")
-    _checks.whole_number("max_concurrency", max_concurrency, 1)
+    checks.whole_number("max_concurrency", max_concurrency, 1)
     name = name_of(function)
 
     @named_after(function)
@@ -71,7 +71,7 @@ async def _outcome(function: Callable[[Any], Any], item: Any, name: str) -> Any:
         returned = function(item)
         if inspect.isawaitable(returned):
             result = await returned
-            _checks.refuse_awaitable(f"the result of {name}", result)
+            checks.refuse_awaitable(f"the result of {name}", result)
             return result
         kind = type(returned).__name__
         return TypeError(f"per_item needs an async function, {name} returned {kind}")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, overload
 import anyio
 from anyio.lowlevel import RunVar
 
-from microbatch import _checks
-from microbatch.handler import bulk
+from microbatch._core.bulk import bulk
+from microbatch._pure import checks
 
 from ._passing import BulkHandler, Handler, R, SilentHandler, T, named_after
 
@@ -66,10 +66,10 @@ def rate_limited(
         ValueError: If a setting is out of its range.
     """
     call = bulk(handler)
-    _checks.function("cost", cost)
+    checks.function("cost", cost)
     bucket_of_loop: RunVar[tuple[anyio.Lock, TokenBucket]] = RunVar("microbatch_bucket")
-    tokens_per_second = _checks.number("rate", rate, above=0) / _checks.number("per", per, above=0)
-    TokenBucket(tokens_per_second, _checks.number("burst", burst, above=0))
+    tokens_per_second = checks.number("rate", rate, above=0) / checks.number("per", per, above=0)
+    TokenBucket(tokens_per_second, checks.number("burst", burst, above=0))
 
     @named_after(handler)
     async def limited(items: list[Any]) -> list[Any]:
@@ -95,7 +95,7 @@ def rate_limited(
 
 
 def _cost_of(item: Any, cost: Callable[[Any], float]) -> float:
-    return _checks.number("cost(item)", cost(item), minimum=0)
+    return checks.number("cost(item)", cost(item), minimum=0)
 
 
 class TokenBucket:

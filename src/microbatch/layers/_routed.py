@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, TypeVar, overload
 
-from microbatch.batch import current_batch, narrowed
-from microbatch.errors import ItemError
-from microbatch.handler import bulk, copy_exception
+from microbatch._core.bulk import bulk
+from microbatch._core.info import current_batch, narrowed
+from microbatch._pure.copying import copy_exception
+from microbatch._pure.exceptions import ItemError
 
 from ._passing import BulkHandler, Handler, R, SilentHandler, T, hand_over
 

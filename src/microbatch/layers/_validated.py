@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from microbatch.batch import batcher_name, current_batch, narrowed
-from microbatch.errors import BatchAborted
-from microbatch.handler import bulk, kind_of
+from microbatch._core.bulk import bulk
+from microbatch._core.info import batcher_name, current_batch, narrowed
+from microbatch._pure.exceptions import BatchAborted
+from microbatch._pure.handler import kind_of
 
 from ._passing import BulkHandler, Handler, R, SilentHandler, T, hand_over, named_after
 

@@ -6,10 +6,11 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, Any
 
-from microbatch import batch as batches
+from microbatch._core import info
+from microbatch._core.run import Reason, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 
 class _Keeper:
@@ -19,7 +20,7 @@ class _Keeper:
         self.early: dict[int, Any] = {}
         self._lock = threading.Lock()
 
-    def _resolve(self, run: batches.Run, position: int, result: Any, index: int) -> None:
+    def resolve(self, run: Run, position: int, result: Any, index: int) -> None:
         with self._lock:  # threads of the handler may resolve too
             if run.ended or position in self.early:
                 raise RuntimeError(f"item {index} of the batch has its outcome already")
@@ -33,16 +34,13 @@ def withheld() -> Iterator[dict[int, Any]]:
     It runs a batch within the batch, of the same items: what the handler knows of it is the same,
     and so is whom it would wait for. Outside a batch it does nothing.
     """
-    outer = batches.running()
+    outer = info.running()
     if outer is None:
         yield {}
         return
-    narrowing = batches._narrowing.get()  # noqa: SLF001 - no name for it yet
-    indices: Sequence[int] = range(outer.size)
-    if narrowing is not None and narrowing[0] is outer:
-        indices = narrowing[1]
-    run = batches.Run([None] * len(indices), [], outer.reason)
-    known = batches.BatchInfo(outer, indices)
+    indices = info.indices_of(outer)
+    run = Run([None] * len(indices), [], outer.reason)
+    known = info.BatchInfo(outer, indices)
     run.attempts, run.contexts = known.attempts, known.contexts
     run.keys, run.job = known.keys, known.job
     run.lane = outer.lane
@@ -53,20 +51,20 @@ def withheld() -> Iterator[dict[int, Any]]:
 
 
 @contextlib.contextmanager
-def without_batcher(items: list[Any], reason: batches.Reason) -> Iterator[dict[int, Any]]:
+def without_batcher(items: list[Any], reason: Reason) -> Iterator[dict[int, Any]]:
     """Within, the items are a batch of which ``current_batch()`` knows; early outcomes are kept."""
-    run = batches.Run(items, [], reason)
-    run.outer = batches.running()
+    run = Run(items, [], reason)
+    run.outer = info.running()
     with _running(run) as early:
         yield early
 
 
 @contextlib.contextmanager
-def _running(run: batches.Run) -> Iterator[dict[int, Any]]:
+def _running(run: Run) -> Iterator[dict[int, Any]]:
     run.owner = keeper = _Keeper()
-    token = batches.enter(run)
+    token = info.enter(run)
     try:
         yield keeper.early
     finally:
         run.ended = True
-        batches._run.reset(token)  # noqa: SLF001 - no name for it yet
+        info.leave(token)

@@ -1,0 +1,1 @@
+"""The batcher: from a submitted item to its outcome."""

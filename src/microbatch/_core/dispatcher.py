@@ -1,0 +1,560 @@
+"""Slots, the tasks that hold them, and the handler calls that they make."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from microbatch._loops.context import in_context
+from microbatch._pure.exceptions import HandlerStuck, HandlerTimeout
+from microbatch._pure.handler import FATAL, find, has_exceptions, listed
+from microbatch._telemetry.kinds import kind_of
+from microbatch._telemetry.log import write
+
+from . import info
+from .call import in_scope, in_thread, iterate
+from .life import OPEN
+from .rules import TURN
+from .slots import STUCK_MAX, Slot, Stuck
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from contextvars import Context
+
+    from microbatch._loops.protocol import Handle, Runtime
+    from microbatch._telemetry.observer import Observer
+
+    from .backoff import Backoffs
+    from .door import Door
+    from .life import Life
+    from .room import Room
+    from .rules import Rules
+    from .run import Run
+    from .settler import Settler
+    from .sizing import Sizing
+    from .tally import Tally
+
+#: Seconds without a new batch after somebody else cancelled a task of ours, if nothing else happens.
+PAUSE = 0.1
+
+
+class Dispatcher:
+    """Runs batches, as many at a time as there are slots.
+
+    Attributes:
+        slots: Those whose tasks live.
+        busy: How many are taken.
+        starting: How many of them are about to cut a batch.
+        stuck: Batches whose handlers were told to stop and have not come back.
+        telling: True while the log is told of failed items: whoever submits now hands us our own line.
+        paused: True after somebody else cancelled a task of ours: the loop may be ending.
+        context: What batches run in copies of; None for empty ones.
+        fatal: What a handler raised for the whole program, where the loop did not take it.
+    """
+
+    __slots__ = (
+        "_backoffs",
+        "_breathe",
+        "_door",
+        "_handler",
+        "_handler_timeout",
+        "_kind",
+        "_life",
+        "_max_concurrency",
+        "_max_wait",
+        "_now",
+        "_observer",
+        "_pace",
+        "_prepare",
+        "_room",
+        "_rules",
+        "_runtime",
+        "_scoped",
+        "_settler",
+        "_sizing",
+        "_started",
+        "_tally",
+        "_timer",
+        "_timer_at",
+        "busy",
+        "context",
+        "fatal",
+        "name",
+        "paused",
+        "slots",
+        "starting",
+        "stuck",
+        "telling",
+    )
+
+    def __init__(
+        self,
+        rules: Rules,
+        *,
+        door: Door,
+        tally: Tally,
+        backoffs: Backoffs,
+        room: Room,
+        settler: Settler,
+        sizing: Sizing,
+        life: Life,
+        prepare: Callable[[Run], None] | None,
+        observer: Observer | None,
+    ) -> None:
+        self._rules = rules
+        # What every batch reads, once more: a look at the rules each time would cost a batch of one 1 %.
+        self.name = rules.name
+        self._handler = rules.handler
+        self._handler_timeout = rules.handler_timeout
+        self._kind = rules.kind
+        self._max_concurrency = rules.max_concurrency
+        self._max_wait = rules.max_wait
+        self._pace = rules.pace
+        self._scoped = rules.scoped
+        self._door = door
+        self._tally = tally
+        self._backoffs = backoffs
+        self._room = room
+        self._settler = settler
+        self._sizing = sizing
+        self._life = life
+        self._prepare = prepare
+        self._observer = observer
+        self._now: Callable[[], float]
+        self._breathe: Callable[[], Awaitable[None]]
+        self._started: Callable[[], Awaitable[None]]
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what belonged to an event loop that is gone."""
+        self._runtime: Runtime | None = None
+        self.context: Context | None = None
+        self.fatal: BaseException | None = None
+        self.slots: set[Slot] = set()
+        self.busy: int = 0
+        self.starting: int = 0
+        self.stuck: Stuck = Stuck(self._handler_timeout)
+        self.paused: bool = False
+        self.telling: bool = False
+        self._timer: Handle | None = None
+        self._timer_at = 0.0
+
+    def bind(self, runtime: Runtime) -> None:
+        """Serve an event loop."""
+        self._runtime = runtime
+        self._now = runtime.now
+        self._breathe = runtime.breathe
+        self._started = runtime.started
+
+    # Starting
+
+    def changed(self) -> None:
+        """Something left: let others in, start what is ready, see whether all is done."""
+        room = self._room
+        if room.line:
+            room.admit()
+        room.simplify()
+        self.pump()
+        if self._life.phase is not OPEN:
+            self.check_idle()
+
+    def resume(self) -> None:
+        """Go on: somebody cancelled a task of ours, and the loop did not end after all."""
+        self.paused = False
+        self.pump()
+
+    def pump(self, now: float | None = None, most: int = 1) -> None:
+        """If a batch is ready and a slot is free, see that so many tasks are about to start; set the timer.
+
+        One is enough: should its handler have to wait, it starts the others beside it (`_pump_more`).
+        """
+        if self._runtime is None or self.paused:
+            return
+        room = self._room
+        buffer: Any = room.fifo
+        when: float | None = None
+        if buffer is not None and not self._max_wait:
+            ready = buffer.ready(0.0)
+        else:
+            now = self._now() if now is None else now
+            if buffer is None:
+                buffer = room.ranked
+                room.press()
+            ready = buffer.ready(now)
+            when = buffer.deadline()
+            if when is not None and when <= now:
+                when = None
+        ready = min(ready, most)
+        while self.starting < ready and self.busy < self._max_concurrency:
+            self.start()
+        if self._backoffs:
+            due = self._backoffs.deadline()
+            if when is None or due < when:  # type: ignore[operator]
+                when = due
+        if when is not None and (self._timer is None or when < self._timer_at):
+            self._set_timer(when)
+
+    def start(self) -> None:
+        """Take a slot, and start a task that will cut a batch when it has its turn."""
+        self.busy += 1
+        self.starting += 1
+        slot = Slot()
+        self.slots.add(slot)
+        slot.task = self._runtime.spawn(self._work, slot, self.name)  # type: ignore[union-attr]
+
+    def _set_timer(self, when: float) -> None:
+        self.stop_timer()
+        self._timer_at = when
+        self._timer = self._runtime.call_at(when, self._ring)  # type: ignore[union-attr]
+
+    def stop_timer(self) -> None:
+        """Let nothing become due by itself."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _ring(self) -> None:
+        """The timer: something is due."""
+        self._timer = None
+        self.paused = False
+        now = max(self._now(), self._timer_at)  # loops may ring a clock's tick early
+        for entry in self._backoffs.due(now):
+            self._room.ranked.add(entry, now, self._room.call_back(entry))
+        self.pump(now)
+
+    # A slot's task
+
+    async def _work(self, slot: Slot) -> None:
+        """Hold a slot for one batch after the other, as long as one is ready."""
+        forced = True
+        try:
+            await self._started()
+            while (run := self._cut(slot)) is not None:
+                try:
+                    returned = await in_context(self.context, self._begin, run, self._pump_more)
+                    results = listed(returned, run.size, self.name)
+                    mixed = has_exceptions(results, self.name)
+                except Exception as error:  # noqa: BLE001 - the handler's: every caller gets it
+                    self._fail(run, error)
+                    if not run.cancelled and self._is_cancelled(slot):
+                        return  # the handler made another error of its cancellation
+                except BaseException as error:  # noqa: BLE001 - what must be raised on, is
+                    if (ending := self._crash(run, slot, error)) is not None:
+                        raise ending from ending.__cause__
+                else:
+                    self._settler.deliver(run, results, mixed=mixed)
+                    if self._sizing.adaptive is not None:
+                        self._sizing.learn(run, self._now())
+                    self._end(run)
+                    del returned, results
+                slot.run = run.slot = None
+                if run.cancelled:
+                    self.stuck.part(run)
+                    break
+                if not self._keep(slot):
+                    break
+                if slot.starting:
+                    await self._breathe()
+            forced = False
+        finally:
+            self._vacate(slot, forced=forced)
+
+    def _cut(self, slot: Slot) -> Run | None:
+        """Take the next batch out of the buffer into a slot; None if there is none."""
+        if slot.starting:
+            slot.starting = False
+            self.starting -= 1
+        now = self._now()
+        room, door, tally = self._room, self._door, self._tally
+        fifo = room.fifo
+        buffer: Any = fifo
+        if fifo is None:
+            buffer = room.ranked
+            room.press()
+        run: Run | None = buffer.cut(now)
+        if buffer.withdrawn:
+            room.tell_withdrawn(buffer)
+        if run is None:
+            door.fifo = None  # we end: the next item must wake another task
+            if fifo is None:
+                self.changed()  # whoever was found gone has left room
+            return None
+        slot.run = run
+        run.owner = self
+        run.slot = slot
+        run.started = now
+        tally.waits.append(now - run.since)
+        tally.flying += run.size
+        door.running += 1
+        if fifo is None:
+            tally.flying_weight += run.weight
+            self.changed()
+            return run
+        if self._max_wait or not fifo.items:
+            door.fifo = None  # the next item asks, and wakes us
+        return run
+
+    def _pump_more(self) -> None:
+        """A handler has begun to wait: others may run beside it.
+
+        Not before: batches whose handler answers without waiting follow one another in one task, which
+        saves a task for each. (Lanes let a second one start at the cut, where they see who else may come.)
+        """
+        fifo = self._room.fifo
+        if (fifo is None or fifo.items) and self.busy < self._max_concurrency:
+            self.pump(most=self._pace)
+
+    def _begin(self, run: Run) -> Any:
+        """Begin the handler call; runs in the batch's own context."""
+        run.outer = info.running()
+        info.enter(run)
+        if self._prepare is not None:
+            self._prepare(run)
+        observer = self._observer
+        if observer is not None:
+            if run.started >= observer.look_at:
+                self._room.look()
+            if observer.recorder is not None:
+                observer.begin(run)
+        if self.stuck.runs and (stuck := self.stuck.count(self._now())) > STUCK_MAX:
+            run.teaches = False
+            raise HandlerStuck(self.name, stuck, STUCK_MAX)
+        if self._handler_timeout is not None:
+            run.timer = self._runtime.call_at(  # type: ignore[union-attr]
+                run.started + self._handler_timeout, partial(self._expire, run)
+            )
+        if self._kind == "async":
+            call = self._handler(run.items)
+        elif self._kind == "generator":
+            call = iterate(run, self._handler, self.name, self._settler, self._told)
+        else:
+            call = in_thread(run, self._handler)
+        return in_scope(run, call) if self._scoped else call
+
+    def _told(self, run: Run) -> None:
+        """An item of a generator has its outcome: it has left room, or is in back-off."""
+        if self._room.lanes is not None:
+            self._cancel_if_abandoned(run)
+            self.changed()
+
+    def _keep(self, slot: Slot) -> bool:
+        """Keep the slot for the next batch if one is ready and it is still ours; tell whether.
+
+        A full one may follow at once. Before one that can still grow, and after so many items, the loop
+        has its turn: everybody who is runnable may join.
+        """
+        fifo, starting = self._room.fifo, self.starting
+        if (fifo is not None and not fifo.items) or starting >= self._pace or not slot.held:
+            return False
+        buffer: Any = fifo if fifo is not None else self._room.ranked
+        # Without a wait whatever there is makes a batch, so nothing needs to be counted for the first.
+        if (starting or self._max_wait or fifo is None) and starting >= buffer.ready(self._now()):
+            return False
+        if slot.handled >= TURN or not buffer.is_full():
+            slot.handled = 0
+            slot.starting = True
+            self.starting += 1
+        return True
+
+    def _free(self, slot: Slot) -> None:
+        if slot.held:
+            slot.held = False
+            self.busy -= 1
+
+    def _vacate(self, slot: Slot, *, forced: bool) -> None:
+        """A slot's task is about to end; forced: by what others raised into it."""
+        try:
+            self.slots.remove(slot)
+        except KeyError:  # of an event loop that is gone, and forgotten with it: its counts are too
+            return
+        run, slot.run = slot.run, None
+        if slot.starting:
+            slot.starting = False
+            self.starting -= 1
+        self._free(slot)
+        if forced and self._runtime.has_ended():  # type: ignore[union-attr]
+            return
+        if run is not None:
+            run.slot = None
+            if not run.ended:
+                write(logging.ERROR, "batcher %r: a batch was cut short", self.name)
+                run.teaches = False
+                self._fail(run, RuntimeError("the batch's task is gone"))
+            self.stuck.part(run)
+        if forced and not (run is not None and run.cancelled):
+            # Mostly by a loop that is ending, where nothing new must begin.
+            self.paused = True
+            self._door.fifo = None
+            self._set_timer(self._now() + PAUSE)
+        fifo = self._room.fifo
+        if fifo is None or fifo.items:
+            self.pump()
+        if self._life.phase is not OPEN:
+            self.check_idle()
+
+    def check_idle(self) -> None:
+        """While closing: tell when nothing is left to do."""
+        life, room = self._life, self._room
+        if (
+            life.drained is not None
+            and not (room.buffered() or self._tally.backing_off)
+            and all(slot.run is not None and slot.run.cancelled for slot in self.slots)
+        ):
+            life.drained.set()
+        if life.quiet is not None and not self.slots:
+            life.quiet.set()
+
+    # A run's end
+
+    def _end(self, run: Run) -> None:
+        """Close the books on a run whose items all have their outcome."""
+        if run.ended:
+            return
+        run.ended = True
+        if run.timer is not None:
+            run.timer.cancel()
+            run.timer = None
+        room, tally = self._room, self._tally
+        self._door.running -= 1
+        tally.flying -= run.left
+        tally.reasons[run.reason] += 1
+        if run.slot is not None:
+            run.slot.handled += run.size
+        fallen: Any = None
+        if run.errors is not None:
+            fallen, run.fallen = (run.waiters, run.fallen), None
+        run.items = run.waiters = run.group = run.contexts = lane = None  # type: ignore[assignment]
+        if run.entries is not None:
+            lane, run.lane, run.entries = run.lane, None, None
+        if room.lanes is not None:
+            if lane is not None:
+                room.lanes.landed(lane, self._now())
+            self.changed()
+        # Last, since it runs foreign code.
+        observer = self._observer
+        if run.errors is None:
+            if observer is not None and run.record is not None:
+                observer.end(run, self._now())
+            return
+        # Waiters whose Pending was dropped say so as they go; a log handler that hands such lines to this
+        # very batcher would keep it busy for ever.
+        self.telling = True
+        self._door.fifo = None
+        try:
+            if observer is not None:
+                observer.end(run, self._now())
+            del fallen
+        finally:
+            self.telling = False
+
+    def _fail(self, run: Run, error: BaseException) -> None:
+        """Fail every item that has no outcome yet, and end the run."""
+        self._settler.fail_waiters(run, error)
+        self._sizing.learn(run, self._now())
+        self._end(run)
+
+    def _is_cancelled(self, slot: Slot) -> bool:
+        """Tell whether somebody else cancelled a task of ours: mostly a loop that is ending."""
+        return self._runtime is not None and self._runtime.was_cancelled(slot.task)
+
+    def _crash(self, run: Run, slot: Slot, error: BaseException) -> BaseException | None:
+        """Deal with what must not reach a caller, nor kill the loop; return what to raise on.
+
+        Task groups wrap what ends them, so a cancellation and what is fatal are looked for within groups.
+        """
+        runtime = self._runtime
+        if runtime is None or slot not in self.slots or not runtime.is_current():
+            return error  # its event loop is gone, and this is the garbage collector closing it
+        cancelled = find(error, anyio.get_cancelled_exc_class())
+        if cancelled is not None and not runtime.was_cancelled(slot.task):
+            cancelled = None  # the handler made it up
+        self.paused = self.paused or (cancelled is not None and not run.cancelled)
+        run.teaches = run.teaches and cancelled is None
+        self._fail(run, error)
+        fatal = find(error, FATAL)
+        if fatal is not None:
+            self.fatal = fatal  # for aclose() to raise, if the loop does not
+            if runtime.raises_fatal(fatal, slot.task):
+                self.fatal = None
+                return fatal
+        return cancelled
+
+    def give_up(self, run: Run, reason: Callable[[], Exception]) -> None:
+        """End a run before its handler has: callers and slot go on, the handler is cancelled."""
+        if run.ended:
+            return
+        self._settler.keep_promises(run)
+        run.error = kind_of(reason())
+        for index in range(run.size):
+            if run.waiters[index] is not None:
+                self._settler.settle_error(run, index, reason())
+        self._cancel(run)
+        self._free(run.slot)
+        self._end(run)
+        self.pump()
+
+    def _expire(self, run: Run) -> None:
+        """``handler_timeout`` has passed."""
+        run.timer = None
+        seconds = self._handler_timeout or 0.0
+        self._sizing.learn(run, self._now(), failed=True)
+        self.give_up(run, lambda: HandlerTimeout(self.name, seconds))
+
+    def abandon(self, run: Run) -> None:
+        """One more of the callers of a run has gone."""
+        run.gone += 1
+        self._cancel_if_abandoned(run)
+
+    def _cancel_if_abandoned(self, run: Run) -> None:
+        """Cancel a handler if that was asked for and all who still wait for it have gone.
+
+        Not while a worker thread is busy with it: that cannot be stopped, and keeps its slot.
+        """
+        if (
+            self._rules.cancel_abandoned
+            and run.gone
+            and run.gone >= run.left
+            and not (run.ended or run.cancelled or run.threads)
+        ):
+            self._cancel(run)
+
+    def _cancel(self, run: Run) -> None:
+        """Cancel a running handler; what does not end is counted."""
+        self.stuck.runs.add(run)
+        run.cancelled = True
+        run.teaches = False
+        if run.scope is not None:
+            run.scope.cancel()
+        else:
+            run.slot.task.cancel()
+
+    # Early outcomes
+
+    def resolve(self, run: Run, index: int, result: Any, shown: int) -> None:
+        """``BatchInfo.resolve``: from the loop's thread at once, from the handler's by way of the loop."""
+        runtime = self._runtime
+        waiters: Any = run.waiters  # None once the run has ended, be it in this moment
+        refusal = f"batcher {self.name!r}: item {shown} of the batch has its outcome already"
+        if run.ended or runtime is None or waiters is None or waiters[index] is None:
+            raise RuntimeError(refusal)
+        # From other threads it is only a promise until the loop has had a turn. dict.setdefault and pop
+        # are one step each, whichever threads come together here.
+        promised = vars(run).setdefault("promised", {})
+        promise = (result,)
+        if promised.setdefault(index, promise) is not promise:
+            raise RuntimeError(refusal)
+        if runtime.is_current():
+            self._settle_early(run, index)
+        elif run.decided and promised.pop(index, None) is not None:
+            raise RuntimeError(refusal)
+        else:
+            runtime.call_from_thread(partial(self._settle_early, run, index))
+
+    def _settle_early(self, run: Run, index: int) -> None:
+        if not run.ended:
+            self._settler.keep_promise(run, index)
+            self._cancel_if_abandoned(run)
+            self.changed()

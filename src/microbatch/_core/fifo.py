@@ -1,0 +1,266 @@
+"""The plain buffer: first come, first served, at the price of two appends. Pure: no async, no clock."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from .run import Reason, Run
+from .waiters import Group, dressed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Items from which on those who were cancelled are looked for while nothing is cut: whenever there are
+#: four times as many as the last time.
+_SWEEP_MIN = 1_000
+
+
+#: Seconds from one cut that tells since when later items wait to the next one, so that batches of one are
+#: not dearer for it.
+_MARK_INTERVAL = 0.001
+
+
+#: Items taken out from which on their places in the lists are given back.
+_COMPACT_MIN = 1_000
+
+
+class Fifo:
+    """Items of one kind, first come first served: two parallel lists, flat, cut by slicing.
+
+    Whoever puts an item in appends to both lists, as long as ``len(items) < limit``; before the first one
+    and at the limit it calls `open`. Who was cancelled is found out when a batch is cut, when somebody
+    asks, or when the items have become many more: that costs next to nothing per item.
+
+    Attributes:
+        items: The items; those before ``head`` are gone.
+        waiters: Who waits for each.
+        head: Where the next batch begins.
+        limit: The length up to which items may be appended without asking.
+        timed: Whether it matters since when exactly items wait.
+        withdrawn: Items that were dropped because their callers had gone, and not told of yet.
+    """
+
+    __slots__ = (
+        "_mark_at",
+        "_marks",
+        "_sweep_at",
+        "closing",
+        "head",
+        "items",
+        "limit",
+        "max_wait",
+        "size",
+        "timed",
+        "waiters",
+        "withdrawn",
+    )
+
+    def __init__(self, size: int, max_wait: float) -> None:
+        self.timed: bool = max_wait > 0
+        self.size: int = size
+        self.max_wait: float = max_wait
+        self.closing: bool = False
+        self.items: list[Any] = []
+        self.waiters: list[Any] = []
+        self.head: int = 0
+        self.limit: int = 0
+        self.withdrawn: int = 0
+        self._marks: deque[tuple[int, float]] = deque()  # since when: from this place on
+        self._mark_at = -math.inf  # when a cut may be the next mark
+        self._sweep_at = _SWEEP_MIN
+
+    @property
+    def count(self) -> int:
+        """Return the number of items, those included whose callers have gone unnoticed."""
+        return len(self.items) - self.head
+
+    def open(self, room: int, now: float | None, more: int = 1) -> None:
+        """Prepare for items to be appended, more of them at once; room is at least 1.
+
+        Where it is not timed, now may be None: what comes is about to be cut.
+        """
+        if len(self.items) >= self._sweep_at:
+            self.sweep()
+        length = len(self.items)
+        count = length - self.head
+        self.limit = min(length + room, self._sweep_at)
+        # A clock read for each batch, not for each item: where a full one may begin.
+        if now is not None and (count % self.size == 0 or more > 1 or not self.timed):
+            self._marks.append((length, now))
+        if self.timed:
+            self.limit = min(self.limit, length + self.size - count % self.size)
+
+    def _since(self, place: int) -> float:
+        """Return a time at which the item at this place had not yet come, and which is not much older."""
+        return self._marks[bisect_right(self._marks, (place, math.inf)) - 1][1]
+
+    def ready(self, now: float) -> int:
+        """Return how many batches may be cut now."""
+        full, rest = divmod(len(self.items) - self.head, self.size)
+        if not rest:
+            return full
+        if (
+            self.max_wait == 0
+            or self.closing
+            or now >= self._since(self.head + full * self.size) + self.max_wait
+        ):
+            return full + 1
+        return full
+
+    def is_full(self) -> bool:
+        """Tell whether the next batch can grow no more."""
+        return len(self.items) - self.head >= self.size
+
+    def deadline(self) -> float | None:
+        """Return when the youngest batch will be ready, if time alone makes it so."""
+        full, rest = divmod(len(self.items) - self.head, self.size)
+        return self._since(self.head + full * self.size) + self.max_wait if rest else None
+
+    def cut(self, now: float) -> Run | None:
+        """Take out the next batch, if one is ready."""
+        while (count := len(self.items) - self.head) and (
+            not self.max_wait
+            or count >= self.size
+            or self.closing
+            or now >= self._since(self.head) + self.max_wait
+        ):
+            since = now
+            if marks := self._marks:
+                while len(marks) > 1 and marks[1][0] <= self.head:
+                    marks.popleft()
+                since = marks[0][1]
+            full = self.max_wait and not self.closing and now < since + self.max_wait
+            if full:  # it leaves for nothing else, so those who have gone do not count
+                uniform = not _gone(self.waiters[self.head : self.head + self.size])
+                if not (uniform or self._fills()):
+                    self.sweep()
+                    continue
+            items, waiters = self._take(self.size, now)
+            if not full:
+                uniform = not _gone(waiters)
+            if not uniform:
+                items, waiters, _ = self._alive(items, waiters)
+                while len(items) < self.size and self.head < len(self.items):
+                    more = self._alive(*self._take(self.size - len(items), now))
+                    items += more[0]
+                    waiters += more[1]
+                if not items:
+                    continue
+            run = Run(items, waiters, "size" if len(items) >= self.size else self._reason())
+            run.uniform = uniform
+            run.since = since
+            if uniform and type(group := waiters[0]) is Group:
+                run.group, run.first = group, group.taken
+                group.taken += run.size
+            return run
+        return None
+
+    def _fills(self) -> bool:
+        """Tell whether there are as many callers as make a full batch."""
+        alive = (1 for waiter in islice(self.waiters, self.head, None) if not waiter.done())
+        return sum(islice(alive, self.size)) == self.size
+
+    def _take(self, size: int, now: float) -> tuple[list[Any], list[Any]]:
+        """Take out the first items, whether their callers are there or not."""
+        head, items, waiters = self.head, self.items, self.waiters
+        end = head + size
+        if end >= len(items):  # all of them
+            self.items, self.waiters, self.head = [], [], 0
+            self._marks.clear()
+            self._mark_at = -math.inf
+            self._sweep_at = _SWEEP_MIN
+            if not head:
+                return items, waiters
+            return items[head:], waiters[head:]
+        # Nothing may keep what is handled alive, but moving all that follow would be quadratic.
+        if size == 1:  # 3 % of all that a batch of one costs
+            taken = [items[head]], [waiters[head]]
+            items[head] = waiters[head] = None
+        else:
+            part = slice(head, end)
+            taken = items[part], waiters[part]
+            items[part] = waiters[part] = [None] * size
+        self.head = end
+        if now >= self._mark_at:
+            self._mark(len(items) if self._marks else end, now)
+        if end >= _COMPACT_MIN and 2 * end >= len(items):
+            self._compact()
+        return taken
+
+    def _mark(self, place: int, now: float) -> None:
+        """Note that what stands from this place on came about now, or will come later."""
+        if self._marks and self._marks[-1][0] == place:
+            self._marks.pop()
+        self._marks.append((place, now))
+        self._mark_at = now + _MARK_INTERVAL
+
+    def _compact(self) -> None:
+        head, self.head = self.head, 0
+        del self.items[:head], self.waiters[:head]
+        self.limit -= head
+        self._marks = deque((max(0, start - head), since) for start, since in self._marks)
+
+    def _reason(self) -> Reason:
+        """Tell why a batch leaves that is not full."""
+        if self.closing:
+            return "close"
+        return "wait" if self.max_wait > 0 else "idle"
+
+    def sweep(self) -> None:
+        """Drop every item whose caller has gone. Who was about to append one asks again."""
+        if self.head:
+            self._compact()
+        if self.waiters and _gone(self.waiters):
+            self.limit = 0
+            self.items, self.waiters, places = self._alive(self.items, self.waiters)
+            moved = {bisect_left(places, start): since for start, since in self._marks}
+            self._marks = deque(moved.items())
+        if not self.items:
+            self._marks.clear()
+            self._mark_at = -math.inf
+        self._sweep_at = max(_SWEEP_MIN, 4 * len(self.items))
+
+    def clear(self, now: float = 0.0) -> Iterator[tuple[Any, Any, float]]:
+        """Take everything out: item, waiter, since when (now, if nothing says so); in order.
+
+        Who was about to append one more asks again.
+        """
+        self.limit = 0
+        head, items, waiters = self.head, self.items, dressed(self.waiters)
+        marks = deque(self._marks)
+        self.items, self.waiters, self.head = [], [], 0
+        self._marks.clear()
+        self._mark_at = -math.inf
+        since = now
+        for place in range(head, len(items)):
+            while marks and marks[0][0] <= place:
+                since = marks.popleft()[1]
+            if waiters[place].done():
+                self.withdrawn += 1
+            else:
+                yield items[place], waiters[place], since
+
+    def _alive(
+        self, items: list[Any], waiters: list[Any]
+    ) -> tuple[list[Any], list[Any], list[int]]:
+        """Return these without those whose callers have gone, and the places where they stood."""
+        waiters = dressed(waiters)
+        places = [place for place, waiter in enumerate(waiters) if not waiter.done()]
+        self.withdrawn += len(waiters) - len(places)
+        return [items[place] for place in places], [waiters[place] for place in places], places
+
+
+def _gone(waiters: list[Any]) -> bool:
+    """Tell whether some callers may have gone, or are of several kinds: then each must be looked at."""
+    first = waiters[0]
+    if type(first) is Group:  # its items stand in a row
+        return first is not waiters[-1] or first.done()
+    try:
+        # For futures this is one C call each: a fifth of a method call by name.
+        return any(map(type(first).done, waiters))
+    except (AttributeError, TypeError):  # another type among them
+        return True

@@ -1,0 +1,70 @@
+"""A submit from another thread than the loop's: it blocks until the result is there."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+from microbatch._loops.waiting import ThreadWaiter, end_item
+from microbatch._pure import checks
+from microbatch._pure.exceptions import BatcherClosed
+
+from .life import CLOSED
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+#: Seconds after which a blocked thread looks whether its event loop is still there.
+_GLANCE = 0.5
+
+
+def submit_from_thread(engine: Engine, item: Any, timeout: float | None) -> Any:
+    """Hand in one item and block; `Batcher.submit_from_thread` says what it raises."""
+    if timeout is not None:
+        checks.number("timeout", timeout, minimum=0)
+    engine.guard("submit_from_thread")
+    name, runtime = engine.rules.name, engine.runtime
+    if runtime is not None and runtime.is_current():
+        raise RuntimeError(
+            "submit_from_thread() would block the event loop: await submit() instead"
+        )
+    if engine.life.phase is CLOSED:
+        raise BatcherClosed(name)
+    if runtime is None or runtime.has_ended():
+        raise RuntimeError(
+            f"batcher {name!r} serves no event loop: "
+            "submit_from_thread() needs one, so open it with `async with` there first"
+        )
+    waiter = ThreadWaiter()
+    context = copy_context()
+
+    def enter() -> None:
+        if waiter.done():  # timed out before the loop had a turn
+            return
+        try:
+            context.run(engine.enter_marked, item, waiter)
+        except Exception as error:  # noqa: BLE001 - the calling thread's to raise
+            waiter.set_exception(error)
+
+    def withdraw() -> None:
+        end_item(waiter, None, cancelled=True)
+        if waiter.on_cancel is not None:
+            waiter.on_cancel(waiter)
+
+    try:
+        runtime.call_from_thread(enter)
+    except RuntimeError:
+        raise BatcherClosed(name) from None
+    ends = None if timeout is None else time.monotonic() + timeout
+    while True:
+        left = _GLANCE if ends is None else max(0.0, ends - time.monotonic())
+        if waiter.wait(min(left, _GLANCE)):
+            return waiter.result()
+        if ends is not None and time.monotonic() >= ends and waiter.cancel():
+            with contextlib.suppress(RuntimeError):  # the loop has ended: nothing to withdraw from
+                runtime.call_from_thread(withdraw)
+            raise TimeoutError(f"no result within timeout={timeout} s")
+        if runtime.has_ended() and waiter.cancel():
+            raise BatcherClosed(name, started=True)

@@ -1,0 +1,463 @@
+"""The buffer and those who wait for room in it: how much there is, who is in, who goes."""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from microbatch._pure.exceptions import BatcherClosed, BatcherFull
+from microbatch._telemetry.kinds import CANCELLED, CLOSED, FULL
+
+from .entry import BACKOFF, BUFFERED, SHARING, WAITING, Entry
+from .fifo import Fifo
+from .lanes import Lane, Lanes
+from .line import Feed
+from .ranking import Ranking
+from .waiters import Member, Shared
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from microbatch._loops.protocol import Runtime
+    from microbatch._telemetry.kinds import Kind
+    from microbatch._telemetry.observer import Observer
+
+    from .backoff import Backoffs
+    from .door import Door
+    from .rules import Rules
+    from .sizing import Sizing
+    from .tally import Tally
+    from .waiters import Group
+
+_UNBOUNDED = 1 << 62
+
+
+class Room:
+    """What a batcher holds that is in no handler call: a `Fifo` or `Lanes`, and the line before it.
+
+    Attributes:
+        fifo: The flat lists, while nothing asks for more.
+        lanes: An entry for each item, while something does; there is always one of both.
+        line: Who waits for room: entries and feeds.
+        timed: True if it matters since when exactly items wait.
+        now: The loop's clock.
+        observer: Tells telemetry; None for nobody.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_admitting",
+        "_backoffs",
+        "_converted",
+        "_door",
+        "_numbers",
+        "_refusals",
+        "_rules",
+        "_runtime",
+        "_sizing",
+        "_tally",
+        "fifo",
+        "lanes",
+        "line",
+        "now",
+        "observer",
+        "timed",
+    )
+
+    def __init__(
+        self,
+        rules: Rules,
+        *,
+        door: Door,
+        tally: Tally,
+        backoffs: Backoffs,
+        sizing: Sizing,
+        observer: Observer | None,
+    ) -> None:
+        self._rules = rules
+        self._sizing = sizing
+        self._door = door
+        self._tally = tally
+        self._backoffs = backoffs
+        self.observer = observer
+        self.now: Callable[[], float]
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what belonged to an event loop that is gone."""
+        self._runtime: Runtime | None = None
+        self.fifo: Fifo | None = None
+        self.lanes: Lanes | None = None
+        self.line: Ranking[Any] = Ranking()
+        self._numbers = count(1)
+        self._admitting = False  # those in line are being let in
+        self._converted: list[Entry] = []  # entries made of what stood in the flat lists
+        self._refusals = 0  # since those were looked at
+        self.timed: bool = self._rules.max_wait > 0
+        self._reset()
+
+    def bind(self, runtime: Runtime) -> None:
+        """Serve an event loop."""
+        self._runtime = runtime
+        self.now = runtime.now
+
+    # Telemetry
+
+    def look(self) -> None:
+        """See whether anybody records: then it matters who submits, and since when items wait."""
+        observer, runtime = self.observer, self._runtime
+        if observer is None or runtime is None:
+            return
+        observer.look(self, self.now())
+        if observer.recorder is not None:
+            self.timed = True
+            if self.fifo is not None:
+                self.fifo.timed = True
+            self._door.create_waiter = observer.creator(runtime, self.now)
+
+    def tell_refused(self, kind: Kind, number: int = 1) -> None:
+        """Tell telemetry of items that end before any handler saw them."""
+        if self.observer is not None:
+            self.observer.refused(kind, number)
+
+    def tell_withdrawn(self, buffer: Fifo | Lanes) -> None:
+        """Tell telemetry of the items that a buffer dropped because their callers had gone."""
+        withdrawn, buffer.withdrawn = buffer.withdrawn, 0
+        if withdrawn:
+            self.tell_refused(CANCELLED, withdrawn)
+
+    # The buffer
+
+    def _reset(self) -> None:
+        rules = self._rules
+        if rules.is_plain:
+            self.fifo, self.lanes = Fifo(rules.size, rules.max_wait), None
+            self.fifo.timed = self.timed
+        else:
+            self.fifo, self.lanes = None, self._new_lanes()
+
+    def _new_lanes(self) -> Lanes:
+        rules = self._rules
+        return Lanes(
+            self._sizing.current,
+            rules.max_wait,
+            max_weight=rules.max_batch_units,
+            lane_limit=rules.partition_concurrency,
+        )
+
+    @property
+    def ranked(self) -> Lanes:
+        """Return the lanes, where there are no flat lists."""
+        assert self.lanes is not None  # noqa: S101
+        return self.lanes
+
+    def buffer(self) -> Fifo | Lanes:
+        """Return the one that is in use."""
+        return self.fifo if self.fifo is not None else self.ranked
+
+    def generalise(self) -> list[Entry]:
+        """Keep an entry for each item from now on, until the buffer is empty.
+
+        Returns:
+            The entries whose waiters do not tell yet when their callers go.
+        """
+        fifo = self.fifo
+        if fifo is None:
+            return []
+        self._door.fifo = self.fifo = None
+        lanes = self.lanes = self._new_lanes()
+        lanes.closing = fifo.closing
+        unwatched = []
+        for item, waiter, since in fifo.clear(self.now()):
+            entry = Entry(item, waiter)
+            lanes.add(entry, since)
+            if isinstance(waiter, Member):
+                waiter[0].entries.append((entry, waiter[1]))
+            else:
+                unwatched.append(entry)
+        self._converted += unwatched
+        self.tell_withdrawn(fifo)
+        return unwatched
+
+    def simplify(self) -> None:
+        """Go back to flat lists when nothing is left that needs more."""
+        lanes = self.lanes
+        if lanes is not None and not lanes.count and self._rules.is_plain and not self.line:
+            self._reset()
+            self._converted.clear()
+
+    def sweep(self) -> bool:
+        """Drop the items of callers who were cancelled without notice yet; tell whether there were any."""
+        buffer = self.buffer()
+        buffer.sweep()
+        if not buffer.withdrawn:
+            return False
+        self.tell_withdrawn(buffer)
+        self._door.fifo = None
+        return True
+
+    # How much room there is
+
+    def buffered(self) -> int:
+        """Return how many items wait for a batch."""
+        return self.fifo.count if self.fifo is not None else self.ranked.count
+
+    def weight(self) -> int:
+        """Return what all pending items weigh, in units; only where there are lanes do they."""
+        tally = self._tally
+        return self.ranked.weight + tally.flying_weight + tally.backing_off_weight
+
+    def free(self) -> int:
+        """Return how many more items may come in."""
+        most = self._rules.max_pending
+        if most is None:
+            return _UNBOUNDED
+        if self.fifo is not None:
+            return most - self.fifo.count - self._tally.flying
+        return most - self.ranked.count - self._tally.flying - self._tally.backing_off
+
+    def has_room(self, units: int) -> bool:
+        """Tell whether one more item of this weight may come in."""
+        if self.free() <= 0:
+            return False
+        most = self._rules.max_pending_units
+        return most is None or self.weight() + units <= most
+
+    def takes(self, entry: Entry) -> bool:
+        """Tell whether an entry may go into the buffer: there is room, and nobody waits for it.
+
+        While those in line are let in, only a function that they brought along can ask.
+        """
+        return (not self.line or self._admitting) and self.has_room(entry.weight)
+
+    def press(self) -> None:
+        """Tell the lanes whether any company can come."""
+        self.ranked.press(bool(self.line) or self.free() <= 0)
+
+    def full(self) -> BatcherFull:
+        """Return what to tell who finds no room, and count it; those in line wait for the same."""
+        self.tell_refused(FULL)
+        rules = self._rules
+        name = "max_pending" if self.free() <= 0 else "max_pending_weight"
+        return BatcherFull(rules.name, name, getattr(rules, name))
+
+    def gone(self, refusals: int = 1) -> list[Entry]:
+        """Before refusing: return entries that were cancelled and whose notice comes a turn later.
+
+        Only what once stood in flat lists gives such notice. Looks at no more than 64 of them for each
+        refusal.
+        """
+        self._refusals += refusals
+        if not self._converted or 64 * self._refusals < len(self._converted):
+            return []
+        self._refusals = 0
+        converted = [entry for entry in self._converted if entry.state is BUFFERED]
+        self._converted = [entry for entry in converted if not entry.waiter.done()]
+        return [entry for entry in converted if entry.waiter.done()]
+
+    # In
+
+    def share(self, carrier: Entry, waiter: Any, entry: Entry) -> None:
+        """Let the caller of an entry wait for an equal item that is buffered already."""
+        if not isinstance(carrier.waiter, Shared):
+            carrier.waiter = Shared({carrier.waiter: carrier.context})
+        carrier.waiter.waiters[waiter] = entry.context
+        self.ranked.promote(carrier, entry.priority)
+
+    def add(self, entry: Entry, lane: Lane) -> None:
+        """Buffer an entry."""
+        self.ranked.add(entry, self.now(), lane)
+
+    def stand(self, entry: Entry) -> None:
+        """Let an entry wait for room."""
+        entry.state = WAITING
+        entry.seq = next(self._numbers)
+        self.line.push(entry)
+
+    def extend(self, fifo: Fifo, group: Group, items: list[Any]) -> int:
+        """Append as many of a group's items as there is room for; return how many that were."""
+        room = self.free()
+        taken = max(0, min(room, len(items)))
+        if taken:
+            fifo.open(room, self.now(), taken)
+            fifo.items += items[:taken]
+            fifo.waiters += [group] * taken
+        self._door.fifo = None
+        return taken
+
+    def feed(self, feed: Feed) -> None:
+        """Let in of a group's items what finds room; the rest waits for it, or is refused."""
+        feed.group.feed = feed
+        feed.seq = next(self._numbers)
+        self.line.push(feed)
+        self.admit()
+        if feed.group.feed is not None and self._rules.rejects:
+            self._take_away(feed)
+            for index in range(feed.position, len(feed.items)):
+                feed.group.fail(index, self.full())
+
+    def admit(self) -> None:
+        """Let those in who wait for room: by priority, one in ten by age."""
+        if self._admitting:  # by a function of the user's: whoever called that goes on
+            return
+        self._admitting = True
+        try:
+            while (waiting := self.line.turn()()) is not None and self._let_in(waiting):
+                pass
+        finally:
+            self._admitting = False
+
+    def _let_in(self, waiting: Any) -> bool:
+        """Let in who is the next in line, if there is room; tell whether to look at the line again.
+
+        The user's functions may do anything meanwhile, so after them it is looked at anew.
+        """
+        feed = waiting if isinstance(waiting, Feed) else None
+        if feed is not None and feed.ready is None:
+            self._weigh_next(feed)
+            return True
+        entry: Any = waiting if feed is None else feed.ready
+        try:
+            lane, carrier = self.ranked.place(entry)
+        except Exception as error:  # noqa: BLE001 - a key's comparison: its own caller's
+            self._turn_away(waiting, error)
+            return True
+        if not waiting.queued:
+            return True
+        if carrier is None and not self.has_room(entry.weight):
+            return False
+        if feed is not None:
+            self._advance(feed)
+            feed.group.entries.append((carrier or entry, entry.waiter[1]))
+        else:
+            self.line.turned()
+            self.line.discard(entry)
+        if carrier is None:
+            self.add(entry, lane)
+        else:
+            entry.state, entry.carrier = SHARING, carrier
+            self.share(carrier, entry.waiter, entry)
+        return True
+
+    def _weigh_next(self, feed: Feed) -> None:
+        """Ask the user's functions about a feed's next item."""
+        try:
+            feed.weigh_next(self._rules)
+        except Exception as error:  # noqa: BLE001 - the user's: it is that item's outcome
+            self._turn_away(feed, error)
+
+    def _turn_away(self, waiting: Any, error: Exception) -> None:
+        """Fail who is the next in line, if it still is in line."""
+        if not waiting.queued:
+            return
+        if isinstance(waiting, Feed):
+            waiting.refuse_next(error)
+            if not waiting.left:
+                self._take_away(waiting)
+        else:
+            self.line.discard(waiting)
+            waiter = waiting.waiter
+            waiting.release()
+            waiter.set_exception(error)
+
+    def _advance(self, feed: Feed) -> None:
+        """Step on after one item went in; after a batch of them let others go first."""
+        self.line.turned()
+        feed.advance()
+        if not feed.left:  # its caller waits for room no more
+            self._take_away(feed)
+        elif feed.taken % self._sizing.current() == 0 and len(self.line) > 1:
+            self.line.discard(feed)
+            feed.seq = next(self._numbers)
+            self.line.push(feed)
+
+    # Out
+
+    def withdraw(self, entry: Entry) -> bool:
+        """Do without an item whose callers have gone, if no handler has it; tell whether it was there."""
+        if entry.state is BUFFERED:
+            self.ranked.withdraw(entry)
+        elif entry.state is WAITING:
+            self.line.discard(entry)
+        elif entry.state is BACKOFF:
+            self.call_back(entry)
+        else:
+            return False
+        self.tell_refused(CANCELLED)
+        entry.release()
+        return True
+
+    def call_back(self, entry: Entry) -> Lane:
+        """Count an item out of back-off; return its lane."""
+        self._backoffs.leave(entry)
+        return self.ranked.call_back(entry)
+
+    def withdraw_feed(self, group: Group) -> None:
+        """Do without what of a group still waits for room: its caller has gone."""
+        feed = group.feed
+        if feed is not None:
+            self._take_away(feed)
+            self.tell_refused(CANCELLED, feed.left)
+
+    def _take_away(self, feed: Feed) -> None:
+        self.line.discard(feed)
+        feed.group.feed = None
+
+    def close_line(self) -> None:
+        """End all who wait for room: none will come."""
+        for waiting in list(self.line):
+            if not waiting.queued:  # whom telemetry told of another's end has cancelled this one
+                continue
+            left = 1
+            if isinstance(waiting, Feed):
+                self._take_away(waiting)
+                left = waiting.left
+                for index in range(waiting.position, len(waiting.items)):
+                    waiting.group.fail(index, BatcherClosed(self._rules.name))
+            else:
+                self.line.discard(waiting)
+                waiter = waiting.waiter
+                waiting.release()
+                waiter.set_exception(BatcherClosed(self._rules.name))
+            self.tell_refused(CLOSED, left)
+
+    def clear(self) -> list[tuple[Any, int]]:
+        """Take everything out of the buffer, and out of back-off.
+
+        Returns:
+            Who waits for each item, and how many handler calls had it.
+        """
+        if self.fifo is not None:
+            waiters = [(waiter, 0) for _, waiter, _ in self.fifo.clear()]
+            self.tell_withdrawn(self.fifo)
+            return waiters
+        waiters = []
+        for entry in [*self.ranked.entries(), *self._backoffs.clear()]:
+            waiters.append((entry.waiter, entry.attempts - 1))
+            if entry.state is BACKOFF:
+                self.call_back(entry)
+            else:
+                self.ranked.withdraw(entry)
+            entry.release()
+        return waiters
+
+    # For gauges
+
+    @property
+    def name(self) -> str:
+        """Return the batcher's name."""
+        return self._rules.name
+
+    def figures(self) -> dict[str, float | None]:
+        """Return what gauges tell of a batcher; nothing while it serves no event loop. From any thread."""
+        rules, tally, runtime = self._rules, self._tally, self._runtime
+        if runtime is None or runtime.has_ended():
+            return {}
+        return {
+            "microbatch.queue.size": self.buffered() + tally.flying + tally.backing_off,
+            "microbatch.queue.capacity": rules.max_pending,
+            "microbatch.item.inflight": tally.flying,
+            "microbatch.queue.weight": (
+                None if rules.weigh is None else rules.scale.weight(self.weight())
+            ),
+        }

@@ -1,0 +1,1 @@
+"""Rows of files and items of streams, in and out."""

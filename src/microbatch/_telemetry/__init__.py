@@ -1,0 +1,1 @@
+"""What OpenTelemetry and the log are told, at a price nobody notices."""
