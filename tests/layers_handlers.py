@@ -82,3 +82,18 @@ def mixed(items: list[Any]) -> tuple[Any, ...]:
 
 def unloadable(items: list[Any]) -> list[Any]:
     return [Unloadable() for _ in items]
+
+
+class _DiesOnImport:
+    """A handler whose loading ends the process that loads it."""
+
+    __name__ = __qualname__ = "dies_on_import"
+
+    def __call__(self, items: list[int]) -> list[int]:
+        return items
+
+    def __reduce__(self) -> Any:
+        return os._exit, (9,)
+
+
+dies_on_import = _DiesOnImport()

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import functools
 import gc
-import importlib.machinery
-import io
 import os
+import pickle
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import layers_handlers as work
@@ -22,14 +19,29 @@ from support import run
 
 from microbatch import Batcher, HandlerCrashed, HandlerTimeout, ResultCountError
 from microbatch.layers import WorkerDied, in_process
-from microbatch.layers import _worker as worker
-from microbatch.layers._in_process import _Job, _main_module, _Pool, _Worker
+from microbatch.layers._in_process import _Job
+from microbatch.layers._workers import Died, Pool
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real_time, pytest.mark.timeout(180)]
 
 
 def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    """Return the worker processes; not the one in which ``multiprocessing`` tracks its resources."""
+    return [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if not any("resource_tracker" in word for word in command(child))
+    ]
+
+
+def command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 @pytest.fixture(autouse=True)
@@ -259,16 +271,12 @@ async def test_a_handler_that_the_worker_cannot_import_is_named() -> None:
         del sys.modules["made_up_here"]
 
 
-async def test_a_worker_that_dies_while_it_starts_is_told_like_any_other(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Its interpreter may be killed before it has read a byte."""
-    script = tmp_path / "dies.py"
-    script.write_text("raise SystemExit(9)")
-    monkeypatch.setattr(worker, "__file__", str(script))
-    async with in_process(work.square) as handler:
-        with pytest.raises(WorkerDied, match="exit code 9"):
+async def test_a_worker_that_dies_while_it_starts_is_told_with_what_may_be_wrong() -> None:
+    """What the import of the handler's module does there is not under our control."""
+    async with in_process(work.dies_on_import) as handler:
+        with pytest.raises(WorkerDied, match="died of exit code 9 while it started") as caught:
             await handler([1])
+        assert caught.value.starting
 
 
 async def test_an_answer_that_cannot_be_loaded_here_costs_the_worker() -> None:
@@ -281,16 +289,15 @@ async def test_an_answer_that_cannot_be_loaded_here_costs_the_worker() -> None:
 
 async def test_closing_ends_a_worker_that_has_just_been_started_or_given_back() -> None:
     """Whatever its thread was about to do with it."""
-    pool = _Pool()
+    handler = pickle.dumps(work.square)
+    pool = Pool(handler, "square")
     pool.end()
-    started = _Worker()
-    pool.add(started)
-    pool.discard(started)
-    pool = _Pool()
-    worker_at_work = _Worker()
-    pool.add(worker_at_work)
+    with pytest.raises(Died, match="SIGKILL"):
+        pool.take()
+    pool = Pool(handler, "square")
+    worker = pool.take()
     pool._ended = True
-    pool.give_back(worker_at_work)
+    pool.give_back(worker)
     assert children() == []
 
 
@@ -328,10 +335,10 @@ async def test_a_handler_that_returns_nothing_gives_none_for_each() -> None:
 async def test_what_the_handler_prints_does_not_meet_the_answers(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """It goes to standard error, and standard input is empty."""
+    """It goes where this program's own output goes, and standard input is empty."""
     async with in_process(work.noisy) as handler:
         assert await handler([1]) == [1]
-    assert capfd.readouterr().err == "to standard output\nstraight to descriptor 1\n"
+    assert capfd.readouterr().out == "to standard output\nstraight to descriptor 1\n"
 
 
 async def test_a_dropped_handler_ends_its_workers() -> None:
@@ -380,179 +387,11 @@ def test_a_forked_child_gets_workers_of_its_own() -> None:
     run("asyncio", handler.aclose, real_time=True)
 
 
-# --- the main program -------------------------------------------------------------------------------------------
-
-PROGRAM = """
-import os, signal, sys
-import anyio
-from microbatch.layers import in_process
-
-class Item:
-    def __init__(self, number):
-        self.number = number
-
-def double(items):
-    return [Item(item.number * 2) for item in items]
-
-async def main():
-    handler = in_process(double, workers=1)
-    results = await handler([Item(1), Item(2)])
-    print([result.number for result in results], type(results[0]) is Item, flush=True)
-    {ending}
-
-{guard}anyio.run(main)
-"""
-
-
-def program(tmp_path: Path, ending: str = "", guard: str = "if __name__ == '__main__': ") -> Path:
-    path = tmp_path / "program.py"
-    path.write_text(PROGRAM.format(ending=ending, guard=guard))
-    return path
-
-
-def start(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    source = str(Path(worker.__file__).parents[2])
-    environment = os.environ | {"PYTHONPATH": source}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        env=environment,
-        cwd=cwd,
-        check=False,
-    )
-
-
-def test_handler_and_items_may_be_of_the_main_program(tmp_path: Path) -> None:
-    """Run as a file or as a module; the classes that come back are its own."""
-    path = program(tmp_path)
-    for done in (start(str(path)), start("-m", "program", cwd=tmp_path)):
-        assert (done.stdout, done.stderr) == ("[2, 4] True\n", "")
-
-
-def test_an_unguarded_main_program_is_told_what_to_do(tmp_path: Path) -> None:
-    """Else every worker would start workers of its own."""
-    done = start(str(program(tmp_path, guard="")))
-    assert done.returncode == 1
-    assert "guard what it runs by `if __name__ == '__main__':`" in done.stderr
-
-
-def test_a_main_program_without_a_file_says_that_it_cannot_be_imported() -> None:
-    """As in an interactive session."""
-    done = start("-c", PROGRAM.format(ending="", guard=""))
-    assert done.returncode == 1
-    assert "cannot import the handler 'double'" in done.stderr
-
-
-def test_workers_end_with_a_program_that_is_killed(tmp_path: Path) -> None:
-    """Their input ends, whatever became of the parent."""
-    ending = "print(handler._pool._idle[0]._process.pid, flush=True); os.kill(os.getpid(), 9)"
-    done = start(str(program(tmp_path, ending)))
-    assert done.returncode == -signal.SIGKILL
-    pid = int(done.stdout.split()[-1])
-    deadline = time.monotonic() + 20
-    while psutil.pid_exists(pid) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not psutil.pid_exists(pid)
-
-
-# --- the worker's side, in this process -------------------------------------------------------------------------
-
-
-def conversation(*messages: Any) -> list[Any]:
-    """Serve these requests and return the answers."""
-    import pickle
-
-    requests, answers = io.BytesIO(), io.BytesIO()
-    for message in messages:
-        worker.send(requests, pickle.dumps(message))
-    requests.seek(0)
-    worker.serve(requests, answers)
-    answers.seek(0)
-    found = []
-    while True:
-        try:
-            found.append(worker.load(worker.receive(answers)))
-        except EOFError:
-            return found
-
-
-def setup(handler: Any, main: Any = (None, None)) -> Any:
-    import pickle
-
-    return list(sys.path), main, pickle.dumps(handler)
-
-
-def test_a_worker_answers_until_its_input_ends() -> None:
-    """First that it is ready, then each batch: results, or what went wrong."""
-    answers = conversation(setup(work.errors), ["x"], ["raise"], ["stubborn"], ["lambda"])
-    assert [succeeded for succeeded, _ in answers] == [True, True, False, False, False]
-    assert answers[0][1] is None
-    assert [type(answer) for _, answer in answers[2:]] == [KeyError, RuntimeError, TypeError]
-    assert conversation(setup(work.store), [1]) == [(True, None), (True, None)]
-    assert conversation(setup(work.mixed), [1, 2]) == [(True, None), (True, [1, 2])]
-
-
-def test_a_worker_whose_parent_has_gone_just_ends() -> None:
-    """There is nobody to tell."""
-    import pickle
-
-    class Closed(io.BytesIO):
-        def flush(self) -> None:
-            raise BrokenPipeError
-
-    requests = io.BytesIO()
-    worker.send(requests, pickle.dumps(setup(work.store)))
-    requests.seek(0)
-    worker.serve(requests, Closed())
-
-
-@pytest.mark.parametrize("by_name", [True, False])
-def test_the_main_module_is_imported_once_when_something_of_it_is_needed(
-    by_name: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By its name if it was run with ``-m``, else from its file; without its ``__main__`` part."""
-    path = tmp_path / "the_main_program.py"
-    monkeypatch.setattr(sys, "path", sys.path)
-    path.write_text("loads = []\ndef handler(items):\n    return [__name__ for _ in items]\n")
-    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
-    monkeypatch.delitem(sys.modules, "__mp_main__", raising=False)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    main = ("the_main_program", None) if by_name else (None, str(path))
-    function = b"c__main__\nhandler\n."
-    request = (list(sys.path), main, function)
-    try:
-        answers = conversation(request, [1, 2])
-        assert answers == [(True, None), (True, ["__mp_main__"] * 2)]
-        first = sys.modules["__mp_main__"]
-        worker.import_main(main)
-        assert sys.modules["__mp_main__"] is first
-    finally:
-        sys.modules.pop("__mp_main__", None)
-
-
-def test_a_parent_without_a_main_module_to_import_is_told_so(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """In an interactive session there is no file that a worker could import; else it is told which."""
-    import types
-
-    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
-    assert _main_module() == (None, None)
-    sys.modules["__main__"].__file__ = "program.py"
-    assert _main_module() == (None, str(Path("program.py").absolute()))
-    sys.modules["__main__"].__spec__ = importlib.machinery.ModuleSpec("package.program", None)
-    assert _main_module() == ("package.program", None)  # as with python -m
-    monkeypatch.undo()
-    [ready] = conversation((list(sys.path), (None, None), b"c__main__\nnowhere\n."))
-    assert (ready[0], type(ready[1])) == (False, AttributeError)
-
-
-def test_no_worker_is_started_while_a_worker_imports_its_main_program(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The flag that the worker's script sets is the one that starting looks at."""
-    monkeypatch.setattr(worker, "importing_main", True)
-    with pytest.raises(RuntimeError, match="guard what it runs"):
-        run("asyncio", in_process(work.square), [1], real_time=True)
+async def test_a_worker_whose_end_somebody_else_has_noticed_died_of_an_unknown_cause() -> None:
+    """A program that waits for all its children takes their exit codes."""
+    pool = Pool(pickle.dumps(work.square), "square")
+    worker = pool.take()
+    worker.kill()
+    psutil.wait_procs(children(), timeout=20)
+    assert not worker.is_alive()
+    assert pool.discard(worker, died=True) == "an unknown cause"

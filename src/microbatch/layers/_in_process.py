@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
-import signal
-import subprocess
 import sys
 import threading
 import weakref
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Self, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, overload
 
 import anyio
 import anyio.to_thread
@@ -22,16 +18,14 @@ from microbatch._pure import checks
 from microbatch._pure.exceptions import HandlerCrashed
 from microbatch._pure.handler import kind_of, name_of, results_of
 
-from . import _worker
 from ._passing import R, T, hand_over
+from ._workers import Died, Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
-
-#: A dying process is gone within milliseconds; one that the kernel holds longer is left to it.
-_SECONDS_TO_DIE = 5.0
+    from ._workers import Worker
 
 
 class WorkerDied(HandlerCrashed):
@@ -40,9 +34,21 @@ class WorkerDied(HandlerCrashed):
     Attributes:
         name: The handler's name.
         kind: What the process died of: a signal such as ``"SIGKILL"``, or ``"exit code 3"``.
+        starting: True if it died before it had any items, as one does that imports a main program
+            which is not guarded by ``if __name__ == "__main__":``.
     """
 
+    def __init__(self, name: str, kind: str, *, starting: bool = False) -> None:
+        super().__init__(name, kind)
+        self.starting: bool = starting
+
     def __str__(self) -> str:
+        if self.starting:
+            return (
+                f"the worker process of {self.name!r} died of {self.kind} while it started: "
+                "if it imported the main program, guard what it runs by "
+                "`if __name__ == '__main__':`"
+            )
         return f"the worker process of {self.name!r} died of {self.kind} while it had these items"
 
 
@@ -103,7 +109,7 @@ class ProcessHandler(Generic[T, R]):
         self._open_pool()
 
     def _open_pool(self) -> None:
-        self._pool = _Pool()
+        self._pool = Pool(self._handler, self.__name__)
         weakref.finalize(self, self._pool.end)
 
     async def __call__(self, items: list[T], /) -> list[R | Exception]:
@@ -150,12 +156,15 @@ class ProcessHandler(Generic[T, R]):
             results[index] = result
         return results
 
-    def _run(self, pool: _Pool, job: _Job) -> Any:
+    def _run(self, pool: Pool, job: _Job) -> Any:
         """Have a worker do a job; in a thread."""
         payload = job.pickled()
         if payload is None:
             return []
-        worker = pool.take() or self._start(pool)
+        try:
+            worker = pool.take()
+        except Died as death:
+            raise WorkerDied(self.__name__, str(death), starting=True) from None
         try:
             job.start(worker)
             succeeded, answer = worker.ask(payload)
@@ -169,26 +178,6 @@ class ProcessHandler(Generic[T, R]):
         if not succeeded:
             raise answer
         return answer
-
-    def _start(self, pool: _Pool) -> _Worker:
-        if _worker.importing_main:
-            raise RuntimeError(
-                "a worker process imports the main program, which would start workers of its own: "
-                "guard what it runs by `if __name__ == '__main__':`"
-            )
-        worker = _Worker()
-        pool.add(worker)
-        setup = (sys.path, _main_module(), self._handler)
-        try:
-            succeeded, answer = worker.ask(pickle.dumps(setup))
-        except (EOFError, OSError):
-            raise WorkerDied(self.__name__, pool.discard(worker, died=True)) from None
-        if not succeeded:
-            pool.discard(worker)
-            raise TypeError(
-                f"a worker process cannot import the handler {self.__name__!r}: {answer}"
-            ) from answer
-        return worker
 
     async def aclose(self) -> None:
         """End all workers; a batch that one still has fails with `WorkerDied`. May be repeated."""
@@ -208,128 +197,13 @@ class ProcessHandler(Generic[T, R]):
         await self.aclose()
 
 
-def _main_module() -> _worker.MainModule:
-    """Return how a worker can import this program's main module, as ``multiprocessing`` does."""
-    main = sys.modules["__main__"]
-    spec = getattr(main, "__spec__", None)
-    if spec is not None:
-        return spec.name, None
-    file = getattr(main, "__file__", None)
-    return None, None if file is None else str(Path(file).absolute())
-
-
-class _Worker:
-    """One worker process, and the pipes to it."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(  # noqa: S603 - this interpreter, our own script
-            [sys.executable, _worker.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        self._requests = cast("BinaryIO", self._process.stdin)
-        self._answers = cast("BinaryIO", self._process.stdout)
-
-    def ask(self, payload: bytes) -> tuple[bool, Any]:
-        """Send a request and return whether it succeeded, and the answer.
-
-        Raises:
-            EOFError, OSError: If the process has died.
-        """
-        _worker.send(self._requests, payload)
-        return cast("tuple[bool, Any]", _worker.load(_worker.receive(self._answers)))
-
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def end(self, *, died: bool = False) -> str:
-        """Kill the process if it lives, let go of it, and return what it died of.
-
-        One that has ``died`` may have closed its pipes a moment before it ends with its own code.
-        """
-        if died:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_SECONDS_TO_DIE)
-        self._process.kill()
-        try:
-            code = self._process.wait(_SECONDS_TO_DIE)
-        except subprocess.TimeoutExpired:  # pragma: no cover - the kernel holds it
-            return "SIGKILL"
-        for pipe in (self._requests, self._answers):
-            with contextlib.suppress(OSError):  # what was not written yet has nowhere to go
-                pipe.close()
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-
-class _Pool:
-    """The workers of one handler in this process. Used by several threads."""
-
-    def __init__(self) -> None:
-        self._idle: list[_Worker] = []
-        self._busy: set[_Worker] = set()
-        self._lock = threading.Lock()
-        self._ended = False
-        self._process_id = os.getpid()
-
-    def is_inherited(self) -> bool:
-        return self._process_id != os.getpid()
-
-    def take(self) -> _Worker | None:
-        """Return an idle worker that lives, if there is one."""
-        while True:
-            with self._lock:
-                if not self._idle:
-                    return None
-                worker = self._idle.pop()
-                self._busy.add(worker)
-            if worker.is_alive():
-                return worker
-            self.discard(worker)
-
-    def add(self, worker: _Worker) -> None:
-        with self._lock:
-            self._busy.add(worker)
-            if self._ended:
-                worker.kill()
-
-    def give_back(self, worker: _Worker) -> None:
-        with self._lock:
-            if not self._ended:
-                self._busy.discard(worker)
-                self._idle.append(worker)
-                return
-        self.discard(worker)
-
-    def discard(self, worker: _Worker, *, died: bool = False) -> str:
-        """End a worker and return what it died of."""
-        cause = worker.end(died=died)
-        with self._lock:
-            self._busy.discard(worker)
-        return cause
-
-    def end(self) -> None:
-        """Kill all workers; the thread that waits for a busy one lets go of it."""
-        if self.is_inherited():
-            return
-        with self._lock:
-            self._ended = True
-            idle, self._idle = self._idle, []
-            for worker in self._busy:
-                worker.kill()
-        for worker in idle:
-            worker.end()
-
-
 class _Job:
     """The items of one batch on their way through a worker."""
 
     def __init__(self, items: list[Any]) -> None:
         self.refused: dict[int, Exception] = {}
         self._items = items
-        self._worker: _Worker | None = None
+        self._worker: Worker | None = None
         self._abandoned = False
         self._lock = threading.Lock()
 
@@ -353,7 +227,7 @@ class _Job:
             return False
         return True
 
-    def start(self, worker: _Worker) -> None:
+    def start(self, worker: Worker) -> None:
         with self._lock:
             self._worker = worker
             if self._abandoned:
