@@ -51,7 +51,7 @@ ENDED: Final = State.ENDED
 #: What may follow on what. Nobody looks here on an item's way, where it would cost a hash of Python's each
 #: time: tests drive whole programs with entries that do.
 FOLLOWING: Final[Mapping[State, frozenset[State]]] = {
-    NEW: frozenset({WAITING, BUFFERED}),
+    NEW: frozenset({WAITING, BUFFERED, SHARING}),
     WAITING: frozenset({BUFFERED, SHARING, ENDED}),
     BUFFERED: frozenset({FLYING, ENDED}),
     SHARING: frozenset(),
