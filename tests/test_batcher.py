@@ -97,7 +97,7 @@ async def test_a_thread_that_gives_up_before_the_loop_had_a_turn_leaves_nothing(
         thread, results = in_thread(batcher.submit_from_thread, 1, 0.01)
         thread.join()  # the loop stands still meanwhile
         assert type(results[0]) is TimeoutError
-        assert str(results[0]) == "no result within timeout=0.01 s"
+        assert str(results[0]) == f"batcher {batcher.name!r} gave no result within timeout=0.01 s"
         await turns()
         assert counted(batcher).pending == 0
     assert handler.batches == []

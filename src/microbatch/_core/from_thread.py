@@ -28,7 +28,7 @@ def submit_from_thread(engine: Engine, item: Any, timeout: float | None) -> Any:
     name, runtime = engine.rules.name, engine.runtime
     if runtime is not None and runtime.is_current():
         raise RuntimeError(
-            "submit_from_thread() would block the event loop: await submit() instead"
+            f"submit_from_thread() would block the event loop of batcher {name!r}: await submit() instead"
         )
     if engine.life.phase is CLOSED:
         raise BatcherClosed(name)
@@ -65,6 +65,6 @@ def submit_from_thread(engine: Engine, item: Any, timeout: float | None) -> Any:
         if ends is not None and time.monotonic() >= ends and waiter.cancel():
             with contextlib.suppress(RuntimeError):  # the loop has ended: nothing to withdraw from
                 runtime.call_from_thread(withdraw)
-            raise TimeoutError(f"no result within timeout={timeout} s")
+            raise TimeoutError(f"batcher {name!r} gave no result within timeout={timeout} s")
         if runtime.has_ended() and waiter.cancel():
             raise BatcherClosed(name, started=True)
