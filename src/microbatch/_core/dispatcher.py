@@ -106,7 +106,7 @@ class Dispatcher:
     ) -> None:
         self._rules = rules
         # What every batch reads, once more: a look at the rules each time would cost a batch of one 1 %.
-        self.name = rules.name
+        self.name: str = rules.name
         self._handler = rules.handler
         self._handler_timeout = rules.handler_timeout
         self._kind = rules.kind

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
 from microbatch._pure.exceptions import ItemTooHeavy
@@ -42,15 +42,17 @@ class Feed:
     )
 
     def __init__(self, group: Group, items: list[Any], position: int, priority: float) -> None:
-        self.group = group
-        self.context = copy_context()  # the caller's: who makes room later is somebody else
-        self.items = items
-        self.position = position
-        self.priority = priority
+        self.group: Group = group
+        self.context: Context = (
+            copy_context()
+        )  # the caller's: who makes room later is somebody else
+        self.items: list[Any] = items
+        self.position: int = position
+        self.priority: float = priority
         self.ready: Entry | None = None
-        self.taken = 0
-        self.seq = 0
-        self.queued = False
+        self.taken: int = 0
+        self.seq: int = 0
+        self.queued: bool = False
 
     @property
     def left(self) -> int:

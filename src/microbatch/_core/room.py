@@ -79,7 +79,7 @@ class Room:
         self._door = door
         self._tally = tally
         self._backoffs = backoffs
-        self.observer = observer
+        self.observer: Observer | None = observer
         self.now: Callable[[], float]
         self.forget()
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from microbatch._pure import checks
 from microbatch._pure.adaptive import AdaptiveSize
-from microbatch._pure.handler import kind_of, name_of
+from microbatch._pure.handler import Kind, kind_of, name_of
 from microbatch._pure.retry import Retry
 
 from .scale import Scale
@@ -90,58 +90,64 @@ class Rules:
         capture_context: bool = False,
         name: str | None = None,
     ) -> None:
-        self.kind = kind_of(handler)
-        self.handler = handler
+        self.kind: Kind = kind_of(handler)
+        self.handler: Callable[[list[Any]], Any] = handler
         learns = isinstance(max_batch_size, AdaptiveSize)
-        self.adaptive = max_batch_size if isinstance(max_batch_size, AdaptiveSize) else None
-        self.size = (
+        self.adaptive: AdaptiveSize | None = (
+            max_batch_size if isinstance(max_batch_size, AdaptiveSize) else None
+        )
+        self.size: int = (
             max_batch_size.maximum
             if isinstance(max_batch_size, AdaptiveSize)
             else checks.whole_number("max_batch_size", max_batch_size, 1)
         )
-        self.max_wait = checks.number("max_wait", max_wait, minimum=0)
-        self.max_concurrency = checks.whole_number("max_concurrency", max_concurrency, 1)
-        self.max_pending = (
+        self.max_wait: float = checks.number("max_wait", max_wait, minimum=0)
+        self.max_concurrency: int = checks.whole_number("max_concurrency", max_concurrency, 1)
+        self.max_pending: int | None = (
             None if max_pending is None else checks.whole_number("max_pending", max_pending, 1)
         )
         if on_full not in ("wait", "reject"):
             raise ValueError(f"on_full must be 'wait' or 'reject', got {on_full!r}")
-        self.rejects = on_full == "reject"
-        self.weigh = checks.function("weigh", weigh)
-        self.max_batch_weight = _limit("max_batch_weight", max_batch_weight, weigh, "weigh")
-        self.max_pending_weight = _limit("max_pending_weight", max_pending_weight, weigh, "weigh")
+        self.rejects: bool = on_full == "reject"
+        self.weigh: Callable[[Any], float] | None = checks.function("weigh", weigh)
+        self.max_batch_weight: float | None = _limit(
+            "max_batch_weight", max_batch_weight, weigh, "weigh"
+        )
+        self.max_pending_weight: float | None = _limit(
+            "max_pending_weight", max_pending_weight, weigh, "weigh"
+        )
         if weigh is not None and max_batch_weight is None and max_pending_weight is None:
             raise ValueError(
                 f"weigh needs max_batch_weight or max_pending_weight, got weigh={weigh!r} without either"
             )
-        self.scale = Scale(max_batch_weight, max_pending_weight)
-        self.max_batch_units = self._in_units(self.max_batch_weight)
-        self.max_pending_units = self._in_units(self.max_pending_weight)
-        self.partition = checks.function("partition", partition)
+        self.scale: Scale = Scale(max_batch_weight, max_pending_weight)
+        self.max_batch_units: int | None = self._in_units(self.max_batch_weight)
+        self.max_pending_units: int | None = self._in_units(self.max_pending_weight)
+        self.partition: Callable[[Any], Hashable] | None = checks.function("partition", partition)
         if partition_concurrency is not None:
             checks.whole_number("partition_concurrency", partition_concurrency, 1)
             _needs("partition_concurrency", partition_concurrency, partition, "partition")
-        self.partition_concurrency = partition_concurrency
-        self.coalesce = checks.function("coalesce", coalesce)
+        self.partition_concurrency: int | None = partition_concurrency
+        self.coalesce: Callable[[Any], Hashable] | None = checks.function("coalesce", coalesce)
         if retry is not None and not isinstance(retry, Retry):
             raise TypeError(f"retry must be a Retry or None, got {retry!r}")
-        self.retry = retry
-        self.handler_timeout = (
+        self.retry: Retry | None = retry
+        self.handler_timeout: float | None = (
             None
             if handler_timeout is None
             else checks.number("handler_timeout", handler_timeout, above=0)
         )
-        self.drain_timeout = drain_seconds(drain_timeout)
-        self.cancel_abandoned = checks.flag("cancel_abandoned", cancel_abandoned)
-        self.capture_context = checks.flag("capture_context", capture_context)
+        self.drain_timeout: float | None = drain_seconds(drain_timeout)
+        self.cancel_abandoned: bool = checks.flag("cancel_abandoned", cancel_abandoned)
+        self.capture_context: bool = checks.flag("capture_context", capture_context)
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name must be a str or None, got {name!r}")
         self.name: str = name_of(handler) if name is None else name
-        self.scoped = handler_timeout is not None or cancel_abandoned
-        self.is_plain = not (
+        self.scoped: bool = handler_timeout is not None or cancel_abandoned
+        self.is_plain: bool = not (
             learns or weigh or partition or coalesce or retry or cancel_abandoned or capture_context
         )
-        self.pace = max(1, TURN // self.size)
+        self.pace: int = max(1, TURN // self.size)
 
     def _in_units(self, limit: float | None) -> int | None:
         return None if limit is None else self.scale.units(limit)

@@ -70,7 +70,7 @@ class Hands:
         clock: Clock,
         ring: Callable[[], None],
     ) -> None:
-        self.engine = Engine(rules, prepare=self._batch_started, observer=observer)
+        self.engine: Engine = Engine(rules, prepare=self._batch_started, observer=observer)
         self._max_batch_size = max_batch_size
         self._max_concurrency = max_concurrency
         self._retry = retry
