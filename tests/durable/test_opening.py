@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import sqlite3
 
 import anyio
 import pytest
@@ -287,3 +289,17 @@ async def test_a_close_in_the_middle_of_a_commit_buries_nothing(path, monkeypatc
     assert rows(path, "SELECT state FROM microbatch_items") == [(0,)]
     async with batcher(path, handler) as other:
         assert await other.result(1, 20) == 2
+
+
+@in_a_loop
+async def test_a_file_whose_tables_are_not_ours_is_refused_by_name(path):
+    """A statement of ours that the file refuses is the file's fault, not the caller's: who waits can go on."""
+    with contextlib.closing(sqlite3.connect(path)) as other, other:
+        other.execute("CREATE TABLE microbatch_items (id INTEGER)")
+    durable = batcher(path, Handler())
+    with pytest.raises(QueueUnavailable, match=r"tables cannot be made or read.*already exists"):
+        await durable.submit(1)
+    with contextlib.closing(sqlite3.connect(path)) as other, other:
+        other.execute("DROP TABLE microbatch_items")
+    assert await durable.submit(1) == 2
+    await durable.aclose()

@@ -103,6 +103,12 @@ class Database:
             for pragma in self._pragmas:
                 raw.execute(pragma).fetchall()
             self._prepare(raw)
+        except sqlite3.Error as error:
+            # No caller's statement runs here: what a statement of ours is refused for lies with the file.
+            if _code(error) in _LOCKED | _FAULTS:
+                raise
+            reason = f"its microbatch_* tables cannot be made or read: {error}"
+            raise QueueUnavailable(str(self.path), reason) from error
         finally:
             if raw.in_transaction:
                 raw.execute("ROLLBACK")
