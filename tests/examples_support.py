@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import microbatch
+from support import ENVIRONMENT
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-# An absolute path to the very package under test: the examples run in folders of their own.
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(microbatch.__file__).parents[1])}
-ENVIRONMENT.pop("COVERAGE_PROCESS_START", None)
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 #: Starts a program from a small one. A process's peak of memory begins with what the one had that started it,
 #: and a test run may have had hundreds of megabytes.

@@ -14,6 +14,7 @@ import importlib.util
 import os
 import selectors
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -27,6 +28,10 @@ import microbatch
 
 HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
 BACKENDS = ["asyncio", "uvloop", "trio"] if HAS_UVLOOP else ["asyncio", "trio"]
+
+#: For programs that tests start in folders of their own: an absolute path to the very package under test.
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(microbatch.__file__).parents[1])}
+ENVIRONMENT.pop("COVERAGE_PROCESS_START", None)
 
 
 def scaled(count: int) -> int:

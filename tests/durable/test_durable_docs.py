@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import pytest
-from test_docs import REFERENCE, documented, entries_of, parameters, prose, rows, sections
+from pages_support import REFERENCE, documented, entries_of, parameters, prose, rows, sections
 
 from microbatch import durable
 from microbatch.durable import DurableBatcher, DurableQueue

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 import yaml
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
+from pages_support import DOCS
 from prometheus_client import REGISTRY, generate_latest
 from support import Recorder
 from telemetry_support import Sdk
@@ -20,7 +20,9 @@ from microbatch import Backoff, Batcher, BatcherFull, Retry, Telemetry, __versio
 from microbatch._telemetry import names
 from microbatch.durable import DurableBatcher, DurableQueue
 
-DOCS = Path(__file__).parent.parent / "docs"
+if TYPE_CHECKING:
+    from pathlib import Path
+
 DASHBOARD = DOCS / "telemetry/dashboard.json"
 ALERTS = DOCS / "telemetry/alerts.yml"
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from pages_support import ROOT
 
 import microbatch
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = Path(microbatch.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FILES = sorted(PACKAGE.rglob("*.py"))

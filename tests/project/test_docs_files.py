@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 import pytest
-from test_docs import REFERENCE, documented, prose, rows, sections
+from pages_support import REFERENCE, documented, prose, rows, sections
 
 from microbatch import files, streaming
 from microbatch._io import finding, reading

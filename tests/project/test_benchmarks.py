@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 
-FOLDER = Path(__file__).parent.parent / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 
 import contenders  # noqa: E402

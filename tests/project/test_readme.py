@@ -15,43 +15,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-import re
 import sys
 import types
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+from pages_support import PAGES, ROOT, blocks_of, sides
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BACKENDS = {
     "asyncio": {"backend": "asyncio"},
     "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
     "trio": {"backend": "trio"},
 }
-
-
-class Block(NamedTuple):
-    """One fenced block of a page."""
-
-    language: str
-    source: str
-    line: int
-
-
-def blocks_of(page: Path) -> list[Block]:
-    text = page.read_text(encoding="utf-8")
-    return [
-        Block(match[1], match[2], text[: match.start()].count("\n") + 1)
-        for match in FENCE.finditer(text)
-    ]
 
 
 def runs() -> Iterator[object]:
@@ -116,14 +97,6 @@ def test_a_page_runs_and_prints_what_it_says(page, backend, namespace, run_on):
             old = printed(before, page, block.line, {"__name__": "page"})
             new = printed(after, page, block.line, {"__name__": "page"})
             assert old == new != "", f"{page}:{block.line}"
-
-
-def sides(diff: str) -> tuple[str, str]:
-    """Return the program before and after a diff, with empty lines where the other has its own."""
-    lines = diff.splitlines()
-    return tuple(
-        "\n".join("" if line.startswith(other) else line[1:] for line in lines) for other in "+-"
-    )
 
 
 def test_the_first_screen_shows_a_short_program_and_its_output():

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from pages_support import ROOT, blocks_of
 from support import run, turns
-from test_readme import ROOT, blocks_of
 
 from microbatch import Batcher, BatcherFull
 

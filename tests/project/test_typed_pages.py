@@ -1,6 +1,6 @@
 """Type checkers accept every Python block of the README and of docs/, as its reader would have it checked.
 
-A page's blocks share a namespace (tests/test_readme.py), and define names again. So each block becomes a
+A page's blocks share a namespace (tests/project/test_readme.py), and define names again. So each block becomes a
 module that imports what it uses from the ones before, with its lines where they stand on the page.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from test_readme import PAGES, ROOT, blocks_of, sides
+from pages_support import PAGES, ROOT, blocks_of, sides
 
 import microbatch
 

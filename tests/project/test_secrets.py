@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from pages_support import ROOT
 
-ROOT = Path(__file__).parent.parent
+if TYPE_CHECKING:
+    from pathlib import Path
+
 SCRIPT = ROOT / ".ci" / "find_secrets.py"
 # Each is put together here, so that this file holds none.
 PLANTED = {

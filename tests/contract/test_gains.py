@@ -15,7 +15,7 @@ from support import counted, outcomes
 
 from microbatch import Batcher
 
-sys.path.insert(0, str(Path(__file__).parent / "durable"))  # for the shim
+sys.path.insert(0, str(Path(__file__).parents[1] / "durable"))  # for the shim
 
 from durable_support import Shim
 

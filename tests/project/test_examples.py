@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from examples_support import ENVIRONMENT, EXAMPLES, output_of
+from examples_support import EXAMPLES, output_of
+from support import ENVIRONMENT
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_every_example_is_run():
     """An example that nobody runs is soon wrong."""
     tests = "".join(
         path.read_text(encoding="utf-8")
-        for path in Path(__file__).parent.rglob("test_examples*.py")
+        for path in Path(__file__).parents[1].rglob("test_examples*.py")
     )
     tested = set(re.findall(r'["/](\w+\.py)"', tests))
     assert {path.name for path in EXAMPLES.glob("*.py")} <= tested

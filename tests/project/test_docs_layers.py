@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import pytest
-from test_docs import DOCS, REFERENCE, documented, entries_of, prose, rows, sections
+from pages_support import DOCS, REFERENCE, documented, entries_of, prose, rows, sections
 
 from microbatch import layers
 

@@ -270,7 +270,7 @@ def test_the_version_is_the_packages() -> None:
     try:
         assert metadata.version("microbatch") == microbatch.__version__
     except metadata.PackageNotFoundError:  # run from the checkout: then the project file knows
-        project = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+        project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
         assert f'\nversion = "{microbatch.__version__}"\n' in project
 
 

@@ -12,7 +12,8 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from examples_support import ENVIRONMENT, EXAMPLES, SMALL, output_of
+from examples_support import EXAMPLES, SMALL, output_of
+from support import ENVIRONMENT
 
 if TYPE_CHECKING:
     from pathlib import Path

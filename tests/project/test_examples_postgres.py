@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from examples_support import ENVIRONMENT, output_of
+from examples_support import output_of
+from support import ENVIRONMENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

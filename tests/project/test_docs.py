@@ -9,69 +9,31 @@ import inspect
 import re
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pytest
+from pages_support import (
+    DOCS,
+    HEADING,
+    REFERENCE,
+    ROOT,
+    blocks_of,
+    documented,
+    entries_of,
+    every_page,
+    parameters,
+    prose,
+    rows,
+    sections,
+)
 from support import BACKENDS
 
 import microbatch
 from microbatch import errors
 from microbatch._core.batcher import Settings
 
-ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs"
-REFERENCE = DOCS / "reference"
-PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-HEADING = re.compile(r"^#{1,4} (.+)$", re.MULTILINE)
-BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
-every_page = pytest.mark.parametrize(
-    "page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix()
-)
-
-
-def prose(page: Path) -> str:
-    """Return a page without its fenced blocks."""
-    return BLOCK.sub("", page.read_text(encoding="utf-8"))
-
-
-def sections(page: Path) -> dict[str, str]:
-    """Return the text below each heading, up to the next one of any level."""
-    parts = HEADING.split(prose(page))
-    return dict(zip((title.strip("`") for title in parts[1::2]), parts[2::2], strict=True))
-
-
-def rows(text: str) -> list[list[str]]:
-    """Return the cells of a section's first table, its header included."""
-    table: list[list[str]] = []
-    for line in text.splitlines():
-        if line.startswith("|"):
-            cells = re.split(r"(?<!\\)\|", line.strip("|"))
-            if not set(line) <= set("|-: "):
-                table.append([cell.strip() for cell in cells])
-        elif table:
-            break
-    return table
-
-
-def documented(page: Path, title: str) -> dict[str, str]:
-    """Return the first two columns of a section's table: names and what stands beside them."""
-    return {cells[0].strip("`"): cells[1] for cells in rows(sections(page)[title])[1:]}
-
-
-def entries_of(documented: Any, heading: str) -> set[str]:
-    """Return the names below a heading of a docstring, whose indentation Python 3.13 takes away."""
-    text = inspect.cleandoc(documented.__doc__ or "").partition(heading)[2]
-    return set(re.findall(r"^    (\w+): ", text, re.MULTILINE))
-
-
-def parameters(function: Any) -> dict[str, inspect.Parameter]:
-    return {
-        name: parameter
-        for name, parameter in inspect.signature(function).parameters.items()
-        if name not in {"self", "handler"}
-    }
-
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DEFAULTS = [
     (ROOT / "README.md", "Settings", microbatch.Batcher),
@@ -186,9 +148,9 @@ def test_no_exception_is_described_that_does_not_exist():
 
 def test_the_tree_of_errors_is_the_codes():
     """What `except Full` catches is read off the tree."""
-    (tree, *_) = BLOCK.findall((REFERENCE / "errors.md").read_text(encoding="utf-8"))
+    tree = blocks_of(REFERENCE / "errors.md")[0].source
     above: list[tuple[int, type]] = []
-    for line in tree.splitlines()[1:-1]:
+    for line in tree.splitlines():
         name, _, also = line.lstrip(" │├└─").partition("also a")
         cls = getattr(errors, name.strip())
         indent = line.index(name.strip())
@@ -288,7 +250,7 @@ def test_every_guarantee_is_shown_on_every_event_loop():
             loops[name] |= {loop for loop in BACKENDS if loop in re.split(r"\W", variant)}
     without = {name for name, found in loops.items() if not found}
     assert without == {
-        "tests/test_misuse.py::test_a_bad_setting_is_refused_by_name_with_its_rule_and_what_came"
+        "tests/contract/test_misuse.py::test_a_bad_setting_is_refused_by_name_with_its_rule_and_what_came"
     }
     assert {name for name, found in loops.items() if 0 < len(found) < len(BACKENDS)} == set()
 

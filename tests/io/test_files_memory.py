@@ -9,8 +9,7 @@ import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from examples_support import ENVIRONMENT
-from support import scaled
+from support import ENVIRONMENT, scaled
 
 from microbatch.files import read_rows, write_rows
 

@@ -11,7 +11,7 @@ import pytest
 from microbatch._core import line, room
 from microbatch._core.entry import ENDED, FOLLOWING, NEW, SHARING, Entry, State
 
-sys.path.append(str(Path(__file__).with_name("contract")))  # for the fuzzer's programs
+sys.path.append(str(Path(__file__).parents[1] / "contract"))  # for the fuzzer's programs
 
 from fuzz_program import drawn
 from fuzz_run import LOOPS, recorded
