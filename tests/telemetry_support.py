@@ -86,3 +86,30 @@ class Sdk:
 def observer_in(batcher: Any) -> Any:
     """Return what tells telemetry of a batcher."""
     return engine_of(batcher).room.observer
+
+
+async def echo(items: list[Any]) -> list[Any]:
+    return items
+
+
+async def under(sdk: Sdk, name: str, submit: Any, *items: Any) -> Any:
+    """Submit inside a span of the caller's own."""
+    with sdk.tracer.start_as_current_span(name):
+        return await submit(*items)
+
+
+class BrokenSampler(sampling.Sampler):
+    """Raises, as nobody's code should."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.names = names
+
+    def should_sample(
+        self, parent_context: Any, trace_id: int, name: str, *_: Any, **__: Any
+    ) -> Any:
+        if name.startswith(self.names):
+            raise ZeroDivisionError
+        return sampling.SamplingResult(sampling.Decision.RECORD_AND_SAMPLE)
+
+    def get_description(self) -> str:
+        return "broken"

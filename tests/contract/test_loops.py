@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anyio
@@ -234,3 +235,114 @@ async def test_handlers_that_do_not_end_are_awaited_for_a_bounded_time() -> None
     assert isinstance(await outcome(pending), BatcherClosed)
     release.set()
     await turns()
+
+
+# --- one after the other, and at the same time ------------------------------------------------------------------
+
+
+def test_two_loops_one_after_the_other_simply_work(backend_name: str) -> None:
+    """pytest gives every test a loop of its own; module-level batchers must bear it."""
+    handler = Recorder()
+    batcher = Batcher(handler)
+
+    async def use() -> Any:
+        return await batcher.submit_many([1, 2, 3])
+
+    assert [run(backend_name, use) for _ in range(3)] == [[10, 20, 30]] * 3
+    assert counted(batcher).items == 9
+
+
+@pytest.mark.asyncio_logs
+def test_a_batcher_whose_loop_ended_within_its_block_may_be_entered_in_the_next(
+    backend_name: str,
+) -> None:
+    """Nobody can leave that block any more."""
+    batcher = Batcher(Recorder())
+
+    async def leave() -> None:
+        await batcher.__aenter__()
+
+    async def use() -> Any:
+        async with batcher:
+            return await batcher.submit(1)
+
+    run(backend_name, leave)
+    assert run(backend_name, use) == 10
+
+
+def test_a_batcher_moves_from_one_kind_of_loop_to_another(backend_name: str) -> None:
+    """Nothing of the first loop's kind may be remembered."""
+    batcher = Batcher(Recorder())
+
+    async def use() -> Any:
+        return await batcher.submit_many([1, 2])
+
+    assert [run(name, use) for name in ("asyncio", backend_name, "trio", backend_name)] == [
+        [10, 20]
+    ] * 4
+
+
+@pytest.mark.parametrize("call", ["submit", "submit_nowait", "submit_many", "flush", "aclose"])
+def test_a_second_loop_at_the_same_time_is_told_so(backend_name: str, call: str) -> None:
+    """async-batcher, smartbatch and ray hang in silence."""
+    handler = Recorder()
+    batcher = Batcher(handler, name="shared")
+    busy, done = threading.Event(), threading.Event()
+    first: list[Any] = []
+
+    async def hold() -> None:
+        first.append(await batcher.submit(1))
+        busy.set()
+        await anyio.to_thread.run_sync(done.wait)
+        first.append(await batcher.submit(2))
+
+    async def intrude() -> None:
+        arguments = {"submit": (5,), "submit_nowait": (5,), "submit_many": ([5],)}.get(call, ())
+        result = getattr(batcher, call)(*arguments)
+        if call != "submit_nowait":
+            await result
+
+    thread = threading.Thread(target=run, args=(backend_name, hold), kwargs={"real_time": True})
+    thread.start()
+    try:
+        assert busy.wait(10)
+        with pytest.raises(RuntimeError, match="loop") as caught:
+            run(backend_name, intrude, real_time=True)
+        assert "'shared'" in str(caught.value)
+    finally:
+        done.set()
+        thread.join(10)
+    assert first == [10, 20]
+    assert 5 not in handler.seen
+    assert run(backend_name, batcher.submit, 3) == 30
+
+
+@pytest.mark.parametrize("first", ["asyncio", "trio"])
+@pytest.mark.parametrize("second", ["asyncio", "trio", None])
+def test_another_kind_of_loop_or_none_is_told_so_too(first: str, second: str | None) -> None:
+    """A trio program, an asyncio program and a plain thread in one process; a fast path must not mistake them."""
+    batcher = Batcher(Recorder(), name="shared")
+    busy, done = threading.Event(), threading.Event()
+
+    async def hold() -> Any:
+        batcher.submit_nowait(0)  # the buffer is open: the way in is at its shortest
+        busy.set()
+        await anyio.to_thread.run_sync(done.wait)
+        return await batcher.submit(1)
+
+    async def intrude() -> None:
+        batcher.submit_nowait(5)
+
+    with ThreadPoolExecutor() as pool:
+        held = pool.submit(run, first, hold, real_time=True)
+        assert busy.wait(10)
+        try:
+            with pytest.raises(RuntimeError):
+                if second is None:
+                    batcher.submit_nowait(5)
+                else:
+                    run(second, intrude, real_time=True)
+        finally:
+            done.set()
+        assert held.result(10) == 10
+    assert counted(batcher).items == 2

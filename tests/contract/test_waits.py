@@ -13,12 +13,14 @@ from support import Gate, outcome, outcomes, turns
 from telemetry_support import Sdk
 
 from microbatch import Batcher, Telemetry, current_batch
-from microbatch._core.fifo import Fifo
 from microbatch.layers import atomic
 
 pytestmark = pytest.mark.anyio
 
+
 PLAIN: dict[str, Any] = {}
+
+
 LANES: dict[str, Any] = {"partition": lambda _: 0}
 
 
@@ -42,7 +44,7 @@ async def after(seconds: float, submit: Any, *items: Any) -> Any:
     return await submit(*items)
 
 
-# How long items waited
+# --- How long items waited --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("settings", [PLAIN, LANES])
@@ -139,59 +141,7 @@ async def test_a_layer_that_runs_a_batch_within_the_batch_keeps_the_wait() -> No
     assert handler.waits == [0.0, pytest.approx(3.0)]
 
 
-class Caller:
-    """A waiter."""
-
-    gone = False
-
-    def done(self) -> bool:
-        return self.gone
-
-
-def filled(fifo: Fifo, count: int, *, every: float) -> list[Caller]:
-    """Put in items that come one after the other."""
-    callers = [Caller() for _ in range(count)]
-    for number, caller in enumerate(callers):
-        if len(fifo.items) >= fifo.limit:
-            fifo.open(10**9, number * every)
-        fifo.items.append(number)
-        fifo.waiters.append(caller)
-    return callers
-
-
-async def test_a_sweep_forgets_no_time_of_those_who_stay() -> None:
-    """Else callers who give up would make the others' waits look longer with every look at stats()."""
-    fifo = Fifo(10, 1.0)
-    callers = filled(fifo, 100, every=1.0)
-    for caller in callers[:35]:
-        caller.gone = True
-    fifo.sweep()
-    assert (fifo.count, fifo.withdrawn) == (65, 35)
-    run = fifo.cut(1000.0)
-    assert run is not None
-    assert (run.items[0], run.since) == (35, 30.0)
-    for caller in callers[45:]:
-        caller.gone = True
-    fifo.sweep()
-    assert (fifo.count, fifo.withdrawn, fifo.deadline()) == (0, 90, None)
-
-
-async def test_what_cuts_remember_of_time_is_bounded() -> None:
-    """One note a millisecond, and none for what has gone: a million waiting items must not cost two."""
-    fifo = Fifo(1, 0.0)
-    filled(fifo, 3000, every=0.0)
-    now = 1.0
-    for number in range(3000):
-        run = fifo.cut(now)
-        assert run is not None
-        assert run.items == [number]
-        assert run.since <= now
-        assert len(fifo._marks) < 5
-        now += 0.0001
-    assert not fifo._marks
-
-
-# Withdrawals
+# --- Withdrawals ------------------------------------------------------------------------------------------------
 
 
 def counted(sdk: Sdk) -> dict[str | None, int]:

@@ -1,11 +1,7 @@
-"""buffer's Mark, Fifo and Entry: what waits, in which order it leaves, and when. Checked against a naive model.
-
-Ranking and Lanes have a file of their own, ``test_buffer_lanes.py``.
-"""
+"""Fifo: what waits, in which order it leaves, and when. Checked against a naive model."""
 
 from __future__ import annotations
 
-import contextvars
 from typing import Any
 
 import pytest
@@ -13,25 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import Caller, programs
 
-from microbatch._core.entry import ENDED, FLYING, NEW, Entry, Mark
 from microbatch._core.fifo import Fifo
 from microbatch._core.waiters import Group, Member
-
-# Mark
-
-
-def test_a_mark_tells_when_all_that_it_counted_are_gone() -> None:
-    """flush() waits for it."""
-    told: list[int] = []
-    mark = Mark(lambda: told.append(1))
-    mark.left += 2
-    mark.release()
-    assert (mark.left, told) == (1, [])
-    mark.release()
-    assert (mark.left, told) == (0, [1])
-
-
-# Fifo
 
 
 class Feeder:
@@ -268,18 +247,6 @@ def test_places_that_are_given_back_make_no_more_room() -> None:
     assert (len(fifo.items), fifo.limit) == (1_000, 1_500)
 
 
-def test_since_when_items_wait_moves_with_their_places() -> None:
-    """Each batch of a Fifo that counts the time knows when its first item came, before and after."""
-    fifo = filled(3_005, max_wait=1.0)
-    for number in range(300):
-        run = cut(fifo, now=100 + number / 10)
-        assert run.since == 100 + number / 10
-    assert (fifo.count, fifo.deadline()) == (5, 131.0)
-    assert (fifo.cut(130.99), fifo.ready(130.99), fifo.ready(131.0)) == (None, 0, 1)
-    run = cut(fifo, now=131.0)
-    assert (run.items, run.since, run.reason) == (list(range(3_000, 3_005)), 130.0, "wait")
-
-
 def test_a_fifo_asks_before_the_first_item_and_where_room_or_a_batch_ends() -> None:
     """Until then an append is all that it costs; a full batch is noticed only where time is counted."""
     assert Fifo(3, 0.0).limit == 0
@@ -302,95 +269,6 @@ def test_a_batch_that_is_begun_has_room_for_the_rest_of_it() -> None:
     assert (fifo.head, fifo.withdrawn) == (4, 1)
     fifo.open(100, 0.0)
     assert fifo.limit == 7
-
-
-def test_a_fifo_that_counts_the_time_reads_the_clock_for_each_batch() -> None:
-    """Not for each item, also where each item asks; many that come at once have a time of their own."""
-    fifo = Fifo(10, 1.0)
-    for number in range(25):
-        fifo.open(100, 100.0 + number)
-        fifo.items.append(number)
-        fifo.waiters.append(Caller())
-    assert len(fifo._marks) == 3
-    fifo.open(100, 200.0, 2)
-    fifo.items += [25, 26]
-    fifo.waiters += [Caller(), Caller()]
-    assert [since for _, _, since in fifo.clear()] == [100.0] * 10 + [110.0] * 10 + [120.0] * 5 + [
-        200.0
-    ] * 2
-
-
-def test_what_is_left_beside_full_batches_waits_by_its_own_time() -> None:
-    """It is not due because those before it are; without a wait it is, whatever the time."""
-    fifo = filled(35, max_wait=1.0)
-    cut(fifo)
-    assert (fifo.deadline(), fifo.ready(101.29), fifo.ready(101.3)) == (101.3, 2, 3)
-    assert filled(35).ready(0.0) == 4
-    closing = filled(5, max_wait=1.0)
-    closing.closing = True
-    assert (closing.ready(0.0), cut(closing, now=0.0).reason) == (1, "close")
-
-
-def unmarked(fifo: Fifo, count: int) -> None:
-    fifo.open(1_000, None)
-    fifo.items += range(count)
-    fifo.waiters += [Caller() for _ in range(count)]
-
-
-def test_what_no_clock_was_read_for_waits_since_the_first_cut_that_left_it() -> None:
-    """So also in a Fifo that was emptied, in whichever way."""
-    fifo = Fifo(2, 0.0)
-    for now in (10.0, 20.0, 30.0, 40.0):
-        unmarked(fifo, 3)
-        run = cut(fifo, now=now)
-        assert (run.items, run.since) == ([0, 1], now)
-        if now < 30:
-            run = cut(fifo, now=now + 5)
-            assert (run.items, run.since) == ([2], now)
-        elif now < 40:
-            fifo.waiters[-1].gone = True
-            fifo.sweep()
-        else:
-            assert [(item, since) for item, _, since in fifo.clear(45.0)] == [(2, 40.0)]
-    unmarked(fifo, 3)
-    assert cut(fifo, now=10.0).since == 10.0
-    assert cut(fifo, now=20.0).since == 10.0
-    unmarked(fifo, 1)
-    assert [since for _, _, since in fifo.clear(45.0)] == [45.0]
-
-
-def test_cuts_are_told_apart_by_the_millisecond_and_only_while_items_come() -> None:
-    """A note for each cut would cost as much as one for each batch of one."""
-    fifo = Fifo(1, 0.0)
-    unmarked(fifo, 10)
-    for number in range(50):
-        cut(fifo, now=100 + number / 10_000)
-        fifo.items.append(number)
-        fifo.waiters.append(Caller())
-    assert len(fifo._marks) <= 7
-    fifo = Fifo(1, 0.0)
-    unmarked(fifo, 100)
-    for number in range(50):
-        cut(fifo, now=100.0 + number)
-    assert len(fifo._marks) <= 2
-
-
-def test_sweeping_keeps_the_times_of_those_who_stay() -> None:
-    """Places move up, and the times with them; an empty Fifo is swept for nothing."""
-    fifo = Fifo(2, 1.0)
-    fifo.sweep()
-    for number in range(6):
-        if len(fifo.items) >= fifo.limit:
-            fifo.open(100, 100.0 + number)
-        fifo.items.append(number)
-        fifo.waiters.append(Caller())
-    for place in (0, 2, 3):
-        fifo.waiters[place].gone = True
-    fifo.sweep()
-    assert (fifo.items, fifo.withdrawn) == ([1, 4, 5], 3)
-    fifo.waiters[1].gone = True
-    assert [(item, since) for item, _, since in fifo.clear()] == [(1, 100.0), (5, 104.0)]
-    assert fifo.withdrawn == 4
 
 
 class Other:
@@ -498,38 +376,3 @@ def test_what_is_taken_out_of_a_fifo_keeps_its_time() -> None:
     assert (fifo.count, fifo.head, fifo.items, fifo.waiters) == (0, 0, [], [])
     assert list(fifo.clear()) == []
     assert fifo.deadline() is None
-
-
-# Entry
-
-
-def test_an_entry_keeps_what_it_was_given() -> None:
-    """And begins at its first attempt, in no buffer."""
-    context = contextvars.copy_context()
-    waiter = Caller()
-    entry = Entry(
-        "item", waiter, priority=2, weight=1.5, partition="p", key=("k",), context=context
-    )
-    assert (entry.item, entry.waiter, entry.priority, entry.weight) == ("item", waiter, 2, 1.5)
-    assert (entry.partition, entry.key, entry.context) == ("p", ("k",), context)
-    bare = Entry("item", waiter)
-    assert (bare.priority, bare.weight, bare.partition) == (0, 0, None)
-    assert (bare.key, bare.context) == (None, None)
-    assert (bare.attempts, bare.seq, bare.since, bare.queued, bare.state) == (1, 0, 0.0, False, NEW)
-    assert (bare.lane, bare.run, bare.marks) == (None, None, None)
-
-
-def test_an_entry_that_is_released_keeps_nobody_alive() -> None:
-    """And tells every flush that counted it, once."""
-    told: list[str] = []
-    entry = Entry("item", Caller(), context=contextvars.copy_context())
-    entry.state = FLYING
-    entry.marks = [Mark(lambda: told.append("first")), Mark(lambda: told.append("second"))]
-    for mark in entry.marks:
-        mark.left = 1
-    entry.release()
-    entry.release()
-    assert told == ["first", "second"]
-    assert (entry.item, entry.key) == (None, None)
-    assert (entry.waiter, entry.run, entry.lane, entry.context) == (None, None, None, None)
-    assert (entry.state, entry.marks) == (ENDED, None)

@@ -5,4 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # for layers_handlers.py, which workers import too
+sys.path.insert(
+    0, str(Path(__file__).parent)
+)  # for layers_support.py, and layers_handlers.py, which workers import too

@@ -1,0 +1,263 @@
+"""Event loops that end without asking: what was there is nobody's, and the next loop starts empty."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+from support import Gate, Recorder, VirtualLoop, counted, outcome, outcomes, run, turns
+
+from microbatch import Backoff, Batcher, HandlerCrashed, Retry
+from microbatch._core.batcher import engine_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+
+
+@pytest.mark.asyncio_logs
+def test_a_loop_that_ends_without_a_close_is_forgotten(backend_name: str) -> None:
+    """Scripts and tests do it all the time: the next loop finds an empty batcher, not a dead one."""
+    handler = Recorder(seconds=1)
+    batcher = Batcher(handler, max_batch_size=2, max_pending=5)
+
+    async def leave() -> None:
+        for item in range(5):
+            batcher.submit_nowait(item)
+        await turns()
+        assert counted(batcher).in_flight >= 1
+
+    async def go_on() -> Any:
+        stats = counted(batcher)
+        assert (stats.pending, stats.waiting) == (0, 0)
+        return await outcomes(*(batcher.submit(item) for item in (7, 8)))
+
+    for _ in range(3):
+        run(backend_name, leave)
+        assert run(backend_name, go_on) == [70, 80]
+
+
+@pytest.mark.asyncio_logs
+def test_a_loop_that_ends_without_a_close_starts_nothing_more(
+    backend_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loop cancels the batch in flight: that must not send the next one."""
+    handler = Recorder(seconds=1)
+    batcher = Batcher(handler, max_batch_size=2)
+
+    async def leave() -> None:
+        for item in range(5):
+            batcher.submit_nowait(item)
+        await turns()
+        assert handler.sizes == [2]
+
+    run(backend_name, leave, real_time=True)
+    assert handler.sizes == [2]
+    gc.collect()
+    assert "Task was destroyed" not in caplog.text
+
+
+@pytest.mark.asyncio_logs
+def test_a_loop_that_ends_while_callers_wait_for_room_leaves_no_room_taken(
+    backend_name: str,
+) -> None:
+    """Their places and their turn in the queue belong to the loop that is gone."""
+    batcher: Batcher[int, int] = Batcher(Recorder(seconds=100), max_pending=1)
+
+    async def leave() -> None:
+        with anyio.move_on_after(1):
+            await outcomes(*map(batcher.submit, range(4)))
+
+    async def crowd() -> None:
+        for item in range(4):
+            if item == 0:
+                batcher.submit_nowait(item)
+        await turns()
+        assert counted(batcher).pending == 1
+
+    for _ in range(2):
+        run(backend_name, leave)
+        run(backend_name, crowd)
+
+
+def stopped_in_a_batch(batcher: Batcher[int, int], items: int) -> tuple[Any, list[Any]]:
+    """Return a loop that was stopped while a handler worked, and what was handed in there."""
+    loop = VirtualLoop()
+    pending: list[Any] = []
+
+    async def leave() -> None:
+        pending.extend(map(batcher.submit_nowait, range(items)))
+        await turns()
+
+    loop.run_until_complete(leave())
+    return loop, pending
+
+
+@pytest.mark.asyncio_logs
+def test_a_task_of_a_closed_loop_that_is_collected_later_changes_nothing() -> None:
+    """Without asyncio.run nobody cancels it: it ends when the garbage collector comes, in the next loop's time."""
+    gate = Gate()
+    batcher = Batcher(gate, max_batch_size=1)
+    gc.collect()
+    gc.disable()
+    try:
+        loop, pending = stopped_in_a_batch(batcher, 3)
+        loop.close()
+        del loop
+
+        async def go_on() -> None:
+            gate.opened = anyio.Event()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(batcher.submit_many, range(5))
+                await turns()
+                before = counted(batcher)
+                assert (before.pending, before.in_flight) == (5, 1)
+                pending.clear()
+                gc.collect()
+                await turns()
+                assert counted(batcher) == before
+                gate.opened.set()
+            assert (counted(batcher).pending, counted(batcher).batches) == (0, 5)
+            await batcher.aclose()
+
+        run("asyncio", go_on)
+    finally:
+        gc.enable()
+
+
+def destroy(task: Any) -> None:
+    """Do what the garbage collector does; it would also say that the task was pending, in a later test."""
+    task._log_destroy_pending = False
+    task.get_coro().close()
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_batch_whose_task_is_destroyed_fails_its_callers(closed: bool) -> None:
+    """In a loop that merely stopped they still wait, and the batcher goes on; in a closed one nobody does."""
+    gate = Gate()
+    batcher = Batcher(gate, max_batch_size=1)
+    loop, pending = stopped_in_a_batch(batcher, 2)
+    (task,) = asyncio.all_tasks(loop)
+    if closed:
+        loop.close()
+    destroy(task)
+    if closed:
+        assert not pending[0].done()
+        return
+
+    async def go_on() -> None:
+        error = await outcome(pending[0])
+        assert (type(error), str(error)) == (RuntimeError, "the batch's task is gone")
+        gate.opened.set()
+        assert await pending[1] == 10
+        await batcher.aclose()
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled() or task.exception() is not None
+
+    loop.run_until_complete(go_on())
+    loop.close()
+
+
+STAYING: dict[str, dict[str, Any]] = {
+    "buffered": {"max_wait": 50.0, "partition": lambda item: item},
+    "with a priority": {"max_wait": 50.0},
+    "shared": {"max_wait": 50.0, "coalesce": lambda item: "one"},
+    "in back-off": {
+        "retry": Retry(on=ValueError, attempts=5, backoff=Backoff(initial=50.0, jitter=0))
+    },
+}
+
+
+@pytest.mark.asyncio_logs
+@pytest.mark.parametrize("where", STAYING)
+@pytest.mark.parametrize("used_again", [False, True])
+def test_what_stayed_behind_in_an_ended_loop_may_be_cancelled(
+    where: str, used_again: bool, backend_name: str
+) -> None:
+    """It is nobody's then: no count goes below zero, and no task is started in a loop that is gone."""
+    handler = Recorder(fails={1, 2})
+    batcher: Batcher[int, int] = Batcher(handler, name="stays", **STAYING[where])
+    left: list[Any] = []
+
+    async def leave() -> None:
+        priority = int(where == "with a priority")
+        left.extend(batcher.submit_nowait(item, priority=priority) for item in (1, 2))
+        await turns()
+        while where == "in back-off" and counted(batcher).in_backoff < 2:
+            await turns(1)
+        assert counted(batcher).pending == len(left) - (where == "shared")
+        clock.append(anyio.current_time() + 100)
+
+    async def go_on() -> None:
+        handler.fails = ()
+        pending = batcher.submit_nowait(3)
+        assert counted(batcher).pending == 1
+        assert [one.cancel() for one in left] == [True, True]
+        assert counted(batcher).pending == 1
+        await batcher.flush()
+        assert await pending == 30
+        assert counted(batcher).pending == 0
+        await batcher.aclose()
+
+    clock: list[float] = []
+    run(backend_name, leave, real_time=True)
+    if used_again:
+        run(backend_name, go_on)
+    else:
+        engine_of(batcher).room.now = lambda: clock[0]  # whatever waited for its time is due by now
+        batches = len(handler.batches)
+        assert [one.cancel() for one in left] == [True, True]
+        assert counted(batcher).pending == 0
+        assert len(handler.batches) == batches
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """A shell starts what runs in its background with Ctrl-C ignored, and trio respects that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+@pytest.mark.asyncio_logs
+@pytest.mark.usefixtures("ctrl_c")
+def test_an_interrupt_in_the_handler_goes_where_it_belongs(backend_name: str, kind: Any) -> None:
+    """Ctrl-C while the handler runs must end the program, and the callers must not be left hanging."""
+    ended: list[Any] = []
+
+    async def handler(items: list[int]) -> list[int]:
+        await anyio.sleep(0.01)
+        raise kind
+
+    async def main() -> None:
+        async with Batcher(handler) as batcher:
+            try:
+                ended.append(await outcome(batcher.submit(1)))
+            finally:
+                ended.append("left")
+            await anyio.sleep(1)
+            ended.append("survived")
+
+    with pytest.raises(BaseException) as caught:
+        run(backend_name, main)
+
+    def leaves(error: BaseException) -> Any:
+        if isinstance(error, BaseExceptionGroup):
+            for member in error.exceptions:
+                yield from leaves(member)
+        else:
+            yield error
+
+    assert kind in {type(leaf) for leaf in leaves(caught.value)}
+    assert "left" in ended
+    if len(ended) >= 2:
+        assert type(ended[0]) is HandlerCrashed
+    # trio lets nothing but Ctrl-C out of a task that is nobody's child: SystemExit waits for the close.
+    assert "survived" not in ended or (backend_name, kind) == ("trio", SystemExit)

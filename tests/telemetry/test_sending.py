@@ -1,0 +1,127 @@
+"""What the durable mode uses: a span for sending, and links by what was stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.trace import NoOpTracerProvider, SpanKind
+from telemetry_support import BrokenSampler, Sdk, echo, plain
+
+from microbatch import Telemetry
+from microbatch._core.engine import Engine
+from microbatch._core.rules import Rules
+from microbatch._telemetry import names
+from microbatch._telemetry.observer import observer_of
+
+pytestmark = pytest.mark.anyio
+
+
+class BrokenProcessor(SpanProcessor):
+    """Raises when a span ends."""
+
+    def on_end(self, span: Any) -> None:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("when", ["begin", "end"])
+async def test_broken_telemetry_stops_nobody_from_sending(
+    when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is stored is stored, and what failed fails with its own error."""
+    for failing in (False, True):
+        sdk = Sdk(BrokenSampler(("send" if when == "begin" else "no",)))
+        if when == "end":
+            sdk.tracer_provider.add_span_processor(BrokenProcessor())
+        observer = observer_of("q", sdk.telemetry(), "jobs")
+        assert observer is not None
+        caplog.clear()
+        if failing:
+            with pytest.raises(OSError, match="full"), observer.sending(1, 0.0):
+                raise OSError("full")
+        else:
+            with observer.sending(1, 0.0) as trace:
+                assert (trace is None) == (when == "begin")
+        (record,) = caplog.records
+        assert "telemetry failed" in record.getMessage()
+        with observer.sending(1, 0.0) as trace:
+            assert trace is None
+
+
+async def test_sending_is_a_span_whose_context_is_given_to_be_stored() -> None:
+    """A worker in another process links to it."""
+    sdk = Sdk()
+    observer = observer_of("q", sdk.telemetry(semconv_metrics=True), "jobs")
+    assert observer is not None
+    with sdk.tracer.start_as_current_span("request") as request:
+        with observer.sending(1, 0.0) as one:
+            pass
+        with pytest.raises(OSError, match="full"), observer.sending(2, 0.0):
+            raise OSError("full")
+    good, bad = sdk.spans("send jobs")
+    assert (
+        one
+        == f"00-{good.context.trace_id:032x}-{good.context.span_id:016x}-{good.context.trace_flags:02x}".encode()
+    )
+    assert good.kind is SpanKind.PRODUCER
+    assert good.parent.span_id == request.get_span_context().span_id
+    conventional = {
+        "messaging.system": "microbatch",
+        "messaging.operation.name": "send",
+        "messaging.operation.type": "send",
+        "messaging.destination.name": "jobs",
+    }
+    assert plain(good.attributes) == conventional
+    assert plain(bad.attributes) == {
+        **conventional,
+        "messaging.batch.message_count": 2,
+        "error.type": "OSError",
+    }
+    assert sdk.counts("messaging.client.sent.messages") == {None: 1}
+
+
+async def test_sending_is_nothing_where_nobody_listens() -> None:
+    """No span, nothing to store."""
+    quiet = Telemetry(tracer_provider=NoOpTracerProvider(), meter_provider=NoOpMeterProvider())
+    observer = observer_of("q", quiet, "jobs")
+    assert observer is not None
+    with observer.sending(1, 0.0) as trace:
+        assert trace is None
+    assert observer_of("q", False) is None
+
+
+async def test_a_durable_batch_is_a_consumer_linked_by_what_was_stored() -> None:
+    """By message, without a link for what cannot be read; nobody's in-memory caller is linked."""
+    sdk = Sdk()
+    observer = observer_of("b", sdk.telemetry(semconv_metrics=True), "jobs")
+    assert observer is not None
+    traces: list[bytes | None] = []
+    for _ in range(130):
+        with observer.sending(1, 0.0) as trace:
+            traces.append(trace)
+    traces += [None, b"nonsense", traces[0]]
+    engine = Engine(
+        Rules(
+            echo, max_batch_size=200, max_wait=0.0, max_concurrency=1, max_pending=None, name="b"
+        ),
+        prepare=lambda run: setattr(run, "origins", list(zip(traces, range(133), strict=True))),
+        observer=observer_of("b", sdk.telemetry(semconv_metrics=True), "jobs"),
+    )
+    with sdk.tracer.start_as_current_span("in memory"):
+        await engine.enter_many_and_wait(range(133), 0)
+    await engine.aclose(None)
+    (span,) = sdk.spans("process jobs")
+    assert span.kind is SpanKind.CONSUMER
+    assert len(span.links) == 128
+    assert span.attributes["microbatch.links.dropped"] == 2
+    assert span.links[7].attributes["messaging.message.id"] == "7"
+    assert span.links[7].context.is_remote
+    assert span.attributes["messaging.operation.type"] == "process"
+    assert span.attributes["messaging.batch.message_count"] == 133
+    assert span.attributes["messaging.destination.name"] == "jobs"
+    assert sdk.counts("messaging.client.consumed.messages") == {None: 133}
+    (point,) = sdk.points("messaging.process.duration")
+    assert point.count == 1
+    assert tuple(point.explicit_bounds) == names.HISTOGRAMS["messaging.process.duration"][2]
