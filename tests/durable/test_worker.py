@@ -23,23 +23,18 @@ from durable_support import (
 from microbatch import (
     AdaptiveSize,
     Backoff,
-    BatcherClosed,
     HandlerTimeout,
     Retry,
     Skipped,
     WouldDeadlock,
     current_batch,
 )
-from microbatch.durable import (
-    DurableBatcher,
-    DurableQueue,
-    ItemCancelled,
-    ItemFailed,
-    UnknownTicket,
-)
+from microbatch.durable import DurableBatcher, DurableQueue, ItemFailed, UnknownTicket
 from microbatch.layers import atomic
 
 pytestmark = pytest.mark.anyio
+
+
 on_both_loops = pytest.mark.parametrize("backend_name", LOOPS, indirect=True)
 
 
@@ -382,54 +377,6 @@ async def test_waiting_on_the_own_queue_inside_a_handler_is_refused(path):
     assert [error.split("(")[0] for error in errors] == ["submit", "result", "aclose"]
 
 
-async def test_cancelling_a_caller_stops_its_waiting_and_nothing_else(path):
-    """A committed item is nobody's to take back by going away."""
-    handler = Handler()
-    handler.hold()
-    async with batcher(path, handler) as durable:
-        with anyio.move_on_after(0.1):
-            await durable.submit(1)
-        handler.free.set()
-        await until(lambda: handler.batches == [[1]])
-    assert rows(path, "SELECT state FROM microbatch_items") == [(3,)]
-
-
-async def test_cancel_ends_an_item_that_nobody_has(path):
-    """And tells those who wait for it."""
-    handler = Handler()
-    async with batcher(path, handler) as durable:
-        ticket = await durable.enqueue(1, delay=60)
-        async with anyio.create_task_group() as tasks:
-
-            async def wait():
-                with pytest.raises(ItemCancelled, match="item 1 was cancelled"):
-                    await durable.result(ticket)
-
-            tasks.start_soon(wait)
-            await anyio.sleep(0.05)
-            assert await durable.cancel(ticket) is True
-        assert await durable.cancel(ticket) is False
-        with pytest.raises(ItemCancelled):
-            await durable.result(ticket)
-        with pytest.raises(UnknownTicket):
-            await durable.cancel(99)
-        assert (await durable.stats()).cancelled == 1
-    assert handler.batches == []
-    check_counts(path)
-
-
-async def test_cancel_leaves_an_item_to_the_handler_that_has_it(path):
-    """There is no way to know what it has done already."""
-    handler = Handler()
-    handler.hold()
-    async with batcher(path, handler) as durable:
-        ticket = await durable.enqueue(1)
-        await until(lambda: handler.batches)
-        assert await durable.cancel(ticket) is False
-        handler.free.set()
-        assert await durable.result(ticket) == 2
-
-
 async def test_a_result_that_does_not_come_in_time(path):
     """The item stays and so does its ticket."""
     async with DurableQueue(path, item_type=int) as queue:
@@ -523,75 +470,3 @@ async def test_an_idle_worker_seldom_disturbs_sqlites_thread(path, monkeypatch):
         monkeypatch.setattr(store._database, "glance", lambda w: [inside.append(1), glance(w)][1])
         await until(lambda: len(looks) >= 200, 20)
     assert 0 < len(inside) <= len(looks) / 10 + 4
-
-
-async def test_closing_gives_back_what_no_handler_has_seen(path):
-    """At once, with the attempt not counted; what runs may finish."""
-    handler = Handler(seconds=0.2)
-    async with batcher(path, handler, max_wait=10, max_batch_size=10) as durable:
-        ticket = await durable.enqueue(1)
-        await until(lambda: _is(durable, claimed=1))
-    assert handler.batches == []
-    assert rows(path, "SELECT state, attempts, suspect FROM microbatch_items") == [(0, 0, 0)]
-    assert rows(path, "SELECT * FROM microbatch_consumers") == []
-    async with batcher(path, handler) as durable:
-        assert await durable.result(ticket) == 2
-
-
-async def test_closing_waits_for_running_batches(path):
-    """Their outcomes reach the disk before the file closes."""
-    handler = Handler(seconds=0.2)
-    async with batcher(path, handler) as durable:
-        await durable.enqueue(1)
-        await until(lambda: handler.batches)
-    assert rows(path, "SELECT state FROM microbatch_items") == [(3,)]
-    assert handler.cancelled == 0
-
-
-async def test_closing_cancels_what_takes_too_long_and_gives_it_back(path):
-    """Within the time that was asked for; the attempt counts, for the handler has seen the item."""
-    handler = Handler()
-    handler.hold()
-    durable = batcher(path, handler)
-    async with anyio.create_task_group() as tasks:
-
-        async def wait():
-            with pytest.raises(BatcherClosed):
-                await durable.submit(1)
-
-        tasks.start_soon(wait)
-        await until(lambda: handler.batches)
-        started = time.monotonic()
-        await durable.aclose(0.1)
-        assert time.monotonic() - started < 20  # else the default of 30 s, or for ever
-    assert handler.cancelled == 1
-    assert rows(path, "SELECT state, attempts, suspect FROM microbatch_items") == [(0, 1, 0)]
-    with pytest.raises(BatcherClosed):
-        await durable.submit(2)
-    await durable.aclose()
-
-
-async def test_leaving_by_an_exception_closes_at_once(path):
-    """As Batcher does."""
-    handler = Handler()
-    handler.hold()
-    with pytest.raises(ZeroDivisionError):
-        async with batcher(path, handler) as durable:
-            await durable.enqueue(1)
-            await until(lambda: handler.batches)
-            1 / 0
-    assert handler.cancelled == 1
-
-
-async def test_closing_that_is_cancelled_closes_at_once_and_wholly(path):
-    """No thread, no consumer and no transaction may be left behind."""
-    handler = Handler()
-    handler.hold()
-    durable = batcher(path, handler)
-    await durable.enqueue(1)
-    await until(lambda: handler.batches)
-    with anyio.move_on_after(0.05):
-        await durable.aclose(None)
-    await until(lambda: durable._state == "closed")
-    assert rows(path, "SELECT state FROM microbatch_items") == [(0,)]
-    assert rows(path, "SELECT * FROM microbatch_consumers") == []
