@@ -50,6 +50,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self.now
 
+    def timers(self) -> list[asyncio.TimerHandle]:
+        """Return the timers that are set."""
+        return [timer for timer in self._scheduled if not timer.cancelled()]
+
 
 class _JumpingSelector(selectors.DefaultSelector):
     def __init__(self, loop: VirtualLoop) -> None:
@@ -83,6 +87,10 @@ if HAS_UVLOOP:
 
         def time(self) -> float:
             return self._now
+
+        def timers(self) -> list[asyncio.TimerHandle]:
+            """Return the timers that are set."""
+            return [timer for timer in self._timers if not timer.cancelled()]
 
         def call_soon(self, callback: Any, *args: Any, context: Any = None) -> Any:
             self._calls += 1
@@ -126,7 +134,7 @@ if HAS_UVLOOP:
                 while self._timers and self._timers[0].when() <= self._now:
                     timer = heapq.heappop(self._timers)
                     if not timer.cancelled():
-                        timer._run()
+                        timer._run()  # noqa: SLF001 - as asyncio's own loops do
             self._watch()
 
 

@@ -12,7 +12,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from microbatch import Telemetry
-from microbatch._core.batcher import engine_of
 
 
 def plain(attributes: Any) -> dict[str, Any]:
@@ -81,11 +80,6 @@ class Sdk:
             point.attributes["microbatch.batcher.name"]
             for point in self.points("microbatch.queue.size")
         }
-
-
-def observer_in(batcher: Any) -> Any:
-    """Return what tells telemetry of a batcher."""
-    return engine_of(batcher).room.observer
 
 
 async def echo(items: list[Any]) -> list[Any]:

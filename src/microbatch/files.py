@@ -21,7 +21,7 @@ from ._io.reading import Decoder, Input
 from ._io.row_types import csv_decoder, json_decoder
 from ._io.row_writing import RowBytes
 from ._io.sources import reader_of
-from ._io.writing import Output
+from ._io.writing import ROWS_AT_A_TIME, Output
 from ._pure.report import Outcome
 
 if TYPE_CHECKING:
@@ -35,9 +35,6 @@ T = TypeVar("T")
 
 _FORMATS = {"csv": "csv", "tsv": "csv", "json": "json", "ndjson": "ndjson", "jsonl": "ndjson"}
 _KNOWN = ", ".join([*_FORMATS, *(f"{name}.gz" for name in _FORMATS)])
-
-#: Rows that are encoded and written together.
-_ROWS_AT_A_TIME = 1000
 
 
 @overload
@@ -187,7 +184,7 @@ async def write_rows(
         file = await in_thread(partial(Output, place, zipped=zipped))
         try:
             while not source.ended:
-                block = [_row_of(item) for item in await source.read(_ROWS_AT_A_TIME)]
+                block = [_row_of(item) for item in await source.read(ROWS_AT_A_TIME)]
                 if source.error is not None:
                     raise source.error
                 if block:

@@ -97,7 +97,7 @@ class Run(Callers):
         """How many timers are armed in the event loop; on trio, when the next one ends."""
         if self.trio:
             return trio.current_time() + trio.lowlevel.current_statistics().seconds_to_next_deadline
-        return sum(not timer.cancelled() for timer in self.loop._scheduled)
+        return len(self.loop.timers())
 
     async def main(self, loop: str) -> None:
         self.trio = sniffio.current_async_library() == "trio"
@@ -346,9 +346,9 @@ def recorded(program: Program, loop: str) -> Run:
     logger.addHandler(log)
     propagate, logger.propagate = logger.propagate, False
     backend, options = backend_options("trio" if loop == "trio" else "asyncio")
-    if loop == "trio":  # its order of tasks is random by intent
-        trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True
-        trio._core._run._r.seed(program.seed)
+    if loop == "trio":  # its order of tasks is random by intent, and only its inside has the seed
+        trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True  # noqa: SLF001 - trio's
+        trio._core._run._r.seed(program.seed)  # noqa: SLF001 - trio's
 
     async def bounded() -> None:
         with anyio.fail_after(10 * END):

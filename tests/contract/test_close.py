@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 import sniffio
-from support import Gate, Recorder, VirtualLoop, counted, outcome, tasks_alive, turns
+from support import Gate, Recorder, counted, outcome, tasks_alive, turns
 
 from microbatch import Backoff, Batcher, BatcherClosed, HandlerCrashed, Retry
 
@@ -296,14 +296,9 @@ async def test_a_forced_close_leaves_no_timer_behind() -> None:
         assert type(await outcome(pending)) is BatcherClosed
     await turns()
     assert tasks_alive() == before
-    if sniffio.current_async_library() == "asyncio" and isinstance(
-        asyncio.get_running_loop(), VirtualLoop
-    ):
-        assert [
-            timer
-            for timer in asyncio.get_running_loop()._scheduled
-            if timer.when() < 50_000 and not timer.cancelled()
-        ] == []  # type: ignore[attr-defined]
+    if sniffio.current_async_library() == "asyncio":
+        timers = asyncio.get_running_loop().timers()  # type: ignore[attr-defined]
+        assert [timer for timer in timers if timer.when() < 50_000] == []
 
 
 async def test_closing_refuses_callers_that_wait_for_room_and_drains_the_others() -> None:

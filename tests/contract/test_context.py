@@ -188,33 +188,3 @@ async def test_without_capture_context_nothing_is_captured() -> None:
     async with Batcher(handler) as batcher:
         await batcher.submit(1)
     assert seen in ([None], [()], [[]])
-
-
-async def test_a_narrowed_view_maps_indices_to_the_outer_batch() -> None:
-    """A layer passes some items on: what is resolved below must reach the right callers."""
-    from microbatch._core.info import narrowed
-
-    async def inner(items: list[str]) -> list[str]:
-        batch = current_batch()
-        assert batch is not None
-        assert batch.size == len(items)
-        batch.resolve(1, "narrow")
-        return items
-
-    async def handler(items: list[str]) -> list[str]:
-        with narrowed([0, 2]):
-            await inner([items[0], items[2]])
-        batch = current_batch()
-        assert batch is not None
-        assert batch.size == 3
-        await anyio.sleep(1)
-        return [item * 2 for item in items]
-
-    async with Batcher(handler) as batcher:
-        assert await outcomes(*(batcher.submit_nowait(item) for item in "abc")) == [
-            "aa",
-            "bb",
-            "narrow",
-        ]
-    with narrowed([0]):
-        assert current_batch() is None

@@ -11,8 +11,7 @@ import anyio
 import pytest
 from support import Gate, Recorder, VirtualLoop, counted, outcome, outcomes, run, turns
 
-from microbatch import Backoff, Batcher, HandlerCrashed, Retry
-from microbatch._core.batcher import engine_of
+from microbatch import Batcher, HandlerCrashed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,7 +131,7 @@ def test_a_task_of_a_closed_loop_that_is_collected_later_changes_nothing() -> No
 
 def destroy(task: Any) -> None:
     """Do what the garbage collector does; it would also say that the task was pending, in a later test."""
-    task._log_destroy_pending = False
+    task._log_destroy_pending = False  # noqa: SLF001 - asyncio's
     task.get_coro().close()
 
 
@@ -162,59 +161,6 @@ def test_a_batch_whose_task_is_destroyed_fails_its_callers(closed: bool) -> None
 
     loop.run_until_complete(go_on())
     loop.close()
-
-
-STAYING: dict[str, dict[str, Any]] = {
-    "buffered": {"max_wait": 50.0, "partition": lambda item: item},
-    "with a priority": {"max_wait": 50.0},
-    "shared": {"max_wait": 50.0, "coalesce": lambda item: "one"},
-    "in back-off": {
-        "retry": Retry(on=ValueError, attempts=5, backoff=Backoff(initial=50.0, jitter=0))
-    },
-}
-
-
-@pytest.mark.asyncio_logs
-@pytest.mark.parametrize("where", STAYING)
-@pytest.mark.parametrize("used_again", [False, True])
-def test_what_stayed_behind_in_an_ended_loop_may_be_cancelled(
-    where: str, used_again: bool, backend_name: str
-) -> None:
-    """It is nobody's then: no count goes below zero, and no task is started in a loop that is gone."""
-    handler = Recorder(fails={1, 2})
-    batcher: Batcher[int, int] = Batcher(handler, name="stays", **STAYING[where])
-    left: list[Any] = []
-
-    async def leave() -> None:
-        priority = int(where == "with a priority")
-        left.extend(batcher.submit_nowait(item, priority=priority) for item in (1, 2))
-        await turns()
-        while where == "in back-off" and counted(batcher).in_backoff < 2:
-            await turns(1)
-        assert counted(batcher).pending == len(left) - (where == "shared")
-        clock.append(anyio.current_time() + 100)
-
-    async def go_on() -> None:
-        handler.fails = ()
-        pending = batcher.submit_nowait(3)
-        assert counted(batcher).pending == 1
-        assert [one.cancel() for one in left] == [True, True]
-        assert counted(batcher).pending == 1
-        await batcher.flush()
-        assert await pending == 30
-        assert counted(batcher).pending == 0
-        await batcher.aclose()
-
-    clock: list[float] = []
-    run(backend_name, leave, real_time=True)
-    if used_again:
-        run(backend_name, go_on)
-    else:
-        engine_of(batcher).room.now = lambda: clock[0]  # whatever waited for its time is due by now
-        batches = len(handler.batches)
-        assert [one.cancel() for one in left] == [True, True]
-        assert counted(batcher).pending == 0
-        assert len(handler.batches) == batches
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""batcher: the rare ways through its face; test_contract and test_torture have the others."""
+"""batcher: the rare ways through its face."""
 
 from __future__ import annotations
 

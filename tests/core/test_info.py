@@ -1,9 +1,10 @@
-"""batch: what a handler or a layer can know of the batch that it is working on."""
+"""info: what a handler or a layer can know of the batch that it is working on."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import anyio
 import pytest
 from support import outcomes
 
@@ -71,3 +72,32 @@ async def test_a_narrowed_view_is_a_batch_of_its_own_and_views_nest() -> None:
         results = await batcher.submit_many(range(4))
     assert results == [0, 1, 2, "three"]
     assert seen == [(1, (1,), "idle"), 2, 4]
+
+
+async def test_a_narrowed_view_maps_indices_to_the_outer_batch() -> None:
+    """A layer passes some items on: what is resolved below must reach the right callers."""
+
+    async def inner(items: list[str]) -> list[str]:
+        batch = current_batch()
+        assert batch is not None
+        assert batch.size == len(items)
+        batch.resolve(1, "narrow")
+        return items
+
+    async def handler(items: list[str]) -> list[str]:
+        with narrowed([0, 2]):
+            await inner([items[0], items[2]])
+        batch = current_batch()
+        assert batch is not None
+        assert batch.size == 3
+        await anyio.sleep(1)
+        return [item * 2 for item in items]
+
+    async with Batcher(handler) as batcher:
+        assert await outcomes(*(batcher.submit_nowait(item) for item in "abc")) == [
+            "aa",
+            "bb",
+            "narrow",
+        ]
+    with narrowed([0]):
+        assert current_batch() is None

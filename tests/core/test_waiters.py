@@ -1,4 +1,4 @@
-"""_waiters: who waits for an item when that is not one caller with a future."""
+"""waiters: who waits for an item when that is not one caller with a future."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 from pages_support import REFERENCE, documented, prose, rows, sections
 
 from microbatch import files, streaming
-from microbatch._io import finding, reading
+from microbatch._io import finding, reading, writing
 from microbatch._io.sources import SECONDS_TO_CLOSE
 
 PAGE = REFERENCE / "files-and-streams.md"
@@ -84,7 +84,7 @@ def test_documented_limits_are_the_codes() -> None:
     figures = {row[0]: row[1] for row in rows(sections(PAGE)["Limits"])[1:]}
     assert figures["a row"].startswith(f"{finding.ROW_LENGTH_MAX:,} characters")
     assert figures["read at a time"].startswith(f"{reading.BLOCK_BYTES:,} bytes")
-    assert figures["written at a time"] == f"{files._ROWS_AT_A_TIME:,} rows"
+    assert figures["written at a time"] == f"{writing.ROWS_AT_A_TIME:,} rows"
     text = " ".join(prose(PAGE).split())
     assert f"its first {finding.SHOWN_OF_LONG_ROWS:,} characters" in text
     assert f"given up after {SECONDS_TO_CLOSE:.0f} seconds" in text

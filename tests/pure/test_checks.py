@@ -1,4 +1,4 @@
-"""_checks: every setting is refused by name, with the rule and with what came."""
+"""checks: every setting is refused by name, with the rule and with what came."""
 
 from __future__ import annotations
 

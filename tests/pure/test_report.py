@@ -1,4 +1,4 @@
-"""outcome: what became of each item, and the report of many."""
+"""report: what became of each item, and the report of many."""
 
 from __future__ import annotations
 

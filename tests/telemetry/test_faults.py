@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.metrics import Counter, Histogram
 from support import Recorder, outcome
-from telemetry_support import BrokenSampler, Sdk, echo, observer_in, under
+from telemetry_support import BrokenSampler, Sdk, echo, under
 
-from microbatch import Batcher, Telemetry
-from microbatch._telemetry.kinds import FULL
+from microbatch import Batcher, BatcherFull, Telemetry
 
 pytestmark = pytest.mark.anyio
 
@@ -68,26 +68,36 @@ async def test_broken_telemetry_breaks_no_batch(
     assert record.getMessage() == "batcher 'echo': telemetry failed and is off from now on"
 
 
-async def test_a_broken_instrument_breaks_no_batch(caplog: pytest.LogCaptureFixture) -> None:
+def broken(*_: Any, **__: Any) -> None:
+    raise ZeroDivisionError
+
+
+async def test_a_broken_instrument_breaks_no_batch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The same at a batch's end."""
     sdk = Sdk()
     async with Batcher(echo, telemetry=sdk.telemetry()) as batcher:
         await batcher.submit(1)
-        instruments = observer_in(batcher).recorder.instruments
-        instruments.batch_size = None
+        monkeypatch.setattr(Histogram, "record", broken)
         assert await batcher.submit(2) == 2
         assert await batcher.submit(3) == 3
     (record,) = caplog.records
     assert "telemetry failed" in record.getMessage()
 
 
-async def test_a_broken_instrument_breaks_no_close(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_broken_instrument_breaks_no_close(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """What no batch told of is told at the end, or not at all."""
     sdk = Sdk()
     async with Batcher(echo, max_pending=1, on_full="reject", telemetry=sdk.telemetry()) as batcher:
-        pending = batcher.submit_nowait(1)
-        assert await pending == 1
-        observer_in(batcher).refused(FULL)
-        observer_in(batcher).recorder.instruments.items = None
+        assert await batcher.submit(1) == 1
+        monkeypatch.setattr(Counter, "add", broken)
+        pending = batcher.submit_nowait(2)
+        with pytest.raises(BatcherFull):
+            batcher.submit_nowait(3)
+        assert pending.cancel()
+        assert caplog.records == []
     (record,) = caplog.records
     assert "telemetry failed" in record.getMessage()

@@ -11,6 +11,9 @@ import stat
 from pathlib import Path
 from typing import IO, cast
 
+#: Rows that are encoded and written together.
+ROWS_AT_A_TIME = 1000
+
 #: Half the time of gzip's default 9, for a few per cent more bytes.
 _GZIP_LEVEL = 6
 
