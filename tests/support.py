@@ -13,6 +13,7 @@ import heapq
 import importlib.util
 import os
 import selectors
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,21 @@ async def outcomes(*awaitables: Any) -> list[Any]:
         for index, awaitable in enumerate(awaitables):
             tasks.start_soon(wait, index, awaitable)
     return results
+
+
+def in_thread(function: Any, *args: Any) -> tuple[threading.Thread, list[Any]]:
+    """Start a thread; its result, or the exception, comes into the list."""
+    results: list[Any] = []
+
+    def work() -> None:
+        try:
+            results.append(function(*args))
+        except Exception as error:
+            results.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread, results
 
 
 def tasks_alive() -> int:

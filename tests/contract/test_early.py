@@ -130,3 +130,27 @@ async def test_a_mix_of_early_and_returned_results_fits_many_batches() -> None:
     async with Batcher(handler, max_batch_size=7, max_concurrency=3) as batcher:
         results = await outcomes(*map(batcher.submit, range(100)))
     assert results == [-item if item % 3 == 0 else item for item in range(100)]
+
+
+async def test_an_index_to_resolve_is_an_int_within_the_batch() -> None:
+    """-1 would be somebody else's item."""
+    messages: list[str] = []
+
+    async def handler(items: list[int]) -> list[int]:
+        info = current_batch()
+        assert info is not None
+        for index in (True, "0", 1.0, -1, 2):
+            with pytest.raises((TypeError, IndexError)) as caught:
+                info.resolve(index, "x")  # type: ignore[arg-type]
+            messages.append(str(caught.value))
+        return items
+
+    async with Batcher(handler) as batcher:
+        assert await outcomes(batcher.submit(1), batcher.submit(2)) == [1, 2]
+    assert messages == [
+        "index must be an int, got True",
+        "index must be an int, got '0'",
+        "index must be an int, got 1.0",
+        "index must be from 0 to 1, got -1",
+        "index must be from 0 to 1, got 2",
+    ]

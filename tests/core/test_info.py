@@ -1,4 +1,4 @@
-"""info: what a handler or a layer can know of the batch that it is working on."""
+"""info: a narrowed view, and what there is outside of a batch."""
 
 from __future__ import annotations
 
@@ -19,30 +19,6 @@ async def test_outside_a_batch_there_is_none() -> None:
     assert current_batch() is None
     with narrowed([0]):
         assert current_batch() is None
-
-
-async def test_an_index_to_resolve_is_an_int_within_the_batch() -> None:
-    """-1 would be somebody else's item."""
-    messages: list[str] = []
-
-    async def handler(items: list[int]) -> list[int]:
-        info = current_batch()
-        assert info is not None
-        for index in (True, "0", 1.0, -1, 2):
-            with pytest.raises((TypeError, IndexError)) as caught:
-                info.resolve(index, "x")  # type: ignore[arg-type]
-            messages.append(str(caught.value))
-        return items
-
-    async with Batcher(handler) as batcher:
-        assert await outcomes(batcher.submit(1), batcher.submit(2)) == [1, 2]
-    assert messages == [
-        "index must be an int, got True",
-        "index must be an int, got '0'",
-        "index must be an int, got 1.0",
-        "index must be from 0 to 1, got -1",
-        "index must be from 0 to 1, got 2",
-    ]
 
 
 async def test_a_narrowed_view_is_a_batch_of_its_own_and_views_nest() -> None:
