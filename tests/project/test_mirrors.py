@@ -13,6 +13,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
 from rooms_support import FLOORS, PACKAGE, imports
 
 if TYPE_CHECKING:
@@ -132,6 +133,17 @@ def test_no_file_of_tests_is_over_500_lines_long() -> None:
     """A file with two ideas is two files."""
     lines = {name_of(path): path.read_text(encoding="utf-8").count("\n") for path in FILES}
     assert {name: count for name, count in lines.items() if count > 500} == {}
+
+
+@pytest.mark.parametrize(
+    "name", [".ci/run", "ARCHITECTURE.md", "CONTRIBUTING.md", "pyproject.toml"]
+)
+def test_every_place_of_tests_that_is_named_exists(name: str) -> None:
+    """CI that runs a file which was renamed breaks late, and a page that names one leads nowhere."""
+    text = (TESTS.parent / name).read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<!/)\btests/[\w/]+(?:\.py)?", text))
+    assert named
+    assert {place for place in named if not (TESTS.parent / place).exists()} == set()
 
 
 def test_ruff_looks_for_private_attributes_everywhere_but_in_the_mirrors() -> None:
