@@ -1,6 +1,4 @@
-"""When batching pays: what the batcher costs an item, and rows a second by batch size.
-
-    python benchmarks/break_even.py
+"""When batching pays: the overhead of an item, and rows a second by batch size.
 
 The overhead is CPU time per item with a handler that does nothing, by each way in, in batches of 100.
 A call's fixed cost above which batching pays is the overhead times n / (n - 1). The curve writes rows
@@ -16,10 +14,10 @@ import gc
 import sqlite3
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
-import measure
-
+from benchmarks import output, runner
 from microbatch import Batcher
 
 SIZE = 100
@@ -89,43 +87,48 @@ def ends(curve):
     return fixed, 1e6 / faster - fixed / large
 
 
-def main():
-    chosen = measure.options(__doc__.splitlines()[0])
+def pays_above(cost):
+    """Return what a call must cost by itself, in microseconds, for a batch to pay."""
+    return cost * SIZE / (SIZE - 1)
+
+
+def by_model(curve):
+    """Return F, c, and the rate of each batch size if a row took F / n + c."""
+    fixed, each = ends(curve)
+    return fixed, each, {size: 1e6 / (fixed / size + each) for size in curve}
+
+
+def run(chosen, page):
     rounds = chosen.rounds or (1 if chosen.tiny else 7)
     n = 1_000 if chosen.tiny else 50_000
     sizes = {1: 20, 10: 200, 100: 2_000} if chosen.tiny else ROWS
-    costs, rates = {way: [] for way in WAYS}, {size: [] for size in sizes}
-    for _ in range(rounds):
-        for way, found in costs.items():
-            found.append(asyncio.run(overhead(way, n)))
-        for size, found in rates.items():
-            found.append(asyncio.run(rows_per_second(size, sizes[size])))
-    costs = {way: measure.spread(found) for way, found in costs.items()}
-    rates = {size: measure.spread(found) for size, found in rates.items()}
-    measure.table(
+    ways = {way: partial(overhead, way, n) for way in WAYS}
+    ways |= {size: partial(rows_per_second, size, rows) for size, rows in sizes.items()}
+    ways = {name: partial(_run, way) for name, way in ways.items()}
+    figures = runner.spreads(runner.in_turns(ways, rounds))
+    costs = {way: figures[way] for way in WAYS}
+    rates = {size: figures[size] for size in sizes}
+    page.table(
         ["way in", "us of CPU an item", "a batch of 100 pays above, us a call"],
         [
-            (way, measure.shown(cost), f"{cost['median'] * SIZE / (SIZE - 1):.2f}")
+            (way, output.shown(cost), f"{pays_above(cost['median']):.2f}")
             for way, cost in costs.items()
         ],
     )
-    fixed, each = ends({size: rate["median"] for size, rate in rates.items()})
-    measure.table(
+    fixed, each, model = by_model({size: rate["median"] for size, rate in rates.items()})
+    page.table(
         ["batch size", "rows/s (quartiles)", "rows/s by F / n + c"],
         [
-            (f"{size:,}", measure.shown(rate, 0), f"{1e6 / (fixed / size + each):.0f}")
+            (f"{size:,}", output.shown(rate, 0), f"{model[size]:.0f}")
             for size, rate in rates.items()
         ],
     )
-    measure.say(
+    page.say(
         f"A transaction takes {fixed:.0f} us, a row beside it {each:.2f} us: "
         f"the knee is at {fixed / each:.0f} rows."
     )
-    measure.save(
-        chosen.out, "break_even",
-        {"overhead": costs, "curve": rates, "fixed_us": fixed, "row_us": each},
-    )  # fmt: skip
+    return {"overhead": costs, "curve": rates, "fixed_us": fixed, "row_us": each}
 
 
-if __name__ == "__main__":
-    main()
+def _run(way):
+    return asyncio.run(way())

@@ -1,9 +1,9 @@
-"""Everything that is measured, behind one shape: open it with a batch size, run so many callers
-through it.
+"""Everybody who is measured, behind one shape, with the same handler.
 
-A contender is an async context manager that takes the batch size and gives `run(n)`. All get the
-same handler, which returns its argument at once. Peers get the settings that cost them least: no
-cache, the shortest window that they take, up to 64 batches in flight where that can be said.
+A way is an async context manager `way(handler, size, wait)` that gives a function to submit an item
+with. Without a size everything is at its own defaults. A contender drives its way with n callers.
+Peers get the settings that cost them least: no cache, the shortest window that they take, up to 64
+batches in flight where that can be said.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import floor
+import sniffio
 import trio
 
+from benchmarks import floor
 from microbatch import Batcher
 
 if TYPE_CHECKING:
@@ -32,64 +33,29 @@ async def echo(items):
     return items
 
 
-@dataclass(frozen=True)
-class Contender:
-    name: str
-    open: Callable[[int], Any]
-    peer: bool = False
-    loops: tuple[str, ...] = ("asyncio", "uvloop")
-    min_size: int = 1
-    max_items: int | None = None  # beyond it the contender takes minutes
+class Gate:
+    """Its handler lets nothing through until it is opened."""
+
+    def __init__(self):
+        self.opened = asyncio.Event()
+
+    async def handler(self, items):
+        await self.opened.wait()
+        return items
+
+
+# Driving: from what a way gives to `run(n)`
 
 
 def tasks(submit):
     """Run a task for each caller."""
+    if sniffio.current_async_library() == "trio":
+        return trio_tasks(submit)
 
     async def run(n):
         return await asyncio.gather(*[submit(i) for i in range(n)])
 
     return run
-
-
-def waited(load):
-    """Make the coroutine function that a task needs of a function that returns a future."""
-
-    async def submit(item):
-        return await load(item)
-
-    return submit
-
-
-# Floors
-
-
-@contextlib.asynccontextmanager
-async def floor_a(size):
-    yield tasks(floor.FloorBatcher(echo, max_batch_size=size).submit)
-
-
-@contextlib.asynccontextmanager
-async def floor_soon(size):
-    yield tasks(floor.SoonBatcher(echo, max_batch_size=size).submit)
-
-
-@contextlib.asynccontextmanager
-async def bare(size):
-    async def run(n):
-        futures = []
-        waiting = asyncio.gather(*[floor.bare(futures, i) for i in range(n)])
-        await asyncio.sleep(0)
-        for future in futures:
-            future.set_result(None)
-        await waiting
-
-    yield run
-
-
-@contextlib.asynccontextmanager
-async def trio_floor(size):
-    async with trio.open_nursery() as nursery:
-        yield trio_tasks(floor.TrioFloorBatcher(echo, nursery, max_batch_size=size).submit)
 
 
 def trio_tasks(submit):
@@ -101,167 +67,230 @@ def trio_tasks(submit):
     return run
 
 
-# microbatch, by each of its ways in
+def pending(submit_nowait):
+    """Run one task that hands in everything and then waits."""
+
+    async def one_by_one(n):
+        return [await one for one in [submit_nowait(i) for i in range(n)]]
+
+    async def gathered(n):
+        return await asyncio.gather(*[submit_nowait(i) for i in range(n)])
+
+    return one_by_one if sniffio.current_async_library() == "trio" else gathered
 
 
-@contextlib.asynccontextmanager
-async def submit(size):
-    async with Batcher(echo, max_batch_size=size, **SETTINGS) as batcher:
-        yield tasks(batcher.submit)
+def chunks(submit_many):
+    """Run one task that hands in a hundred items at a time."""
+
+    async def run(n):
+        for start in range(0, n, 100):
+            await submit_many(range(start, min(start + 100, n)))
+
+    return run
 
 
-@contextlib.asynccontextmanager
-async def submit_nowait(size):
-    async with Batcher(echo, max_batch_size=size, **SETTINGS) as batcher:
+def threads(submit_from_thread):
+    """Run eight threads that each submit one item after the other."""
 
-        async def run(n):
-            return await asyncio.gather(*[batcher.submit_nowait(i) for i in range(n)])
+    def work(n):
+        for i in range(n):
+            submit_from_thread(i)
 
-        yield run
-
-
-@contextlib.asynccontextmanager
-async def submit_many(size):
-    async with Batcher(echo, max_batch_size=size, **SETTINGS) as batcher:
-
-        async def run(n):
-            for start in range(0, n, 100):
-                await batcher.submit_many(range(start, min(start + 100, n)))
-
-        yield run
-
-
-@contextlib.asynccontextmanager
-async def submit_from_thread(size):
-    """Eight threads that each submit one item after the other."""
-    async with Batcher(echo, max_batch_size=size, **SETTINGS) as batcher:
-        await batcher.submit(0)
+    async def run(n):
         loop = asyncio.get_running_loop()
-
-        def work(n):
-            for i in range(n):
-                batcher.submit_from_thread(i)
-
+        shares = [n // 8 + (i < n % 8) for i in range(8)]
         with ThreadPoolExecutor(8) as pool:
+            await asyncio.gather(*[loop.run_in_executor(pool, work, share) for share in shares])
 
-            async def run(n):
-                shares = [n // 8 + (i < n % 8) for i in range(8)]
-                await asyncio.gather(*[loop.run_in_executor(pool, work, s) for s in shares])
-
-            yield run
+    return run
 
 
-@contextlib.asynccontextmanager
-async def trio_submit(size):
-    async with Batcher(echo, max_batch_size=size, **SETTINGS) as batcher:
-        yield trio_tasks(batcher.submit)
+def settled(submit):
+    """Run the tasks of `floor.Bare`, which nobody answers but this."""
+    futures = submit.__self__.futures
+
+    async def run(n):
+        waiting = asyncio.gather(*[submit(i) for i in range(n)])
+        await asyncio.sleep(0)
+        for future in futures:
+            future.set_result(None)
+        futures.clear()
+        await waiting
+
+    return run
 
 
-# Peers
-
-
-@contextlib.asynccontextmanager
-async def aiodataloader(size):
-    from aiodataloader import DataLoader
-
-    yield tasks(waited(DataLoader(echo, max_batch_size=size, cache=False).load))
-
-
-@contextlib.asynccontextmanager
-async def strawberry(size):
-    from strawberry.dataloader import DataLoader
-
-    yield tasks(waited(DataLoader(echo, max_batch_size=size, cache=False).load))
+# Ways
 
 
 @contextlib.asynccontextmanager
-async def dloader(size):
+async def by_hand(handler, size=None, wait=None):
+    yield floor.FloorBatcher(handler, max_batch_size=size or 100, max_wait=wait or 0.0).submit
+
+
+@contextlib.asynccontextmanager
+async def trio_floor(handler, size=None, wait=None):
+    async with trio.open_nursery() as nursery:
+        yield floor.TrioFloorBatcher(
+            handler, nursery, max_batch_size=size or 100, max_wait=wait or 0.0
+        ).submit
+
+
+@contextlib.asynccontextmanager
+async def bare(_handler, _size=None, _wait=None):
+    yield floor.Bare().submit
+
+
+def ours(verb):
+    @contextlib.asynccontextmanager
+    async def way(handler, size=None, wait=None):
+        settings = {} if size is None else {"max_batch_size": size, **SETTINGS}
+        async with Batcher(handler, max_wait=wait or 0.0, **settings) as batcher:
+            if verb == "submit_from_thread":
+                await batcher.submit(0)  # it needs a batcher that serves a loop
+            yield getattr(batcher, verb)
+
+    return way
+
+
+def waited(load):
+    """Make the coroutine function that a task needs of a function that returns a future."""
+
+    async def submit(item):
+        return await load(item)
+
+    return submit
+
+
+def dataloader(module):
+    @contextlib.asynccontextmanager
+    async def way(handler, size=None, _wait=None):
+        loader = importlib.import_module(module).DataLoader
+        settings = {} if size is None else {"max_batch_size": size}
+        yield waited(loader(handler, cache=False, **settings).load)
+
+    return way
+
+
+@contextlib.asynccontextmanager
+async def dloader(handler, size=None, _wait=None):
     from dloader import DataLoader
 
-    async with DataLoader(echo, max_batch_size=size, cache=False) as loader:
-        yield tasks(waited(loader.load))
+    settings = {} if size is None else {"max_batch_size": size}
+    async with DataLoader(handler, cache=False, **settings) as loader:
+        yield waited(loader.load)
 
 
 @contextlib.asynccontextmanager
-async def batchlet(size):
+async def batchlet(handler, size=None, wait=None):
     from batchlet import AsyncBatcher, BatchPolicy
 
-    async with AsyncBatcher(
-        echo,
-        policy=BatchPolicy(max_items=size),
-        max_wait_ms=0,
-        max_pending_items=1 << 40,
-        max_concurrent_batches=64,
-    ) as batcher:
-        yield tasks(batcher.submit)
+    settings = {}
+    if size is not None:
+        settings = {
+            "policy": BatchPolicy(max_items=size),
+            "max_wait_ms": (wait or 0.0) * 1e3,
+            "max_pending_items": 1 << 40,
+            "max_concurrent_batches": 64,
+        }
+    async with AsyncBatcher(handler, **settings) as batcher:
+        yield batcher.submit
 
 
 @contextlib.asynccontextmanager
-async def batched(size):
+async def batched(handler, size=None, wait=None):
     from batched.aio.batch_processor import AsyncBatchProcessor
 
-    processor = AsyncBatchProcessor(echo, batch_size=size, timeout_ms=1.0)
-    yield tasks(processor.__call__)
+    settings = {} if size is None else {"batch_size": size, "timeout_ms": wait * 1e3}
+    processor = AsyncBatchProcessor(handler, **settings)
+    yield processor.__call__
     if processor._task is not None:
         processor._task.cancel()
         await asyncio.wait([processor._task])
 
 
 @contextlib.asynccontextmanager
-async def aiomisc(size):
+async def aiomisc(handler, size=None, wait=None):
     from aiomisc.aggregate import aggregate
 
-    @aggregate(1, max_count=size)
-    async def handler(*items):
-        return await echo(items)
+    @aggregate(wait * 1e3, max_count=size)
+    async def bulk(*items):
+        return await handler(items)
 
-    yield tasks(handler)
+    yield bulk
 
 
 @contextlib.asynccontextmanager
-async def async_batcher(size):
+async def async_batcher(handler, size=None, wait=None):
     from async_batcher.batcher import AsyncBatcher
 
-    class Echo(AsyncBatcher):
+    class Called(AsyncBatcher):
         async def process_batch(self, batch):
-            return await echo(batch)
+            return await handler(batch)
 
-    batcher = Echo(max_batch_size=size, max_queue_time=0.001, concurrency=64)
-    yield tasks(batcher.process)
+    settings = (
+        {} if size is None else {"max_batch_size": size, "max_queue_time": wait, "concurrency": 64}
+    )
+    batcher = Called(**settings)
+    yield batcher.process
     await batcher.stop(force=True)
 
 
+@dataclass(frozen=True)
+class Contender:
+    name: str
+    way: Callable[..., Any]
+    drive: Callable[[Any], Any] = tasks
+    loops: tuple[str, ...] = ("asyncio", "uvloop")
+    module: str | None = None  # a peer's, which may be missing
+    shortest: float = 0.0  # seconds, the shortest window that it takes
+    min_size: int = 1
+    max_items: int | None = None  # beyond it the contender takes minutes
+
+    @contextlib.asynccontextmanager
+    async def open(self, size):
+        """Give `run(n)`, which takes n items through."""
+        async with self.way(echo, size, self.shortest) as submit:
+            yield self.drive(submit)
+
+
+EVERYWHERE = ("asyncio", "uvloop", "trio")
+FLOOR = "floor (a)"
+TRIO_FLOOR = "trio.Event floor"
 FLOORS = [
-    Contender("floor (a)", floor_a),
-    Contender("floor, call_soon", floor_soon),
-    Contender("bare task + future", bare),
+    Contender(FLOOR, by_hand),
+    Contender("bare task + future", bare, settled),
+    Contender(TRIO_FLOOR, trio_floor, loops=("trio",)),
 ]
-TRIO_FLOOR = Contender("trio.Event floor", trio_floor, loops=("trio",))
 OURS = [
-    Contender("submit", submit),
-    Contender("submit_nowait", submit_nowait),
-    Contender("submit_many", submit_many),
+    Contender("submit", ours("submit"), loops=EVERYWHERE),
+    Contender("submit_nowait", ours("submit_nowait"), pending, loops=EVERYWHERE),
+    Contender("submit_many", ours("submit_many"), chunks, loops=EVERYWHERE),
+    Contender("submit_from_thread", ours("submit_from_thread"), threads, max_items=10_000),
 ]
-FROM_THREAD = Contender("submit_from_thread", submit_from_thread, max_items=10_000)
-TRIO_OURS = Contender("trio submit", trio_submit, loops=("trio",))
 PEERS = [
-    Contender("dloader", dloader, peer=True),
-    Contender("aiodataloader", aiodataloader, peer=True),
-    Contender("strawberry", strawberry, peer=True),
-    Contender("batchlet", batchlet, peer=True, max_items=10_000),
-    Contender("batched", batched, peer=True),
-    Contender("aiomisc", aiomisc, peer=True),
-    Contender("async_batcher", async_batcher, peer=True, min_size=2),
+    Contender("dloader", dloader, module="dloader"),
+    Contender("aiodataloader", dataloader("aiodataloader"), module="aiodataloader"),
+    Contender("strawberry", dataloader("strawberry.dataloader"), module="strawberry"),
+    Contender("batchlet", batchlet, module="batchlet", max_items=10_000),
+    Contender("batched", batched, module="batched", shortest=0.001),
+    Contender("aiomisc", aiomisc, module="aiomisc", shortest=0.001),
+    Contender("async_batcher", async_batcher, module="async_batcher", shortest=0.001, min_size=2),
 ]
-ALL = {c.name: c for c in [*FLOORS, *OURS, FROM_THREAD, *PEERS, TRIO_FLOOR, TRIO_OURS]}
+ALL = {contender.name: contender for contender in [*FLOORS, *OURS, *PEERS]}
 
 
 def installed(contender):
     """Tell whether a peer is there; the others always are."""
-    if not contender.peer:
+    if contender.module is None:
         return True
     try:
-        importlib.import_module(contender.name)
+        importlib.import_module(contender.module)
     except ImportError:
         return False
     return True
+
+
+def there(*names):
+    """Return those of these contenders who are installed."""
+    return [ALL[name] for name in names if installed(ALL[name])]

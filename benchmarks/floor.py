@@ -47,20 +47,6 @@ class FloorBatcher:
                 future.set_result(result)
 
 
-class SoonBatcher(FloorBatcher):
-    """The same without a timer: it can only ever flush in the next turn of the loop."""
-
-    async def submit(self, item):
-        loop = asyncio.get_running_loop()
-        future = loop.create_future()
-        self._pending.append((item, future))
-        if len(self._pending) >= self._size:
-            self._flush()
-        elif self._timer is None:
-            self._timer = loop.call_soon(self._flush)
-        return await future
-
-
 class TrioFloorBatcher:
     """The floor for trio: an Event for each item, a task for each timer and handler call."""
 
@@ -94,8 +80,13 @@ class TrioFloorBatcher:
             entry[1].set()
 
 
-async def bare(futures, item):
+class Bare:
     """The task and the future alone: what any batcher with a task for each caller pays at least."""
-    future = asyncio.get_running_loop().create_future()
-    futures.append(future)
-    return await future
+
+    def __init__(self):
+        self.futures = []
+
+    async def submit(self, _item):
+        future = asyncio.get_running_loop().create_future()
+        self.futures.append(future)
+        return await future

@@ -1,6 +1,4 @@
-"""What a user gains: rows a second, latency and commits on a real PostgreSQL and on SQLite.
-
-    python benchmarks/gain.py [--databases postgresql sqlite]
+"""What a user gains: rows a second, latency and commits on PostgreSQL and on SQLite.
 
 So many callers insert one row after the other, each waiting until its own row is committed: with
 one statement each, through a Batcher at default settings, and, as the bound, batched by hand (one
@@ -27,8 +25,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import measure
-
+from benchmarks import output, runner
 from microbatch import Batcher
 
 CREATE = "CREATE TABLE row_of_text (id bigint PRIMARY KEY, body text NOT NULL)"
@@ -221,69 +218,56 @@ async def cell(database, way, callers, seconds):
 
 
 async def compare(open_database, numbers, seconds, rounds):
-    results = {way: {n: [] for n in numbers} for way in WAYS}
+    """Return {way: {callers: spreads of a cell's figures}}."""
+    results = {way: {} for way in WAYS}
     async with open_database() as database:
-        for _ in range(rounds):
-            for n in numbers:
-                for way in WAYS:
-                    results[way][n].append(await cell(database, way, n, seconds))
-    return {
-        way: {
-            n: {key: measure.spread([c[key] for c in cells]) for key in cells[0]}
-            for n, cells in row.items()
-        }
-        for way, row in results.items()
-    }
+        for n in numbers:
+            found = {way: [] for way in WAYS}
+            for way in runner.turns(WAYS, rounds):
+                found[way].append(await cell(database, way, n, seconds))
+            for way, cells in found.items():
+                results[way][n] = runner.spreads({key: [c[key] for c in cells] for key in cells[0]})
+    return results
 
 
-def show(name, results, numbers):
-    measure.say(f"**{name}**\n")
-    measure.table(
-        ["callers", "", "rows/s (quartiles)", "p50 ms", "p99 ms", "commits per 1,000 rows"],
+def show(page, found, numbers):
+    """Say one table: for each database the rows a second, the 50th and 99th percentile, the commits."""
+    page.table(
         [
-            (
-                n, way, measure.shown(results[way][n]["rows_per_s"], 0),
-                f"{results[way][n]['p50_ms']['median']:.2f}",
-                f"{results[way][n]['p99_ms']['median']:.2f}",
-                f"{results[way][n]['commits_per_1000_rows']['median']:.0f}",
-            )
+            "callers",
+            "",
+            *[f"{name}: rows/s (quartiles); p50, p99 ms; commits per 1,000 rows" for name in found],
+        ],
+        [
+            (n, way, *[_cell(results[way][n]) for results in found.values()])
             for n in numbers
             for way in WAYS
         ],
-    )  # fmt: skip
-
-
-def plot(found, numbers, path):
-    marks = {"one statement each": "s:", "microbatch": "o-", "batched by hand": "^--"}
-
-    def draw(axes):
-        for color, (database, results) in zip(("#c2185b", "#1f77b4"), found.items(), strict=False):
-            for way, row in results.items():
-                rates = [row[n]["rows_per_s"]["median"] for n in numbers]
-                axes.plot(numbers, rates, marks[way], color=color, label=f"{database}, {way}")
-
-    measure.picture(path, draw, title="Committed rows a second", x="concurrent callers", y="rows/s")
-
-
-def main():
-    chosen = measure.options(
-        __doc__.splitlines()[0],
-        databases={"nargs": "*", "default": ["PostgreSQL", "SQLite"], "type": str},
     )
-    numbers = [1, 10] if chosen.tiny else [1, 10, 100, 1000]
+
+
+def _cell(figures):
+    median = {key: spread["median"] for key, spread in figures.items()}
+    return (
+        f"{output.shown(figures['rows_per_s'], 0)}; {median['p50_ms']:.2f}, {median['p99_ms']:.2f}; "
+        f"{median['commits_per_1000_rows']:.0f}"
+    )
+
+
+DATABASES = {"PostgreSQL": on_postgres, "SQLite": on_sqlite}
+OPTIONS = {"databases": {"nargs": "+", "choices": [*DATABASES], "default": [*DATABASES]}}
+
+
+def run(chosen, page):
+    numbers = [1, 10] if chosen.tiny else [1, 100, 1000]
     seconds = 0.1 if chosen.tiny else 1.5
     rounds = chosen.rounds or (1 if chosen.tiny else 3)
     found = {}
     for name in chosen.databases:
-        if name.lower() == "postgresql" and postgres_programs() is None:
+        if name == "PostgreSQL" and postgres_programs() is None:
             print("PostgreSQL's programs are not installed: left out")
             continue
-        open_database = {"postgresql": on_postgres, "sqlite": on_sqlite}[name.lower()]
-        found[name] = asyncio.run(compare(open_database, numbers, seconds, rounds))
-        show(name, found[name], numbers)
-        measure.save(chosen.out, "gain", {"numbers": numbers, "databases": found})
-    plot(found, numbers, chosen.out / "gain.svg")
-
-
-if __name__ == "__main__":
-    main()
+        found[name] = asyncio.run(compare(DATABASES[name], numbers, seconds, rounds))
+        page.save({"numbers": numbers, "databases": found})
+    show(page, found, numbers)
+    return {"numbers": numbers, "databases": found}

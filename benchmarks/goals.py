@@ -1,55 +1,48 @@
-"""Every in-memory goal in one run: what was aimed at, what was reached, and the best peer at the
-same work.
-
-    python benchmarks/goals.py
+"""Every in-memory goal in one run: what was aimed at, what was reached, the best peer.
 
 Every CPU figure is a ratio to floor (a), the hand-written 20-line batcher of `floor.py`, taken in
-the same round of one process.
+the same round of one process. Instructions need valgrind.
 """
 
 from __future__ import annotations
 
 import shutil
 
-import contenders
-import instructions
-import latency
-import measure
-import memory
+from benchmarks import contenders, instructions, latency, memory, output, runner
+from benchmarks.child import Subject
+from benchmarks.contenders import FLOOR, TRIO_FLOOR
 
-FLOOR = "floor (a)"
+SECTIONS = ["task_each", "no_task", "waiting_time", "bytes", "trio", "million", "counted"]
+OPTIONS = {"only": {"nargs": "+", "choices": SECTIONS, "default": SECTIONS, "help": "sections"}}
 
 
 def best_peer(figures):
     """Name the peer with the lowest median."""
-    peers = {k: v for k, v in figures.items() if k in contenders.ALL and contenders.ALL[k].peer}
+    peers = {k: v for k, v in figures.items() if k in contenders.ALL and contenders.ALL[k].module}
     if not peers:
         return "-"
     name = min(peers, key=lambda key: peers[key]["median"])
     return f"{name} {peers[name]['median']:.2f}"
 
 
-def of(*names):
-    return [contenders.ALL[n] for n in names if contenders.installed(contenders.ALL[n])]
-
-
 class Goals:
     """The table in the making."""
 
-    def __init__(self, chosen):
+    def __init__(self, chosen, page):
         self.tiny = chosen.tiny
         self.rounds = chosen.rounds or (2 if chosen.tiny else 15)
-        self.out = chosen.out
+        self.page = page
         self.rows = []
 
     def add(self, what, goal, reached, *, peer="-", unit="", digits=2, **more):
         """Note one line; reached is a spread or a number, better the lower."""
-        spread = reached if isinstance(reached, dict) else measure.spread([reached])
+        spread = reached if isinstance(reached, dict) else runner.spread([reached])
         met = spread["median"] <= goal
         row = {
             "what": what,
             "goal": goal,
             "unit": unit,
+            "digits": digits,
             **spread,
             "met": met,
             "best_peer": peer,
@@ -57,23 +50,27 @@ class Goals:
         }
         self.rows.append(row)
         print(
-            f"{'met   ' if met else 'MISSED'} {what}: {measure.shown(spread, digits)}{unit}, "
+            f"{'met   ' if met else 'MISSED'} {what}: {output.shown(spread, digits)}{unit}, "
             f"goal {goal}{unit}; best peer {peer}",
             flush=True,
         )
-        measure.save(self.out, "goals", {"rows": self.rows})
+        self.page.save({"rows": self.rows})
 
-    def cpu(self, what, goal, name, names, *, size, n, loop=None, rounds=None, digits=2):
+    def cpu(self, what, goal, name, names, *, size, n, loop="asyncio", rounds=None, digits=2):
         """Measure one line of CPU ratios; the first of names is the floor."""
         if self.tiny:
             n = min(n, 300)
-        figures = measure.interleaved(
-            of(*names), rounds=min(rounds or self.rounds, self.rounds), loop=loop, size=size, n=n
+        figures = runner.interleaved(
+            contenders.there(*names),
+            rounds=min(rounds or self.rounds, self.rounds),
+            loop=loop,
+            size=size,
+            n=n,
         )
-        ratios = measure.ratios(figures, names[0])
+        ratios = runner.ratios(figures, names[0])
         self.add(
             what, goal, ratios[name], peer=best_peer(ratios), digits=digits,
-            all=ratios, microseconds=measure.per_item(figures, n),
+            all=ratios, microseconds=runner.per_item(figures, n),
         )  # fmt: skip
 
     def task_each(self):
@@ -114,14 +111,13 @@ class Goals:
             print("valgrind is not installed: instructions not counted")
             return
         sizes = {"waves": 1, "wave": 20} if self.tiny else {}
-        for size, goal in ((100, 0.98),):
-            counts = {
-                name: instructions.per_item(name, size, **sizes) for name in (FLOOR, "submit")
-            }
-            self.add(
-                f"instructions, batch {size}", goal, counts["submit"] / counts[FLOOR],
-                digits=3, all=counts,
-            )  # fmt: skip
+        counts = {
+            name: instructions.per_item(Subject(), "asyncio", name, 100, **sizes)
+            for name in (FLOOR, "submit")
+        }
+        self.add(
+            "instructions, batch 100", 0.98, counts["submit"] / counts[FLOOR], digits=3, all=counts
+        )
 
     def waiting_time(self):
         figures = latency.lone(
@@ -132,7 +128,7 @@ class Goals:
             "lone caller at default settings, p50", 1.2, ratios["submit"],
             peer=best_peer(ratios), all=figures,
         )  # fmt: skip
-        names = [contender.name for contender in of("submit", FLOOR, "batchlet")]
+        names = [contender.name for contender in contenders.there("submit", FLOOR, "batchlet")]
         late = latency.ages_in_turns(
             names, 0.01, rounds=2 if self.tiny else 5, seconds=0.1 if self.tiny else 1
         )
@@ -142,16 +138,18 @@ class Goals:
         )  # fmt: skip
         seconds = 0.2 if self.tiny else 5
         peer = "-"
-        if contenders.installed(contenders.ALL["batched"]):
-            peer = f"batched {latency.idle_batched(seconds=seconds):.3f}"
-        self.add("idle CPU", 0.001, latency.idle(seconds=seconds), peer=peer, unit=" s/s", digits=5)
+        if contenders.there("batched"):
+            peer = f"batched {latency.idle('batched', seconds):.3f}"
+        self.add(
+            "idle CPU", 0.001, latency.idle("submit", seconds), peer=peer, unit=" s/s", digits=5
+        )
 
     def bytes(self):
-        names = ["bare task + future", "submit", "dloader", "aiodataloader"]
-        names = [n for n in names if contenders.installed(contenders.ALL[n])]
-        names = names[:2] if self.tiny else names
+        names = ["bare task + future", "submit"]
+        if not self.tiny:
+            names += [contender.name for contender in contenders.there("dloader", "aiodataloader")]
         figures = memory.waiting(
-            names, n=1000 if self.tiny else 20_000, rounds=1 if self.tiny else 3
+            Subject(), names, n=1000 if self.tiny else 20_000, rounds=1 if self.tiny else 3
         )
         bare = figures[names[0]]["median"]
         ratios = {
@@ -165,26 +163,24 @@ class Goals:
         n = 1000 if self.tiny else 1_000_000
         self.add(
             "bytes kept per item after 1,000,000 items", 1.0,
-            memory.in_subprocess("kept", "after so many items", n), unit=" B",
+            Subject().call(memory.figure, "kept after so many items", n), unit=" B",
         )  # fmt: skip
 
     def trio(self):
-        names = ["trio.Event floor", "trio submit"]
-        self.cpu("trio, batch 100", 0.85, names[1], names, size=100, n=5_000)
-        self.cpu("trio, batch 1", 1.2, names[1], names, size=1, n=5_000)
+        for size, goal in ((100, 0.85), (1, 1.2)):
+            self.cpu(
+                f"trio, batch {size}", goal, "submit", [TRIO_FLOOR, "submit"],
+                size=size, n=5_000, loop="trio",
+            )  # fmt: skip
 
 
-SECTIONS = ["task_each", "no_task", "waiting_time", "bytes", "trio", "million", "counted"]
-
-
-def show(rows):
-    """Say the table."""
-    measure.table(
+def show(page, rows):
+    page.table(
         ["what", "goal", "reached (quartiles)", "", "best peer"],
         [
             (
                 row["what"], f"<= {row['goal']:g}{row['unit']}",
-                measure.shown(row, 3 if row["goal"] in (0.02, 0.98) else 2) + row["unit"],
+                output.shown(row, row["digits"]) + row["unit"],
                 "met" if row["met"] else "missed", row["best_peer"],
             )
             for row in rows
@@ -192,16 +188,9 @@ def show(rows):
     )  # fmt: skip
 
 
-def main():
-    chosen = measure.options(
-        __doc__.splitlines()[0], only={"nargs": "*", "choices": SECTIONS, "help": "sections"}
-    )
-    goals = Goals(chosen)
-    for section in chosen.only or SECTIONS:
+def run(chosen, page):
+    goals = Goals(chosen, page)
+    for section in chosen.only:
         getattr(goals, section)()
-    show(goals.rows)
-    measure.save(chosen.out, "goals", {"rows": goals.rows})
-
-
-if __name__ == "__main__":
-    main()
+    show(page, goals.rows)
+    return {"rows": goals.rows}

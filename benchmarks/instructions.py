@@ -1,11 +1,11 @@
-"""Count instructions per item with callgrind: steadier than any clock, so it shows a change of 3 %.
+"""Instructions an item, counted by callgrind: steady beside other work, so 1 % shows.
 
-    python benchmarks/instructions.py [--only submit ...]
+Each figure is of one process that runs one wave of callers unwatched, so that everything is there
+that is made once, and then the waves that count. Garbage is not collected meanwhile, because when
+it is depends on everything that came before. Counts leave out what memory costs, which clocks see.
 
-Each figure is the difference of two subprocesses that run the same waves of 1,000 callers, one of
-them more of those, by the difference in callers: what starting Python and importing costs falls
-out. Garbage is not collected meanwhile, because when it is depends on everything that came
-before.
+Two runs of the same differ by 0.1 to 0.5 %; --rounds 3 takes the median. Before and after a change:
+--source ../before/src src. Other interpreters: --python python3.13 ...
 """
 
 from __future__ import annotations
@@ -14,92 +14,154 @@ import gc
 import os
 import re
 import shutil
+import statistics
 import subprocess
-import sys
+import tempfile
+from pathlib import Path
 
-import contenders
-import measure
+from benchmarks import child, contenders, runner
+from benchmarks.contenders import EVERYWHERE, FLOOR, TRIO_FLOOR
+from benchmarks.options import SUBJECTS
 
 WAVE = 1000
+#: Who is counted, on which loops, at which batch sizes.
+PLAN = [
+    (FLOOR, ("asyncio", "uvloop"), (1, 10, 100)),
+    (TRIO_FLOOR, ("trio",), (1, 10, 100)),
+    ("submit", EVERYWHERE, (1, 10, 100)),
+    ("submit_nowait", EVERYWHERE, (100,)),
+    ("submit_many", EVERYWHERE, (100,)),
+    ("bare task + future", ("asyncio",), (100,)),
+    ("dloader", ("asyncio",), (100,)),
+    ("aiodataloader", ("asyncio",), (100,)),
+]
+OPTIONS = {
+    **SUBJECTS,
+    "loops": {"nargs": "+", "default": runner.LOOPS, "choices": runner.LOOPS},
+    "ways": {
+        "nargs": "+",
+        "default": [name for name, *_ in PLAN],
+        "choices": [name for name, *_ in PLAN],
+        "metavar": "WAY",
+        "help": f"any of: {', '.join(name for name, *_ in PLAN)}",
+    },
+    "sizes": {
+        "nargs": "+",
+        "type": int,
+        "default": [1, 10, 100],
+        "choices": [1, 10, 100],
+        "help": "batch sizes; all but floors and submit have 100 alone",
+    },
+}
 
 
-async def _waves(contender, size, waves, wave):
+async def _waves(contender, size, waves, wave, counted):
     async with contender.open(size) as run:
+        await run(wave)
+        if counted:
+            _count()
+        os.getppid()  # the counts begin at 0 when this is called,
         for _ in range(waves):
             await run(wave)
+        os.getsid(0)  # and are written when this is
 
 
-def child(name, size, waves, wave):
-    """Run in the subprocess."""
+def _count():
+    """Let callgrind begin: until then it runs the program five times as fast."""
+    command = ["callgrind_control", "--instr=on", str(os.getpid())]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def watched(cell, waves, wave, counted=True):
+    """Run in the process that callgrind watches."""
     gc.disable()
-    contender = contenders.ALL[name]
-    measure.run_on(contender.loops[0], _waves, contender, size, waves, wave)
+    loop, name, size = cell
+    runner.run_on(loop, _waves, contenders.ALL[name], size, waves, wave, counted)
 
 
-def collected(name, size, waves, wave):
-    """Return the instructions of a whole subprocess."""
-    command = [
-        "valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null",
-        sys.executable, __file__, "--child", name, str(size), str(waves), str(wave),
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    found = re.search(r"Collected : (\d+)", done.stderr)
-    if found is None:
-        raise RuntimeError(done.stderr)
-    return int(found[1])
+def per_item(subject, loop, name, size, *, waves=3, wave=WAVE):
+    """Return a contender's instructions an item."""
+    with tempfile.TemporaryDirectory() as folder:
+        counts = Path(folder) / "counts"
+        under = ["valgrind", "--tool=callgrind", "--instr-atstart=no"]
+        under += ["--zero-before=getppid", "--dump-before=getsid"]
+        under.append(f"--callgrind-out-file={counts}")
+        fixed = {"PYTHONHASHSEED": "0"}
+        subject.call(watched, (loop, name, size), waves, wave, under=under, environment=fixed)
+        first = counts.with_name("counts.1").read_text()  # a second one has the end of the process
+    return int(re.search(r"^summary: (\d+)", first, re.MULTILINE)[1]) / (waves * wave)
 
 
-def per_item(name, size, *, waves=4, wave=WAVE):
-    """Return a contender's instructions per item."""
-    few, many = (collected(name, size, count, wave) for count in (2, 2 + waves))
-    return (many - few) / (waves * wave)
-
-
-DEFAULT = [
-    ("floor (a)", 100), ("floor, call_soon", 100), ("bare task + future", 100),
-    ("submit", 100), ("submit_nowait", 100), ("submit_many", 100), ("dloader", 100),
-    ("aiodataloader", 100),
-    ("floor (a)", 10), ("submit", 10), ("floor (a)", 1), ("submit", 1),
-    ("trio.Event floor", 100), ("trio submit", 100),
-]  # fmt: skip
-
-
-def main():
-    if len(sys.argv) > 1 and sys.argv[1] == "--child":
-        child(sys.argv[2], *map(int, sys.argv[3:]))
-        return
-    chosen = measure.options(
-        __doc__.splitlines()[0],
-        only={"nargs": "*", "help": "these contenders"},
-        sizes={"nargs": "*", "type": int, "help": "these batch sizes"},
-    )
-    if shutil.which("valgrind") is None:
-        print("valgrind is not installed: nothing counted")
-        measure.save(chosen.out, "instructions", {"rows": []})
-        return
-    plan = [
-        (name, size)
-        for name, size in DEFAULT
-        if (not chosen.only or name in chosen.only) and (not chosen.sizes or size in chosen.sizes)
+def planned(chosen):
+    """Return the cells that are wanted, those of one loop and size together, its floor first."""
+    cells = [
+        (loop, size, name)
+        for name, loops, sizes in PLAN
+        for loop in loops
+        for size in sizes
+        if name in chosen.ways and loop in chosen.loops and size in chosen.sizes
     ]
-    if chosen.tiny:
-        plan = [("submit", 10)]
-    rows, floors = [], {}
-    for name, size in plan:
-        if not contenders.installed(contenders.ALL[name]):
-            continue
-        count = per_item(name, size, **({"waves": 1, "wave": 200} if chosen.tiny else {}))
-        kind = (contenders.ALL[name].loops[0], size)
-        floor = floors.setdefault(kind, count)  # the floor comes first
-        rows.append({"name": name, "size": size, "instructions": count, "ratio": count / floor})
-        print(f"{name:24} batch {size:4}  {count:10.0f}  {count / floor:.3f}", flush=True)
-    measure.table(
-        ["batch", "", "instructions per item", "to the floor"],
-        [(r["size"], r["name"], f"{r['instructions']:,.0f}", f"{r['ratio']:.3f}") for r in rows],
+    return sorted(cells, key=lambda cell: (runner.LOOPS.index(cell[0]), cell[1]))
+
+
+def run(chosen, page):
+    if shutil.which("valgrind") is None:
+        page.say("valgrind is not installed: nothing counted")
+        return {"rows": []}
+    subjects = child.subjects(chosen)
+    cells = [("asyncio", 10, "submit")] if chosen.tiny else planned(chosen)
+    few = {"waves": 1, "wave": 200} if chosen.tiny else {}
+    rows = []
+    firsts = child.firsts(subjects)
+    for loop, size, name in cells:
+        counts = {}
+        for heading, subject in subjects.items():
+            if name not in subject.contenders:
+                continue
+            if firsts[heading] != heading and contenders.ALL[name] not in contenders.OURS:
+                counts[heading] = counts[firsts[heading]]  # it runs nothing of the source
+            else:
+                found = [
+                    per_item(subject, loop, name, size, **few) for _ in range(chosen.rounds or 1)
+                ]
+                counts[heading] = statistics.median(found)
+        if not counts:
+            continue  # it is not installed
+        print(loop, size, name, {k: round(v) for k, v in counts.items()}, flush=True)
+        rows.append({"loop": loop, "size": size, "name": name, "instructions": counts})
+        page.save({"rows": rows})
+    if not rows:
+        raise SystemExit(
+            "nothing to count: none of these ways is installed and has these sizes on these loops"
+        )
+    show(page, rows, firsts)
+    return {"rows": rows}
+
+
+def show(page, rows, firsts):
+    """Say the table: beside a count its ratio to the floor, or its change from the first source."""
+    counts = {(r["loop"], r["name"], r["size"]): r["instructions"] for r in rows}
+    sizes = sorted({row["size"] for row in rows})
+    columns = [(heading, size) for heading in firsts for size in sizes]
+
+    def cell(loop, name, heading, size):
+        found = counts.get((loop, name, size), {})
+        if heading not in found:
+            return "-"
+        floor = counts.get((loop, TRIO_FLOOR if loop == "trio" else FLOOR, size), {})
+        if heading != firsts[heading]:
+            return f"{found[heading]:,.0f} ({found[heading] / found[firsts[heading]] - 1:+.2%})"
+        if heading in floor:
+            return f"{found[heading]:,.0f} ({found[heading] / floor[heading]:.3f})"
+        return f"{found[heading]:,.0f}"
+
+    ways = {name: None for name, *_ in PLAN}
+    page.table(
+        ["loop", "way in", *[f"{heading}, batch {size}" for heading, size in columns]],
+        [
+            [loop, name, *[cell(loop, name, heading, size) for heading, size in columns]]
+            for loop in runner.LOOPS
+            for name in ways
+            if any((loop, name, size) in counts for size in sizes)
+        ],
     )
-    measure.save(chosen.out, "instructions", {"rows": rows})
-
-
-if __name__ == "__main__":
-    main()

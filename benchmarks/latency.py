@@ -1,129 +1,62 @@
-"""Latency: a lone caller, the oldest item's age at dispatch, and latency against offered load.
+"""Latency: a lone caller, the oldest item's age at dispatch, latency against offered load.
 
-python benchmarks/latency.py
+A lone caller meets everybody at its own defaults. Time to dispatch is that of the oldest item of a
+batch. In the last table a call costs 5 ms and 10 us an item, and time counts from when an item was
+due.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import gc
 import random
 import statistics
 import time
+from functools import partial
 
-import contenders
-import floor
-import measure
-
+from benchmarks import contenders, output, runner
 from microbatch import Batcher
 
 # A lone caller
 
+LONE = [contenders.FLOOR, "submit", "dloader", "aiodataloader", "strawberry"]
+#: Their defaults have a window, so they take milliseconds.
+LONE_WINDOWED = ["batchlet", "batched", "async_batcher"]
 
-async def _lone(entries, rounds, calls):
-    """Return {name: [p50 of each round, in microseconds]}; one call at a time, in turns."""
-    figures = {name: [] for name in entries}
-    p99 = {name: [] for name in entries}
-    names = list(entries)
+
+async def _lone(chosen, rounds, calls):
+    """Return {name: [(p50, p99) of each round, in microseconds]}; one call at a time, in turns."""
+    figures = {contender.name: [] for contender in chosen}
     async with contextlib.AsyncExitStack() as stack:
-        ways = {name: await stack.enter_async_context(entries[name]()) for name in names}
-        for way in ways.values():
-            await way(0)
-        for turn in range(rounds):
-            shift = turn % len(names)
-            for name in names[shift:] + names[:shift]:
-                way, took = ways[name], []
-                gc.collect()
-                for i in range(calls):
-                    began = time.perf_counter()
-                    await way(i)
-                    took.append((time.perf_counter() - began) * 1e6)
-                figures[name].append(statistics.median(took))
-                p99[name].append(statistics.quantiles(took, n=100)[98])
-    return figures, p99
-
-
-@contextlib.asynccontextmanager
-async def _lone_submit():
-    async with Batcher(contenders.echo) as batcher:  # default settings
-        yield batcher.submit
-
-
-@contextlib.asynccontextmanager
-async def _plain(submit):
-    yield submit
-
-
-def _dataloader(module):
-    loader = __import__(module, fromlist=["DataLoader"]).DataLoader
-    return _plain(contenders.waited(loader(contenders.echo, cache=False).load))
-
-
-@contextlib.asynccontextmanager
-async def _lone_batchlet():
-    from batchlet import AsyncBatcher
-
-    async with AsyncBatcher(contenders.echo) as batcher:
-        yield batcher.submit
-
-
-@contextlib.asynccontextmanager
-async def _lone_batched():
-    from batched.aio.batch_processor import AsyncBatchProcessor
-
-    processor = AsyncBatchProcessor(contenders.echo)
-    yield processor.__call__
-    processor._task.cancel()
-
-
-@contextlib.asynccontextmanager
-async def _lone_async_batcher():
-    from async_batcher.batcher import AsyncBatcher
-
-    class Echo(AsyncBatcher):
-        async def process_batch(self, batch):
-            return batch
-
-    batcher = Echo()
-    yield batcher.process
-    await batcher.stop(force=True)
-
-
-def lone_entries(*, windowed=True):
-    """Everyone at default settings; floor (a) without a wait."""
-    entries = {
-        "floor (a)": lambda: _plain(floor.FloorBatcher(contenders.echo).submit),
-        "submit": _lone_submit,
-        "dloader": lambda: _dataloader("dloader"),
-        "aiodataloader": lambda: _dataloader("aiodataloader"),
-        "strawberry": lambda: _dataloader("strawberry.dataloader"),
-    }
-    if windowed:
-        entries |= {
-            "batchlet": _lone_batchlet,
-            "batched": _lone_batched,
-            "async_batcher": _lone_async_batcher,
-        }
-    return {
-        name: way
-        for name, way in entries.items()
-        if name not in contenders.ALL or contenders.installed(contenders.ALL[name])
-    }
+        ways = {}
+        for contender in chosen:
+            way = contender.way(contenders.echo)
+            ways[contender.name] = await stack.enter_async_context(way)
+            await ways[contender.name](0)
+        for name in runner.turns(ways, rounds):
+            submit, took = ways[name], []
+            gc.collect()
+            for i in range(calls):
+                began = time.perf_counter()
+                await submit(i)
+                took.append((time.perf_counter() - began) * 1e6)
+            figures[name].append((statistics.median(took), statistics.quantiles(took, n=100)[98]))
+    return figures
 
 
 def lone(*, rounds, calls, windowed=True):
     """Return each one's p50 in microseconds and, paired by round, as a ratio to floor (a)."""
-    figures, p99 = asyncio.run(_lone(lone_entries(windowed=windowed), rounds, calls))
-    base = figures["floor (a)"]
+    chosen = contenders.there(*LONE, *(LONE_WINDOWED if windowed else ()))
+    figures = asyncio.run(_lone(chosen, rounds, calls))
+    ratios = runner.ratios(figures, contenders.FLOOR)
     return {
         name: {
-            "p50": measure.spread(values),
-            "p99": measure.spread(p99[name]),
-            "ratio": measure.spread([mine / its for mine, its in zip(values, base, strict=True)]),
+            "p50": runner.spread([p50 for p50, _ in rows]),
+            "p99": runner.spread([p99 for _, p99 in rows]),
+            "ratio": ratios[name],
         }
-        for name, values in figures.items()
+        for name, rows in figures.items()
     }
 
 
@@ -167,12 +100,13 @@ def ages_in_turns(names, wait, *, rounds, seconds):
 
     "bare timer" is what `asyncio.sleep(wait)` alone is late by, meanwhile: the machine's share.
     """
-    late = {name: [] for name in [*names, "bare timer"]}
-    for _ in range(rounds):
-        for name in names:
-            late[name].append(ages(windowed(name, wait), seconds=seconds)["p99"] - wait * 1e3)
-        late["bare timer"].append(asyncio.run(_lateness(wait, seconds)))
-    return {name: measure.spread(values) for name, values in late.items()}
+
+    def beyond(name):
+        return ages(windowed(name, wait), seconds=seconds)["p99"] - wait * 1e3
+
+    ways = {name: partial(beyond, name) for name in names}
+    ways["bare timer"] = lambda: asyncio.run(_lateness(wait, seconds))
+    return runner.spreads(runner.in_turns(ways, rounds))
 
 
 async def _lateness(wait, seconds):
@@ -185,119 +119,31 @@ async def _lateness(wait, seconds):
     return late[min(len(late) - 1, int(len(late) * 0.99))]
 
 
-@contextlib.asynccontextmanager
-async def windowed_submit(handler, *, wait):
-    async with Batcher(handler, max_wait=wait, **contenders.SETTINGS) as batcher:
-        yield batcher.submit
-
-
-@contextlib.asynccontextmanager
-async def windowed_floor(handler, *, wait):
-    yield floor.FloorBatcher(handler, max_wait=wait).submit
-
-
-@contextlib.asynccontextmanager
-async def windowed_batchlet(handler, *, wait):
-    from batchlet import AsyncBatcher, BatchPolicy
-
-    async with AsyncBatcher(
-        handler,
-        policy=BatchPolicy(max_items=100),
-        max_wait_ms=wait * 1e3,
-        max_pending_items=1 << 40,
-        max_concurrent_batches=64,
-    ) as batcher:
-        yield batcher.submit
-
-
-@contextlib.asynccontextmanager
-async def windowed_batched(handler, *, wait):
-    from batched.aio.batch_processor import AsyncBatchProcessor
-
-    processor = AsyncBatchProcessor(handler, batch_size=100, timeout_ms=wait * 1e3)
-    yield processor.__call__
-    processor._task.cancel()
-
-
-@contextlib.asynccontextmanager
-async def windowed_async_batcher(handler, *, wait):
-    from async_batcher.batcher import AsyncBatcher
-
-    class Echo(AsyncBatcher):
-        async def process_batch(self, batch):
-            return await handler(batch)
-
-    batcher = Echo(max_batch_size=100, max_queue_time=wait, concurrency=64)
-    yield batcher.process
-    await batcher.stop(force=True)
-
-
-@contextlib.asynccontextmanager
-async def windowed_aiomisc(handler, *, wait):
-    from aiomisc.aggregate import aggregate
-
-    @aggregate(wait * 1e3, max_count=100)
-    async def bulk(*items):
-        return await handler(items)
-
-    yield bulk
-
-
-@contextlib.asynccontextmanager
-async def windowed_dloader(handler, *, wait):
-    from dloader import DataLoader
-
-    async with DataLoader(handler, max_batch_size=100, cache=False) as loader:
-        yield contenders.waited(loader.load)
-
-
-WINDOWED = {
-    "submit": windowed_submit,
-    "floor (a)": windowed_floor,
-    "batchlet": windowed_batchlet,
-    "batched": windowed_batched,
-    "async_batcher": windowed_async_batcher,
-    "aiomisc": windowed_aiomisc,
-}
+#: With a window, and where that can be said up to 64 batches of 100 in flight.
+WINDOWED = ["submit", contenders.FLOOR, "batchlet", "batched", "async_batcher", "aiomisc"]
 
 
 def windowed(name, wait):
-    """Return a way in with a window of so many seconds."""
-    return functools.partial(WINDOWED[name], wait=wait)
+    """Return, for a handler, one's way in with a window of so many seconds."""
+    return partial(contenders.ALL[name].way, size=100, wait=wait)
 
 
 # Idle
 
 
-async def _idle(seconds):
-    """Return the CPU seconds per second of a batcher that was used and now has nothing to do."""
-    async with Batcher(contenders.echo, max_wait=0.01) as batcher:
-        await asyncio.gather(*[batcher.submit(i) for i in range(250)])
+async def _idle(way, seconds):
+    async with way as submit:
+        await asyncio.gather(*[submit(i) for i in range(250)])
         await asyncio.sleep(0.1)
         began = time.process_time()
         await asyncio.sleep(seconds)
         return (time.process_time() - began) / seconds
 
 
-async def _idle_batched(seconds):
-    from batched.aio.batch_processor import AsyncBatchProcessor
-
-    processor = AsyncBatchProcessor(contenders.echo)
-    await asyncio.gather(*[processor(i) for i in range(250)])
-    await asyncio.sleep(0.1)
-    began = time.process_time()
-    await asyncio.sleep(seconds)
-    took = (time.process_time() - began) / seconds
-    processor._task.cancel()
-    return took
-
-
-def idle(*, seconds):
-    return asyncio.run(_idle(seconds))
-
-
-def idle_batched(*, seconds):
-    return asyncio.run(_idle_batched(seconds))
+def idle(name, seconds):
+    """Return the CPU seconds per second of one that was used and now has nothing to do."""
+    contender = contenders.ALL[name]
+    return asyncio.run(_idle(contender.way(contenders.echo), seconds))
 
 
 # Latency against offered load
@@ -361,23 +207,23 @@ async def _unbatched(handler):
 
 
 @contextlib.asynccontextmanager
-async def _one_batch(handler, *, wait):
+async def _one_batch(handler):
     """One batch at a time, as the Batcher's default has it."""
-    async with Batcher(handler, max_wait=wait, max_pending=None) as batcher:
+    async with Batcher(handler, max_pending=None) as batcher:
         yield batcher.submit
 
 
 CURVES = {
     "no batching": _unbatched,
-    "microbatch, max_wait 0": functools.partial(windowed_submit, wait=0.0),
-    "microbatch, max_wait 2 ms": functools.partial(windowed_submit, wait=0.002),
-    "microbatch, max_wait 10 ms": functools.partial(windowed_submit, wait=0.01),
-    "microbatch, max_wait 0, one batch at a time": functools.partial(_one_batch, wait=0.0),
-    "dloader": functools.partial(windowed_dloader, wait=0.0),
-    "batchlet, 2 ms": functools.partial(windowed_batchlet, wait=0.002),
-    "batched, 5 ms": functools.partial(windowed_batched, wait=0.005),
-    "aiomisc, 2 ms": functools.partial(windowed_aiomisc, wait=0.002),
-    "async_batcher, 10 ms": functools.partial(windowed_async_batcher, wait=0.01),
+    "microbatch, max_wait 0": windowed("submit", 0.0),
+    "microbatch, max_wait 2 ms": windowed("submit", 0.002),
+    "microbatch, max_wait 10 ms": windowed("submit", 0.01),
+    "microbatch, max_wait 0, one batch at a time": _one_batch,
+    "dloader": windowed("dloader", 0.0),
+    "batchlet, 2 ms": windowed("batchlet", 0.002),
+    "batched, 5 ms": windowed("batched", 0.005),
+    "aiomisc, 2 ms": windowed("aiomisc", 0.002),
+    "async_batcher, 10 ms": windowed("async_batcher", 0.01),
 }
 
 
@@ -409,65 +255,53 @@ def curves(rates, seconds, limit):
     return found
 
 
-def plot(found, path):
-    def draw(axes):
-        colors = ["#c2185b", "#e57399", "#f3b4c8", "#880e4f"]
-        for name, points in found.items():
-            if not points:
-                continue
-            rates = [p["rate"] for p in points]
-            ours = name.startswith("microbatch")
-            more = {"color": colors.pop(0), "linewidth": 2.4} if ours else {}
-            measure.line(axes, rates, [p["p50"] for p in points], name, **more)
-            color = axes.lines[-1].get_color()
-            axes.plot(rates, [p["p99"] for p in points], ".", color=color, alpha=0.5)
+def show(page, figures, age, waits):
+    """Say what one caller at a time waits, and what the oldest item of a batch does."""
 
-    measure.picture(
-        path,
-        draw,
-        title="Latency against throughput; a call costs 5 ms + 10 us an item",
-        x="items/s that came back",
-        y="ms; line: p50, dots: p99",
+    def alone(name):
+        row = figures.get(name)
+        if row is None:
+            return ["-"] * 3
+        return [
+            output.shown(row["p50"], 0), output.shown(row["p99"], 0), output.shown(row["ratio"])
+        ]  # fmt: skip
+
+    def oldest(name, wait):
+        row = age.get(name)
+        return (
+            f"{row[wait]['p50']:.2f}, {row[wait]['p99']:.2f}, {row[wait]['max']:.2f}"
+            if row
+            else "-"
+        )
+
+    page.table(
+        [
+            "a lone caller at defaults",
+            *("p50 us", "p99 us", "to floor (a)"),
+            *[f"ms to dispatch, max_wait {wait * 1e3:g}: p50, p99, max" for wait in waits],
+        ],
+        [
+            [name, *alone(name), *[oldest(name, wait) for wait in waits]]
+            for name in [*figures, *(name for name in age if name not in figures)]
+        ],
     )
 
 
-def main():
-    chosen = measure.options(__doc__.splitlines()[0])
+def run(chosen, page):
     tiny = chosen.tiny
     figures = lone(
         rounds=chosen.rounds or (2 if tiny else 11), calls=20 if tiny else 300, windowed=not tiny
     )
-    measure.table(
-        ["a lone caller, defaults", "p50 us", "p99 us", "to floor (a)"],
-        [
-            (k, measure.shown(v["p50"], 0), measure.shown(v["p99"], 0), measure.shown(v["ratio"]))
-            for k, v in figures.items()
-        ],
-    )
     waits = [0.01] if tiny else [0.002, 0.01, 0.05]
-    names = [n for n in WINDOWED if n == "submit" or not tiny]
-    names = [n for n in names if n not in contenders.ALL or contenders.installed(contenders.ALL[n])]
+    names = ["submit"] if tiny else [one.name for one in contenders.there(*WINDOWED)]
     age = {
         name: {wait: ages(windowed(name, wait), seconds=0.2 if tiny else 3) for wait in waits}
         for name in names
     }
-    measure.table(
-        [
-            "age of the oldest item at dispatch, ms",
-            *[f"max_wait {w * 1e3:g}: p50, p99, max" for w in waits],
-        ],
-        [
-            (name, *[f"{a['p50']:.2f}, {a['p99']:.2f}, {a['max']:.2f}" for a in row.values()])
-            for name, row in age.items()
-        ],
-    )
-    resting = {"submit": idle(seconds=0.2 if tiny else 5)}
-    if contenders.installed(contenders.ALL["batched"]):
-        resting["batched"] = idle_batched(seconds=0.2 if tiny else 5)
-    measure.table(["idle", "CPU s/s"], [(name, f"{value:.5f}") for name, value in resting.items()])
+    show(page, figures, age, waits)
     rates = [200] if tiny else [100, 300, 1_000, 3_000, 10_000, 20_000, 30_000, 40_000]
     found = curves(rates, 0.2 if tiny else 2.0, 5_000)
-    measure.table(
+    page.table(
         ["items/s offered: p50, p99 ms", *[f"{rate:,}" for rate in rates]],
         [
             (
@@ -478,11 +312,4 @@ def main():
             for name, points in found.items()
         ],
     )
-    plot(found, chosen.out / "latency.svg")
-    measure.save(
-        chosen.out, "latency", {"lone": figures, "age": age, "idle": resting, "load": found}
-    )
-
-
-if __name__ == "__main__":
-    main()
+    return {"lone": figures, "age": age, "load": found}

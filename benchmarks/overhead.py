@@ -1,6 +1,4 @@
-"""What batching costs: CPU per item and items per second, for every way in and every peer.
-
-    python benchmarks/overhead.py [--loops asyncio uvloop trio] [--few | --full] [--add]
+"""CPU per item of every way in and of every peer, by batch size, on any event loop.
 
 The handler returns at once, so all that is measured is the batcher and its callers. Within a cell
 (event loop, callers, batch size) everybody runs interleaved in one process.
@@ -8,32 +6,32 @@ The handler returns at once, so all that is measured is the batcher and its call
 
 from __future__ import annotations
 
-import json
+from benchmarks import contenders, output, runner
+from benchmarks.options import positive
 
-import contenders
-import measure
-
-CELLS = [(n, size) for n in (1_000, 10_000) for size in (1, 10, 100, 1000)] + [(100_000, 100)]
-FEW = [(10_000, size) for size in (1, 10, 100, 1000)]
-FULL = [(n, size) for n in (1_000, 10_000, 100_000) for size in (1, 10, 100, 1000)]
-
-
-LOOPS = ["asyncio", "uvloop", "trio"]
-
-
-def key(result):
-    """Tell one cell from the others, in the order in which they are shown."""
-    return LOOPS.index(result["loop"]), result["callers"], result["batch"]
+OPTIONS = {
+    "loops": {"nargs": "+", "default": ["asyncio"], "choices": runner.LOOPS},
+    "callers": {"nargs": "+", "type": positive, "default": [10_000], "help": "callers at once"},
+    "sizes": {"nargs": "+", "type": positive, "default": [1, 10, 100, 1000], "help": "batch sizes"},
+}
+# Ours are the same in every picture.
+STYLES = {
+    "submit": ("#c2185b", "o-", 2.6),
+    "submit_nowait": ("#e57399", "o--", 2.0),
+    "submit_many": ("#f3b4c8", "o:", 2.0),
+    contenders.FLOOR: ("#222222", "s-", 1.6),
+}
+OTHERS = [
+    *("#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#8c564b", "#17becf", "#7f7f7f", "#bcbd22"),
+    *("#00429d", "#006d2c", "#a63603", "#4a148c"),
+]
 
 
 def contenders_of(loop, n, size):
     """Return who takes part in a cell, the floor first."""
-    if loop == "trio":
-        return [contenders.TRIO_FLOOR, contenders.TRIO_OURS]
-    everyone = [*contenders.FLOORS, *contenders.OURS, contenders.FROM_THREAD, *contenders.PEERS]
     return [
         c
-        for c in everyone
+        for c in contenders.ALL.values()
         if loop in c.loops
         and size >= c.min_size
         and (c.max_items is None or n <= c.max_items)
@@ -42,106 +40,101 @@ def contenders_of(loop, n, size):
     ]
 
 
-def rounds_of(n, wanted):
-    """Return fewer rounds where one takes longer."""
-    return max(3, min(wanted, wanted * 20_000 // n))
-
-
 def cell(loop, n, size, rounds):
     """Measure one cell."""
     chosen = contenders_of(loop, n, size)
-    figures = measure.interleaved(chosen, rounds=rounds, loop=loop, size=size, n=n)
-    ratios = measure.ratios(figures, chosen[0].name)
-    cpu = measure.per_item(figures, n)
-    rate = {name: measure.spread([n / row[1] for row in rows]) for name, rows in figures.items()}
+    figures = runner.interleaved(chosen, rounds=rounds, loop=loop, size=size, n=n)
+    ratios = runner.ratios(figures, chosen[0].name)
+    cpu = runner.per_item(figures, n)
     return {
         "loop": loop,
         "callers": n,
         "batch": size,
         "contenders": {
-            name: {"ratio": ratios[name], "cpu_us": cpu[name], "items_per_s": rate[name]}
-            for name in figures
+            name: {
+                "ratio": ratios[name],
+                "cpu_us": cpu[name],
+                "items_per_s": runner.spread([n / wall for _, wall in rows]),
+            }
+            for name, rows in figures.items()
         },
     }
 
 
-def show(result):
-    measure.say(f"**{result['loop']}, {result['callers']:,} callers, batch {result['batch']}**\n")
-    measure.table(
-        ["", "CPU to the floor (quartiles)", "CPU us/item", "items/s"],
-        [
-            (
-                name,
-                measure.shown(row["ratio"]),
-                f"{row['cpu_us']['median']:.1f}",
-                f"{row['items_per_s']['median']:,.0f}",
-            )
-            for name, row in sorted(
-                result["contenders"].items(), key=lambda pair: pair[1]["ratio"]["median"]
-            )
-        ],
+def show(page, cells):
+    """Say one table: a row for each contender, a column for each batch size."""
+    loop, n = cells[0]["loop"], cells[0]["callers"]
+    names = {name: None for cell in cells for name in cell["contenders"]}
+    floor = next(iter(names))
+    rows = []
+    for name in sorted(names, key=lambda name: medians(cells, name)[-1][1]):
+        found = [cell["contenders"].get(name) for cell in cells]
+        rows.append([name, *[output.shown(one["ratio"]) if one else "-" for one in found]])
+    bases = [f"{cell['contenders'][floor]['cpu_us']['median']:.1f} us" for cell in cells]
+    rows.append([f"an item of {floor}", *bases])
+    page.table(
+        [f"{loop}, {n:,} callers", *[f"batch {cell['batch']:,}" for cell in cells]],
+        rows,
     )
 
 
-def plot(results, path):
-    """Draw each contender's ratio over the batch size, at 10,000 callers on asyncio."""
-    chosen = [r for r in results if r["loop"] == "asyncio"]
-    most = min(10_000, max(r["callers"] for r in chosen))
-    chosen = sorted((r for r in chosen if r["callers"] == most), key=lambda r: r["batch"])
+def medians(cells, name):
+    """Return one's [(batch size, ratio), ...], where it took part."""
+    return [
+        (cell["batch"], cell["contenders"][name]["ratio"]["median"])
+        for cell in cells
+        if name in cell["contenders"]
+    ]
 
-    def draw(axes):
-        for name in contenders.ALL:
-            points = [
-                (r["batch"], r["contenders"][name]["ratio"]["median"])
-                for r in chosen
-                if name in r["contenders"] and name != "submit_from_thread"
-            ]
-            if points:
-                measure.line(axes, *zip(*points, strict=True), name)
 
-    measure.picture(
-        path,
-        draw,
-        title=f"CPU per item, {most:,} callers, asyncio",
-        x="items in a batch",
-        y="CPU, floor (a) = 1",
+def draw(cells, path):
+    """Draw each contender's ratio over the batch size; without matplotlib, say so and go on."""
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        print(f"matplotlib is not installed: no {path.name}")
+        return
+    mpl.use("svg")
+    mpl.rcParams.update({"svg.hashsalt": "microbatch", "svg.fonttype": "none", "font.size": 10})
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(10, 5))
+    axes.set(
+        title=f"CPU per item, {cells[0]['callers']:,} callers, {cells[0]['loop']}",
+        xlabel="items in a batch",
+        ylabel="CPU, floor (a) = 1",
+        xscale="log",
+        yscale="log",
     )
+    axes.grid(visible=True, which="both", alpha=0.25)
+    others = iter(OTHERS)
+    for name in contenders.ALL:
+        points = medians(cells, name)
+        if points and name != "submit_from_thread":
+            color, mark, width = STYLES.get(name) or (next(others), ".-", 1.2)
+            axes.plot(*zip(*points, strict=True), mark, color=color, linewidth=width, label=name)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    figure.tight_layout()
+    # Without a date, so that equal figures give equal files.
+    figure.savefig(path, format="svg", metadata={"Date": None})
+    plt.close(figure)
 
 
-def main():
-    chosen = measure.options(
-        __doc__.splitlines()[0],
-        loops={"nargs": "*", "default": LOOPS, "choices": LOOPS},
-        few={"action": "store_true", "help": "10,000 callers only"},
-        full={"action": "store_true", "help": "every batch size at 100,000 callers, on every loop"},
-        add={
-            "action": "store_true",
-            "help": "only cells that the stored run lacks, put beside them",
-        },
-    )
-    cells = FULL if chosen.full else FEW if chosen.few else CELLS
-    if chosen.tiny:
-        cells = [(50, 10)]
-    stored = chosen.out / "overhead.json"
-    results = json.loads(stored.read_text())["cells"] if chosen.add and stored.exists() else []
-    there = {key(result) for result in results}
+def run(chosen, page):
+    callers, sizes = ([50], [10]) if chosen.tiny else (chosen.callers, sorted(chosen.sizes))
+    every = []
     for loop in chosen.loops:
-        for n, size in cells:
-            if loop != "asyncio" and n > 10_000 and not chosen.full:
-                continue
-            if (LOOPS.index(loop), n, size) in there:
-                continue
-            print(f"{loop}, {n:,} callers, batch {size}", flush=True)
-            rounds = 1 if chosen.tiny else rounds_of(n, chosen.rounds or 9)
-            results.append(cell(loop, n, size, rounds))
-            results.sort(key=key)
-            measure.save(chosen.out, "overhead", {"cells": results})
-    for result in results:
-        show(result)
-    measure.save(chosen.out, "overhead", {"cells": results})
-    if any(r["loop"] == "asyncio" for r in results):
-        plot(results, chosen.out / "overhead.svg")
-
-
-if __name__ == "__main__":
-    main()
+        for n in callers:
+            cells = []
+            for size in sizes:
+                print(f"{loop}, {n:,} callers, batch {size}", flush=True)
+                # Fewer rounds where one takes longer.
+                most = chosen.rounds or (1 if chosen.tiny else 9)
+                rounds = min(most, max(3, most * 20_000 // n))
+                cells.append(cell(loop, n, size, rounds))
+                every.append(cells[-1])
+                page.save({"cells": every})
+            show(page, cells)
+            if loop == "asyncio" and n == callers[0]:
+                draw(cells, page.path("svg"))
+    return {"cells": every}

@@ -1,6 +1,4 @@
-"""Scale: what an item costs as more of them wait. Everything should stay flat: nothing quadratic.
-
-    python benchmarks/scale.py [--million]
+"""What an item costs as more of them wait: everything should stay flat.
 
 The slot is busy while items are handed in, so that all of them are buffered at the same time;
 then the handler lets go and everything is handled, or every caller is cancelled.
@@ -11,28 +9,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
+from functools import partial
 
-import floor
-import measure
-
+from benchmarks import floor, output, runner
+from benchmarks.contenders import Gate
 from microbatch import Batcher
-
-
-class Gate:
-    """A handler that lets nothing through until it is opened."""
-
-    def __init__(self):
-        self.open = asyncio.Event()
-
-    async def __call__(self, items):
-        await self.open.wait()
-        return items
 
 
 async def _pending(n, *, cancel=False, task=False, priorities=1, **settings):
     """Hand in n items while the slot is busy, then let them through or cancel them all."""
     gate = Gate()
-    async with Batcher(gate, max_pending=None, **settings) as batcher:
+    async with Batcher(gate.handler, max_pending=None, **settings) as batcher:
         first = asyncio.ensure_future(batcher.submit(0))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -50,19 +37,19 @@ async def _pending(n, *, cancel=False, task=False, priorities=1, **settings):
                 one.cancel()
             await asyncio.sleep(0)
             assert batcher.stats().pending == 1
-        gate.open.set()
+        gate.opened.set()
         await asyncio.gather(first, *waiting, return_exceptions=cancel)
         return (time.process_time() - began) / n * 1e6
 
 
 async def _floor(n):
     gate = Gate()
-    submit = floor.FloorBatcher(gate).submit
+    submit = floor.FloorBatcher(gate.handler).submit
     gc.collect()
     began = time.process_time()
     waiting = [asyncio.create_task(submit(i)) for i in range(n)]
     await asyncio.sleep(0)
-    gate.open.set()
+    gate.opened.set()
     await asyncio.gather(*waiting)
     return (time.process_time() - began) / n * 1e6
 
@@ -86,49 +73,34 @@ CASES = {
 MILLION = list(CASES)[:5]
 
 
-def main():
-    chosen = measure.options(
-        __doc__.splitlines()[0], million={"action": "store_true", "help": "1,000,000 items too"}
-    )
+OPTIONS = {"million": {"action": "store_true", "help": "1,000,000 items too, in one round"}}
+
+
+def run(chosen, page):
     numbers = [10, 100] if chosen.tiny else [1_000, 10_000, 100_000]
-    if chosen.million:
-        numbers.append(1_000_000)
     rounds = chosen.rounds or (1 if chosen.tiny else 5)
-    results = {name: {n: [] for n in numbers if n < 1_000_000 or name in MILLION} for name in CASES}
-    for _ in range(rounds):
-        for n in numbers:
-            for name, (function, settings) in CASES.items():
-                if n in results[name] and (n < 1_000_000 or not results[name][n]):
-                    results[name][n].append(asyncio.run(function(n, **settings)))
-    figures = {
-        name: {n: measure.spread(values) for n, values in rows.items()}
-        for name, rows in results.items()
-    }
-    measure.table(
-        ["CPU us per item", *[f"{n:,}" for n in numbers], "last / first"],
+    plan = [(n, list(CASES), rounds) for n in numbers]
+    if chosen.million:
+        plan.append((1_000_000, MILLION, 1))
+    figures = {name: {} for name in CASES}
+    for n, names, times in plan:
+        ways = {name: partial(_case, name, n) for name in names}
+        for name, spread in runner.spreads(runner.in_turns(ways, times)).items():
+            figures[name][n] = spread
+    page.table(
+        ["CPU us per item", *[f"{n:,}" for n, *_ in plan], "last / first"],
         [
             (
                 name,
-                *[measure.shown(row[n], 1) if n in row else "-" for n in numbers],
-                f"{row[max(row)]['median'] / row[numbers[0]]['median']:.2f}",
+                *[output.shown(row[n], 1) if n in row else "-" for n, *_ in plan],
+                f"{row[max(row)]['median'] / row[min(row)]['median']:.2f}",
             )
             for name, row in figures.items()
         ],
     )
-    measure.save(chosen.out, "scale", {"numbers": numbers, "cases": figures})
-
-    def draw(axes):
-        for name, row in figures.items():
-            measure.line(axes, list(row), [one["median"] for one in row.values()], name)
-
-    measure.picture(
-        chosen.out / "scale.svg",
-        draw,
-        title="CPU per item as more of them wait",
-        x="items waiting",
-        y="microseconds of CPU per item",
-    )
+    return {"numbers": [n for n, *_ in plan], "cases": figures}
 
 
-if __name__ == "__main__":
-    main()
+def _case(name, n):
+    function, settings = CASES[name]
+    return asyncio.run(function(n, **settings))

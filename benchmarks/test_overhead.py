@@ -4,7 +4,7 @@
 
 The floor runs just before every round of `submit`, outside of what pytest-benchmark times, so
 that both see the same machine; `extra_info` has the floor's time and the median of the paired
-ratios. Another batcher can stand in the place of `submit`: give its `open` in `contenders.py`.
+ratios. Another batcher can stand in the place of `submit`: give its way in `contenders.py`.
 """
 
 from __future__ import annotations
@@ -13,15 +13,11 @@ import asyncio
 import gc
 import os
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import contenders
+from benchmarks import contenders
 
 CALLERS = int(os.environ.get("BENCH_CALLERS", "5000"))
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "15"))
@@ -33,7 +29,7 @@ ROUNDS = int(os.environ.get("BENCH_ROUNDS", "15"))
 @pytest.mark.parametrize("size", [100, 10, 1])
 def test_beside_the_floor(benchmark, name, size):
     """What a batcher costs beyond what anybody would write by hand."""
-    contender, floor = contenders.ALL[name], contenders.ALL["floor (a)"]
+    contender, floor = contenders.ALL[name], contenders.ALL[contenders.FLOOR]
     if not contenders.installed(contender):
         pytest.skip(f"{name} is not installed")
     benchmark.group = f"batch {size}, {CALLERS:,} callers"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
 import re
 import sqlite3
 import subprocess
@@ -12,8 +11,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from examples_support import EXAMPLES, SMALL, output_of
-from support import ENVIRONMENT
+from examples_support import SMALL, output_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -144,22 +142,3 @@ def test_a_bulk_api_is_called_at_its_rate_and_only_failed_items_go_again(tmp_pat
     assert int(rate[1]) <= int(rate[2]) + 4
     assert "made: 996, failed: 4\n" in output
     assert "    9: http_422, person 9 has no address, sent 1 times\n" in output
-
-
-@pytest.mark.slow
-def test_the_benchmark_of_streams_and_files_runs(tmp_path: Path) -> None:
-    """Tiny, so that it does not rot; every job and every format is in its table."""
-    script = EXAMPLES.parent / "benchmarks" / "bench_streams.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "--tiny", "--out", str(tmp_path)],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads((tmp_path / "bench_streams.json").read_text())
-    assert len(found["streams"]) == 3
-    assert {name.partition(",")[0] for name in found["files"]} == {"csv", "json", "ndjson"}
-    assert all(cell["ratio"]["median"] > 0 for cell in found["streams"].values())

@@ -1,6 +1,4 @@
-"""Streams and files: `map_batches` beside a loop by hand, the readers beside the plain libraries.
-
-    python benchmarks/bench_streams.py [--tiny] [--rounds N] [--out FOLDER]
+"""`map_batches` beside a loop by hand, and the file readers beside the plain libraries.
 
 The loop by hand has the same batches, the same number of calls in flight and the same order; it
 looks at each result, and does nothing else: no outcome objects, no exceptions for items, no
@@ -19,13 +17,14 @@ import sqlite3
 import tempfile
 import time
 from collections import deque
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import anyio
-import measure
 import msgspec
 
+from benchmarks import output, runner
 from microbatch.files import read_rows, write_rows
 from microbatch.streaming import map_batches
 
@@ -111,39 +110,40 @@ def timed(main, *arguments):
     return time.process_time() - cpu, time.perf_counter() - wall, result
 
 
+JOBS = {
+    "insert into SQLite": (None, 1, "wall"),
+    "10 ms a call, four at a time": (network, 4, "wall"),
+    "nothing (what is left is the stream)": (nothing, 4, "cpu"),
+}
+
+
+def job(name, contender, count, folder):
+    """Return the nanoseconds an item of one way to do a job."""
+    handler, concurrency, clock = JOBS[name]
+    database = None
+    if handler is None:
+        database = Database(folder)
+        handler = database.insert if contender == "stream" else database.insert_in_thread
+    main = by_stream if contender == "stream" else by_hand
+    cpu, wall, done = timed(main, rows(count), handler, concurrency)
+    assert done == count, (name, contender, done)
+    if database is not None:
+        database.connection.close()
+    return (cpu if clock == "cpu" else wall) / count * 1e9
+
+
 def streams(count, rounds, folder):
     """Return each job's ratio of the stream to the loop by hand."""
-    jobs = {
-        "insert into SQLite": ("insert", 1, "wall"),
-        "10 ms a call, four at a time": (network, 4, "wall"),
-        "nothing (what is left is the stream)": (nothing, 4, "cpu"),
-    }
     table = {}
-    for name, (handler, concurrency, clock) in jobs.items():
-        ratios, ours_ns, hand_ns = [], [], []
-        for turn in range(rounds):
-            taken = {}
-            for contender in ("hand", "stream")[:: 1 if turn % 2 else -1]:
-                used = handler
-                if handler == "insert":
-                    database = Database(folder)
-                    used = database.insert if contender == "stream" else database.insert_in_thread
-                main = by_stream if contender == "stream" else by_hand
-                cpu, wall, done = timed(main, rows(count), used, concurrency)
-                assert done == count, (name, contender, done)
-                taken[contender] = cpu if clock == "cpu" else wall
-                if handler == "insert":
-                    database.connection.close()
-            ratios.append(taken["stream"] / taken["hand"])
-            ours_ns.append(taken["stream"] / count * 1e9)
-            hand_ns.append(taken["hand"] / count * 1e9)
-        table[name] = {
-            "clock": clock,
-            "ratio": measure.spread(ratios),
-            "stream_ns": measure.spread(ours_ns),
-            "hand_ns": measure.spread(hand_ns),
-        }
+    for name, (*_, clock) in JOBS.items():
+        ways = {one: partial(job, name, one, count, folder) for one in ("hand", "stream")}
+        table[name] = {"clock": clock, **beside(runner.in_turns(ways, rounds), "stream", "hand")}
     return table
+
+
+def beside(found, mine, its):
+    """Return the spreads of two in nanoseconds, and of the ratio of one to the other."""
+    return {"ratio": runner.share(found[mine], found[its]), **runner.spreads(found)}
 
 
 # Files
@@ -184,6 +184,13 @@ async def by_async_lines(path, _):
     return found
 
 
+def read(main, path, type_, count):
+    """Return the nanoseconds a row."""
+    _, wall, done = timed(main, path, type_)
+    assert done == count, (path.suffix, main, done)
+    return wall / count * 1e9
+
+
 def files(count, rounds, folder):
     """Return each reader's time for a row beside the plain library's."""
     plain = {"csv": by_dict_reader, "ndjson": by_json_lines, "json": by_json_load}
@@ -192,59 +199,45 @@ def files(count, rounds, folder):
         path = folder / f"users.{suffix}"
         asyncio.run(write_rows(path, (User(*row) for row in rows(count))))
         for type_ in (None, User):
-            mine, its = [], []
-            for turn in range(rounds):
-                for main in (by_read_rows, library)[:: 1 if turn % 2 else -1]:
-                    _, wall, done = timed(main, path, type_)
-                    assert done == count, (suffix, main, done)
-                    (mine if main is by_read_rows else its).append(wall / count * 1e9)
-            table[f"{suffix}, {'typed' if type_ else 'plain'}"] = {
-                "read_rows_ns": measure.spread(mine),
-                "library_ns": measure.spread(its),
-                "ratio": measure.spread([a / b for a, b in zip(mine, its, strict=True)]),
+            ways = {
+                "read_rows": partial(read, by_read_rows, path, type_, count),
+                "library": partial(read, library, path, type_, count),
             }
-    few = folder / "few.ndjson"
-    asyncio.run(write_rows(few, (User(*row) for row in rows(count // 20))))
-    _, wall, done = timed(by_async_lines, few, None)
-    table["ndjson, a thread hop for each line"] = {
-        "library_ns": measure.spread([wall / done * 1e9])
-    }
+            found = beside(runner.in_turns(ways, rounds), "read_rows", "library")
+            table[f"{suffix}, {'typed' if type_ else 'plain'}"] = found
+    few, some = folder / "few.ndjson", count // 20
+    asyncio.run(write_rows(few, (User(*row) for row in rows(some))))
+    hops = runner.spread([read(by_async_lines, few, None, some)])
+    table["ndjson, a thread hop for each line"] = {"library": hops}
     return table
 
 
-def main():
-    chosen = measure.options(__doc__.partition("\n")[0])
+def run(chosen, page):
     count = 3_000 if chosen.tiny else 200_000
     rounds = chosen.rounds or (2 if chosen.tiny else 9)
     with tempfile.TemporaryDirectory() as name:
-        result = {
-            "about": measure.about(),
-            "items": count,
-            "batch": SIZE,
-            "streams": streams(count, rounds, Path(name)),
-            "files": files(count, rounds, Path(name)),
-        }
-    (chosen.out / "bench_streams.json").write_text(json.dumps(result, indent=1) + "\n")
-    measure.say(f"{count:,} items, batches of {SIZE}; medians of {rounds} rounds\n")
-    measure.say("| handler | loop by hand | map_batches | ratio |")
-    measure.say("|---|---|---|---|")
-    for job, cell in result["streams"].items():
-        hand, ours, ratio = (cell[key]["median"] for key in ("hand_ns", "stream_ns", "ratio"))
-        spread = f"{cell['ratio']['low']:.2f} to {cell['ratio']['high']:.2f}"
-        measure.say(
-            f"| {job} | {hand:,.0f} ns {cell['clock']} an item | {ours:,.0f} ns | "
-            f"{ratio:.2f} ({spread}) |"
-        )
-    measure.say("\n| file | plain library | read_rows | ratio |")
-    measure.say("|---|---|---|---|")
-    for job, cell in result["files"].items():
-        library = f"{cell['library_ns']['median']:,.0f} ns a row"
-        if "ratio" in cell:
-            ours, ratio = cell["read_rows_ns"]["median"], cell["ratio"]["median"]
-            measure.say(f"| {job} | {library} | {ours:,.0f} ns | {ratio:.2f} |")
-        else:
-            measure.say(f"| {job} | {library} | | |")
-
-
-if __name__ == "__main__":
-    main()
+        jobs = streams(count, rounds, Path(name))
+        readers = files(count, rounds, Path(name))
+    page.say(f"{count:,} items, batches of {SIZE:,}:\n")
+    page.table(
+        ["handler", "clock", "loop by hand, ns an item", "map_batches", "ratio"],
+        [
+            (
+                name, one["clock"], f"{one['hand']['median']:,.0f}",
+                f"{one['stream']['median']:,.0f}", output.shown(one["ratio"]),
+            )
+            for name, one in jobs.items()
+        ],
+    )  # fmt: skip
+    page.table(
+        ["file", "plain library, ns a row", "read_rows", "ratio"],
+        [
+            (
+                name, f"{one['library']['median']:,.0f}",
+                f"{one['read_rows']['median']:,.0f}" if "ratio" in one else "-",
+                output.shown(one["ratio"]) if "ratio" in one else "-",
+            )
+            for name, one in readers.items()
+        ],
+    )  # fmt: skip
+    return {"items": count, "batch": SIZE, "streams": jobs, "files": readers}

@@ -1,8 +1,6 @@
-"""What telemetry costs: CPU per item against ``telemetry=False``, in one process, interleaved.
+"""What telemetry costs: CPU per item against `telemetry=False`.
 
-    python benchmarks/telemetry_cost.py
-
-Every caller is a task of its own that awaits ``submit``; the handler returns at once. Callers run in
+Every caller is a task of its own that awaits `submit`; the handler returns at once. Callers run in
 contexts that were made before, with one span for all of them or one for each of a hundred, so that
 what is measured is the batcher's share. Spans go through the SDK's batch processor to an exporter
 that drops them, and figures into a reader that nobody reads.
@@ -13,18 +11,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import measure
-from contenders import SETTINGS, Contender, echo
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider, sampling
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
+from benchmarks import output, runner
+from benchmarks.contenders import SETTINGS, echo
 from microbatch import Batcher, Telemetry
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 PARENTS = 100
+
+
+@dataclass(frozen=True)
+class Contender:
+    name: str
+    open: Callable[[int], Any]  # with a batch size it gives `run(n)`
+    goal: float | None = None  # at batch 100
 
 
 class Nowhere(SpanExporter):
@@ -62,7 +72,7 @@ def tasks(submit, contexts):
     return run
 
 
-def without_sdk(name, **settings):
+def without_sdk(name, goal, **settings):
     """A batcher where nobody has set up an SDK."""
 
     @contextlib.asynccontextmanager
@@ -70,10 +80,10 @@ def without_sdk(name, **settings):
         async with Batcher(echo, max_batch_size=size, **SETTINGS, **settings) as batcher:
             yield tasks(batcher.submit, contexts_of(None, 1))
 
-    return Contender(name, opened)
+    return Contender(name, opened, goal)
 
 
-def with_sdk(name, *, parents=1, sampler=sampling.ALWAYS_ON, **settings):
+def with_sdk(name, goal, *, parents=1, sampler=sampling.ALWAYS_ON, **settings):
     """A batcher whose spans and figures are recorded."""
 
     @contextlib.asynccontextmanager
@@ -90,7 +100,7 @@ def with_sdk(name, *, parents=1, sampler=sampling.ALWAYS_ON, **settings):
         tracer_provider.shutdown()
         meter_provider.shutdown()
 
-    return Contender(name, opened)
+    return Contender(name, opened, goal)
 
 
 @contextlib.asynccontextmanager
@@ -109,57 +119,47 @@ async def watched(size):
 
 
 OFF = "telemetry=False"
-#: Who is measured, with the goal at batch 100.
 ALL = [
-    (without_sdk(OFF, telemetry=False), 1.0),
-    (Contender("stats() 100 times a second", watched), 1.03),
-    (without_sdk("API, no SDK"), 1.10),
-    (with_sdk("SDK, nothing sampled", sampler=sampling.ALWAYS_OFF), None),
-    (with_sdk("SDK recording, one parent"), 2.0),
-    (with_sdk(f"SDK recording, {PARENTS} parents", parents=PARENTS), 3.0),
-    (with_sdk("SDK, item_metrics", item_metrics=True), None),
-    (with_sdk("SDK, trace_items", trace_items=True), None),
+    without_sdk(OFF, None, telemetry=False),
+    Contender("stats() 100 times a second", watched, 1.03),
+    without_sdk("API, no SDK", 1.10),
+    with_sdk("SDK, nothing sampled", None, sampler=sampling.ALWAYS_OFF),
+    with_sdk("SDK recording, one parent", 2.0),
+    with_sdk(f"SDK recording, {PARENTS} parents", 3.0, parents=PARENTS),
+    with_sdk("SDK, item_metrics", None, item_metrics=True),
+    with_sdk("SDK, trace_items", None, trace_items=True),
 ]
 
 
 def cell(size, n, rounds):
     """Measure everybody at one batch size."""
-    chosen = [contender for contender, _ in ALL]
-    figures = measure.interleaved(chosen, rounds=rounds, loop="asyncio", size=size, n=n)
+    figures = runner.interleaved(ALL, rounds=rounds, size=size, n=n)
     return {
         "batch": size,
         "callers": n,
-        "ratios": measure.ratios(figures, OFF),
-        "cpu_us": measure.per_item(figures, n),
+        "ratios": runner.ratios(figures, OFF),
+        "cpu_us": runner.per_item(figures, n),
     }
 
 
-def show(result):
-    measure.say(f"**asyncio, {result['callers']:,} callers, batch {result['batch']}**\n")
-    goals = {contender.name: goal for contender, goal in ALL}
-    measure.table(
-        ["", f"CPU to {OFF} (quartiles)", "goal", "CPU us/item"],
+def run(chosen, page):
+    cells = []
+    for size, n in [(10, 50)] if chosen.tiny else [(100, 10_000), (10, 5_000), (1, 2_000)]:
+        cells.append(cell(size, n, 1 if chosen.tiny else chosen.rounds or 15))
+        page.save({"cells": cells})
+    page.table(
+        [
+            f"asyncio, CPU to {OFF} (quartiles)",
+            "goal, batch 100",
+            *[f"batch {cell['batch']}, {cell['callers']:,} callers" for cell in cells],
+        ],
         [
             (
-                name,
-                measure.shown(ratio),
-                goals[name] if result["batch"] == 100 and goals[name] else "-",
-                f"{result['cpu_us'][name]['median']:.1f}",
+                one.name,
+                f"<= {one.goal:.2f}" if one.goal else "-",
+                *[output.shown(cell["ratios"][one.name]) for cell in cells],
             )
-            for name, ratio in result["ratios"].items()
+            for one in ALL
         ],
     )
-
-
-def main():
-    chosen = measure.options(__doc__.splitlines()[0])
-    cells = [(10, 50)] if chosen.tiny else [(100, 10_000), (10, 5_000), (1, 2_000)]
-    results = []
-    for size, n in cells:
-        results.append(cell(size, n, 1 if chosen.tiny else chosen.rounds or 15))
-        show(results[-1])
-        measure.save(chosen.out, "telemetry_cost", {"cells": results})
-
-
-if __name__ == "__main__":
-    main()
+    return {"cells": cells}
