@@ -175,7 +175,19 @@ MUTATIONS = [
         "            self._changes += 1",
     ),
     Mutation(
-        "flush makes nothing due",
+        "flush makes nothing due in the flat lists",
+        "_core/fifo",
+        "            or self.due > self.head\n            or now",
+        "            or now",
+    ),
+    Mutation(
+        "flush does not wait for the batches that it made due",
+        "_core/fifo",
+        "            entry.count(marks)\n",
+        "",
+    ),
+    Mutation(
+        "flush makes nothing due where there are priorities or weights",
         "_core/lanes",
         "                lane.due = entry.seq\n                if mark",
         "                if mark",

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from microbatch._core import line, room
+from microbatch._core import fifo, line, room
 from microbatch._core.entry import ENDED, FOLLOWING, NEW, SHARING, Entry, State
 
 sys.path.append(str(Path(__file__).parents[1] / "contract"))  # for the fuzzer's programs
@@ -40,6 +40,7 @@ def test_states_follow_one_another_as_the_table_says(
     loop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The table is what a newcomer reads; drawn programs with all settings at once go through all of it."""
+    monkeypatch.setattr(fifo, "Entry", Watched)
     monkeypatch.setattr(line, "Entry", Watched)
     monkeypatch.setattr(room, "Entry", Watched)
     monkeypatch.setattr(Watched, "seen", set())

@@ -9,8 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import Caller, programs
 
+from microbatch._core.entry import Mark
 from microbatch._core.fifo import Fifo
 from microbatch._core.waiters import Group, Member
+
+
+class Flush:
+    """A mark, what it counts, and whether it told that all of that has ended."""
+
+    def __init__(self, items: set[int]) -> None:
+        self.items = items
+        self.told = False
+        self.mark = Mark(self.tell)
+        self.mark.left = 1
+
+    def tell(self) -> None:
+        assert not self.told
+        self.told = True
 
 
 class Feeder:
@@ -26,7 +41,9 @@ class Feeder:
         self.number = 0
         self.inside: list[tuple[int, Any, float]] = []
         self.closing = False
-        self.seen_gone = 0  # dropped, their callers having gone
+        self.flushes: list[Flush] = []
+        self.watched: list[Any] = []
+        self.flying: list[Any] = []  # batches that a flush counts items of
 
     def add(self, one: int) -> None:
         fifo = self.fifo
@@ -66,6 +83,24 @@ class Feeder:
         if self.inside:
             waiter = self.inside[one % len(self.inside)][1]
             (waiter[0].waiter if isinstance(waiter, Member) else waiter).gone = True
+            if isinstance(waiter, Member) or waiter in self.watched:
+                self.watched += self.fifo.unwatched()
+
+    def flush(self, one: int) -> None:
+        flush = Flush({item for item, _, _ in self.alive()})
+        self.flushes.append(flush)
+        self.fifo.flush(flush.mark)
+        self.watched += self.fifo.unwatched()
+        flush.mark.release()
+
+    def land(self, one: int) -> None:
+        if self.flying:
+            run = self.flying.pop(one % len(self.flying))
+            for entry in run.entries:
+                entry.release()
+
+    def flushed(self, items: Any) -> bool:
+        return any(flush.items & {item for item, _, _ in items} for flush in self.flushes)
 
     def wait(self, one: int) -> None:
         self.now += one * 0.25
@@ -79,10 +114,15 @@ class Feeder:
     def clear(self, one: int) -> None:
         out = list(self.fifo.clear())
         self.open = False
+        for item, _, _, marks in out:
+            assert marks == [flush.mark for flush in self.flushes if item in flush.items]
+        self.flushes = [flush for flush in self.flushes if not flush.told]
         expected, self.inside = self.alive(), []
-        assert [(item, waiter) for item, waiter, _ in out] == [(i, w) for i, w, _ in expected]
+        assert [(item, waiter) for item, waiter, _, _ in out] == [(i, w) for i, w, _ in expected]
         if self.max_wait:
-            assert all(since <= at for (_, _, since), (_, _, at) in zip(out, expected, strict=True))
+            assert all(
+                since <= at for (_, _, since, _), (_, _, at) in zip(out, expected, strict=True)
+            )
         assert (self.fifo.count, self.fifo.deadline()) == (0, None)
 
     def alive(self) -> list[tuple[int, Any, float]]:
@@ -94,6 +134,7 @@ class Feeder:
             self.max_wait == 0
             or self.closing
             or len(alive) >= self.size
+            or self.flushed(alive)
             or self.now >= alive[0][2] + self.max_wait
         )
         run = self.fifo.cut(self.now)
@@ -115,14 +156,19 @@ class Feeder:
             assert run.reason == "size"
         else:
             assert rest == []
-            assert run.reason == ("close" if self.closing else "wait" if self.max_wait else "idle")
+            usual = "flush" if self.flushed(taken) else "wait" if self.max_wait else "idle"
+            assert run.reason == ("close" if self.closing else usual)
+        assert (run.entries is not None) == self.flushed(taken)
+        if run.entries is not None:
+            assert [(entry.item, entry.waiter) for entry in run.entries] == [t[:2] for t in taken]
+            self.flying.append(run)
         last = taken[-1][0]
         self.inside = [entry for entry in self.inside if entry[0] > last]
         if len(taken) < self.size:
             self.inside = []
         kinds = {type(waiter) for waiter in run.waiters}
         assert len(kinds) == 1 or not run.uniform
-        assert run.uniform or kinds != {Caller} or not were_all_there
+        assert run.uniform or kinds != {Caller} or not were_all_there or run.entries is not None
         self.drop_unseen()
 
     def drop_unseen(self) -> None:
@@ -134,6 +180,12 @@ class Feeder:
 
     def check(self) -> None:
         fifo = self.fifo
+        alive = {item for item, _, _ in self.alive()}
+        flying = {item for run in self.flying for item in run.items}
+        for flush in self.flushes:
+            assert flush.told == (not flush.items & (alive | flying)), (
+                "a flush ends with its last item"
+            )
         assert fifo.count == len(self.inside)
         assert fifo.items[fifo.head :] == [item for item, _, _ in self.inside]
         assert fifo.count or (fifo.items, fifo.waiters, fifo.head) == ([], [], 0)
@@ -152,12 +204,16 @@ class Feeder:
             oldest = self.inside[full * self.size][2]
             assert when is not None
             assert when <= oldest + self.max_wait
-            assert ready == full + (self.now >= when)
+            last = self.inside[full * self.size :]
+            if self.flushed(one for one in last if not one[1].done()):
+                assert ready == full + 1
+            elif not self.flushed(last):
+                assert ready == full + (self.now >= when)
         else:
             assert when is None
 
 
-FEED = ["add"] * 6 + ["cut"] * 3 + ["add_many", "leave", "wait", "sweep", "clear"]
+FEED = ["add"] * 6 + ["cut"] * 3 + "add_many leave wait sweep clear flush land".split()  # noqa: SIM905
 
 
 @given(
@@ -372,7 +428,36 @@ def test_what_is_taken_out_of_a_fifo_keeps_its_time() -> None:
         feeder.add(0)
     feeder.cut(0)
     fifo = feeder.fifo
-    assert [(item, since) for item, _, since in fifo.clear()] == [(3, 2.0), (4, 2.0), (5, 4.0)]
+    assert [(item, since) for item, _, since, _ in fifo.clear()] == [(3, 2.0), (4, 2.0), (5, 4.0)]
     assert (fifo.count, fifo.head, fifo.items, fifo.waiters) == (0, 0, [], [])
     assert list(fifo.clear()) == []
     assert fifo.deadline() is None
+
+
+def test_a_flush_names_who_is_last_now_though_a_sweep_came_before_the_notice() -> None:
+    """asyncio tells of a cancellation a turn later; who is never watched would keep the flush waiting."""
+    fifo, told = filled(3), list[int]()
+    mark = Mark(lambda: told.append(1))
+    fifo.flush(mark)
+    assert fifo.unwatched() == [fifo.waiters[2]]
+    assert fifo.unwatched() == []
+    fifo.waiters[2].gone = True
+    fifo.sweep()
+    assert fifo.unwatched() == [fifo.waiters[1]]
+    for waiter in fifo.waiters:
+        waiter.gone = True
+    assert (fifo.unwatched(), told) == ([], [1])
+
+
+def test_a_flush_whose_callers_have_gone_unnoticed_makes_nothing_else_due() -> None:
+    """What came later has its own time."""
+    fifo, told = filled(2, max_wait=1.0), list[int]()
+    fifo.flush(Mark(lambda: told.append(1)))
+    assert fifo.unwatched() == [fifo.waiters[1]]
+    fifo.items.append(2)
+    fifo.waiters.append(Caller())
+    for waiter in fifo.waiters[:2]:
+        waiter.gone = True
+    assert fifo.cut(100.5) is None
+    assert told == [1]
+    assert cut(fifo).items == [2]

@@ -46,13 +46,13 @@ def test_a_fifo_that_counts_the_time_reads_the_clock_for_each_batch() -> None:
         fifo.open(100, 100.0 + number)
         fifo.items.append(number)
         fifo.waiters.append(Caller())
-    assert len(fifo._marks) == 3
+    assert len(fifo._times) == 3
     fifo.open(100, 200.0, 2)
     fifo.items += [25, 26]
     fifo.waiters += [Caller(), Caller()]
-    assert [since for _, _, since in fifo.clear()] == [100.0] * 10 + [110.0] * 10 + [120.0] * 5 + [
-        200.0
-    ] * 2
+    assert [since for _, _, since, _ in fifo.clear()] == [100.0] * 10 + [110.0] * 10 + [
+        120.0
+    ] * 5 + [200.0] * 2
 
 
 def test_what_is_left_beside_full_batches_waits_by_its_own_time() -> None:
@@ -86,12 +86,12 @@ def test_what_no_clock_was_read_for_waits_since_the_first_cut_that_left_it() -> 
             fifo.waiters[-1].gone = True
             fifo.sweep()
         else:
-            assert [(item, since) for item, _, since in fifo.clear(45.0)] == [(2, 40.0)]
+            assert [(item, since) for item, _, since, _ in fifo.clear(45.0)] == [(2, 40.0)]
     unmarked(fifo, 3)
     assert cut(fifo, now=10.0).since == 10.0
     assert cut(fifo, now=20.0).since == 10.0
     unmarked(fifo, 1)
-    assert [since for _, _, since in fifo.clear(45.0)] == [45.0]
+    assert [since for _, _, since, _ in fifo.clear(45.0)] == [45.0]
 
 
 def test_cuts_are_told_apart_by_the_millisecond_and_only_while_items_come() -> None:
@@ -102,12 +102,12 @@ def test_cuts_are_told_apart_by_the_millisecond_and_only_while_items_come() -> N
         cut(fifo, now=100 + number / 10_000)
         fifo.items.append(number)
         fifo.waiters.append(Caller())
-    assert len(fifo._marks) <= 7
+    assert len(fifo._times) <= 7
     fifo = Fifo(1, 0.0)
     unmarked(fifo, 100)
     for number in range(50):
         cut(fifo, now=100.0 + number)
-    assert len(fifo._marks) <= 2
+    assert len(fifo._times) <= 2
 
 
 def test_sweeping_keeps_the_times_of_those_who_stay() -> None:
@@ -124,7 +124,7 @@ def test_sweeping_keeps_the_times_of_those_who_stay() -> None:
     fifo.sweep()
     assert (fifo.items, fifo.withdrawn) == ([1, 4, 5], 3)
     fifo.waiters[1].gone = True
-    assert [(item, since) for item, _, since in fifo.clear()] == [(1, 100.0), (5, 104.0)]
+    assert [(item, since) for item, _, since, _ in fifo.clear()] == [(1, 100.0), (5, 104.0)]
     assert fifo.withdrawn == 4
 
 
@@ -166,6 +166,6 @@ def test_what_cuts_remember_of_time_is_bounded() -> None:
         assert run is not None
         assert run.items == [number]
         assert run.since <= now
-        assert len(fifo._marks) < 5
+        assert len(fifo._times) < 5
         now += 0.0001
-    assert not fifo._marks
+    assert not fifo._times

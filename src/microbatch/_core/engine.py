@@ -423,6 +423,7 @@ class Engine:
         entries, group.entries = group.entries, []
         for entry, index in entries:
             self._left(entry, Member((group, index)))
+        self._watch_flushes(runtime)
         self.dispatcher.changed()
 
     # All of it
@@ -441,12 +442,23 @@ class Engine:
         done = anyio.Event()
         mark = Mark(done.set)
         mark.left = 1  # until all are counted
-        self._generalise(self.bind())  # each item tells that it is resolved, or withdrawn
-        self.room.ranked.flush(mark, self.room.now())
+        runtime, room = self.bind(), self.room
+        if room.fifo is not None:
+            room.fifo.flush(mark)
+            self._watch_flushes(runtime)
+        else:
+            room.ranked.flush(mark, room.now())
         self.dispatcher.resume()
         mark.release()
-        self.room.simplify()
         await done.wait()
+
+    def _watch_flushes(self, runtime: Runtime, _: Any = None) -> None:
+        """See that the flat lists are looked at when the last caller whom a flush waits for goes."""
+        fifo = self.room.fifo
+        if fifo is not None:
+            for waiter in fifo.unwatched():
+                if not isinstance(waiter, Group | Member):  # those tell of it unasked
+                    runtime.watch(waiter, partial(self._watch_flushes, runtime))
 
     async def aclose(self, seconds: float | None) -> None:
         """Close: finish what is pending for so many seconds, then end the rest at once."""

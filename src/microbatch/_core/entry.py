@@ -13,12 +13,20 @@ if TYPE_CHECKING:
 
 
 class Mark:
-    """What a ``flush()`` waits for: the items that were buffered when it was called."""
+    """What a ``flush()`` waits for: the items that were buffered when it was called.
 
-    __slots__ = ("left", "on_zero")
+    Attributes:
+        left: How many of them have no end yet; those in a Fifo count as one.
+        place: Up to where in the Fifo they stand.
+        last: Who waits for the one at that place, once somebody watches.
+    """
+
+    __slots__ = ("last", "left", "on_zero", "place")
 
     def __init__(self, on_zero: Callable[[], None]) -> None:
         self.left: int = 0
+        self.place: int = 0
+        self.last: Any = None
         self.on_zero: Callable[[], None] = on_zero
 
     def release(self) -> None:
@@ -51,7 +59,7 @@ ENDED: Final = State.ENDED
 #: What may follow on what. Nobody looks here on an item's way, where it would cost a hash of Python's each
 #: time: tests drive whole programs with entries that do.
 FOLLOWING: Final[Mapping[State, frozenset[State]]] = {
-    NEW: frozenset({WAITING, BUFFERED, SHARING}),
+    NEW: frozenset({WAITING, BUFFERED, SHARING, FLYING}),  # or it stood in flat lists
     WAITING: frozenset({BUFFERED, SHARING, ENDED}),
     BUFFERED: frozenset({FLYING, ENDED}),
     SHARING: frozenset(),
@@ -112,6 +120,12 @@ class Entry:
         self.lane: Any = None  # a Lane, from when it is buffered on
         self.run: Run | None = None
         self.marks: list[Mark] | None = None
+
+    def count(self, marks: list[Mark]) -> None:
+        """Tell these flushes, too, when this one is resolved."""
+        self.marks = [*(self.marks or ()), *marks]
+        for mark in marks:
+            mark.left += 1
 
     def release(self) -> None:
         """Let go of what would keep others alive; tell who flushed that this one is resolved.

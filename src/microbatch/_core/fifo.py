@@ -8,11 +8,14 @@ from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from .entry import FLYING, Entry
 from .run import Reason, Run
 from .waiters import Group, dressed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from .entry import Mark
 
 #: Items from which on those who were cancelled are looked for while nothing is cut: whenever there are
 #: four times as many as the last time.
@@ -21,7 +24,7 @@ _SWEEP_MIN = 1_000
 
 #: Seconds from one cut that tells since when later items wait to the next one, so that batches of one are
 #: not dearer for it.
-_MARK_INTERVAL = 0.001
+_NOTE_INTERVAL = 0.001
 
 
 #: Items taken out from which on their places in the lists are given back.
@@ -41,14 +44,17 @@ class Fifo:
         head: Where the next batch begins.
         limit: The length up to which items may be appended without asking.
         timed: Whether it matters since when exactly items wait.
+        due: The place up to which a flush counts items; 0 while none does.
         withdrawn: Items that were dropped because their callers had gone, and not told of yet.
     """
 
     __slots__ = (
-        "_mark_at",
-        "_marks",
+        "_flushes",
+        "_note_at",
         "_sweep_at",
+        "_times",
         "closing",
+        "due",
         "head",
         "items",
         "limit",
@@ -69,8 +75,10 @@ class Fifo:
         self.head: int = 0
         self.limit: int = 0
         self.withdrawn: int = 0
-        self._marks: deque[tuple[int, float]] = deque()  # since when: from this place on
-        self._mark_at = -math.inf  # when a cut may be the next mark
+        self.due: int = 0
+        self._flushes: list[Mark] = []
+        self._times: deque[tuple[int, float]] = deque()  # since when: from this place on
+        self._note_at = -math.inf  # when a cut may tell the next time
         self._sweep_at = _SWEEP_MIN
 
     @property
@@ -90,13 +98,13 @@ class Fifo:
         self.limit = min(length + room, self._sweep_at)
         # A clock read for each batch, not for each item: where a full one may begin.
         if now is not None and (count % self.size == 0 or more > 1 or not self.timed):
-            self._marks.append((length, now))
+            self._times.append((length, now))
         if self.timed:
             self.limit = min(self.limit, length + self.size - count % self.size)
 
     def _since(self, place: int) -> float:
         """Return a time at which the item at this place had not yet come, and which is not much older."""
-        return self._marks[bisect_right(self._marks, (place, math.inf)) - 1][1]
+        return self._times[bisect_right(self._times, (place, math.inf)) - 1][1]
 
     def ready(self, now: float) -> int:
         """Return how many batches may be cut now."""
@@ -106,6 +114,7 @@ class Fifo:
         if (
             self.max_wait == 0
             or self.closing
+            or self.due > self.head + full * self.size
             or now >= self._since(self.head + full * self.size) + self.max_wait
         ):
             return full + 1
@@ -126,13 +135,18 @@ class Fifo:
             not self.max_wait
             or count >= self.size
             or self.closing
+            or self.due > self.head
             or now >= self._since(self.head) + self.max_wait
         ):
             since = now
-            if marks := self._marks:
-                while len(marks) > 1 and marks[1][0] <= self.head:
-                    marks.popleft()
-                since = marks[0][1]
+            if times := self._times:
+                while len(times) > 1 and times[1][0] <= self.head:
+                    times.popleft()
+                since = times[0][1]
+            if self.due > self.head:
+                if (run := self._cut_flushed(now, since)) is None:
+                    continue
+                return run
             full = self.max_wait and not self.closing and now < since + self.max_wait
             if full:  # it leaves for nothing else, so those who have gone do not count
                 uniform = not _gone(self.waiters[self.head : self.head + self.size])
@@ -159,6 +173,65 @@ class Fifo:
             return run
         return None
 
+    def _cut_flushed(self, now: float, since: float) -> Run | None:
+        """Take out a batch that a flush makes due: with an entry for each item, which tells of its end."""
+        if all(waiter.done() for waiter in islice(self.waiters, self.head, self.due)):
+            for mark in self._flushes:
+                mark.place = self.head
+            self._end_flushes()
+            return None
+        entries: list[Entry] = []
+        while len(entries) < self.size and self.items:
+            marks = [mark for mark in self._flushes if mark.place > self.head]
+            (item,), waiters = self._take(1, now)
+            (waiter,) = dressed(waiters)
+            if waiter.done():
+                self.withdrawn += 1
+                continue
+            entry = Entry(item, waiter)
+            entry.state = FLYING
+            entry.count(marks)
+            entries.append(entry)
+        self._end_flushes()
+        reason: Reason = "close" if self.closing else "flush"
+        run = Run(
+            [entry.item for entry in entries],
+            [entry.waiter for entry in entries],
+            "size" if len(entries) == self.size else reason,
+        )
+        run.entries, run.since = entries, since
+        return run
+
+    def flush(self, mark: Mark) -> None:
+        """Make all that is there due; the mark counts it. Whoever calls asks next who is `unwatched`."""
+        mark.place = len(self.items)
+        mark.left += 1  # for those that are in here
+        self._flushes.append(mark)
+
+    def unwatched(self) -> list[Any]:
+        """Return the last caller whom each flush waits for here, where it was another one before.
+
+        When that one goes, ask again: a flush of which nobody is left here waits for batches alone.
+        """
+        found = []
+        for mark in self._flushes:
+            while mark.place > self.head and self.waiters[mark.place - 1].done():
+                mark.place -= 1
+            if mark.place > self.head and self.waiters[mark.place - 1] is not mark.last:
+                mark.last = self.waiters[mark.place - 1]
+                found.append(mark.last)
+        self._end_flushes()
+        return found
+
+    def _end_flushes(self) -> None:
+        """Let go of the flushes that wait for nothing in here, and see what is due to the others."""
+        head = self.head if self.items else math.inf
+        over = [mark for mark in self._flushes if mark.place <= head]
+        self._flushes = [mark for mark in self._flushes if mark.place > head]
+        self.due = max((mark.place for mark in self._flushes), default=0)
+        for mark in over:
+            mark.release()
+
     def _fills(self) -> bool:
         """Tell whether there are as many callers as make a full batch."""
         alive = (1 for waiter in islice(self.waiters, self.head, None) if not waiter.done())
@@ -170,8 +243,8 @@ class Fifo:
         end = head + size
         if end >= len(items):  # all of them
             self.items, self.waiters, self.head = [], [], 0
-            self._marks.clear()
-            self._mark_at = -math.inf
+            self._times.clear()
+            self._note_at = -math.inf
             self._sweep_at = _SWEEP_MIN
             if not head:
                 return items, waiters
@@ -185,24 +258,27 @@ class Fifo:
             taken = items[part], waiters[part]
             items[part] = waiters[part] = [None] * size
         self.head = end
-        if now >= self._mark_at:
-            self._mark(len(items) if self._marks else end, now)
+        if now >= self._note_at:
+            self._note(len(items) if self._times else end, now)
         if end >= _COMPACT_MIN and 2 * end >= len(items):
             self._compact()
         return taken
 
-    def _mark(self, place: int, now: float) -> None:
+    def _note(self, place: int, now: float) -> None:
         """Note that what stands from this place on came about now, or will come later."""
-        if self._marks and self._marks[-1][0] == place:
-            self._marks.pop()
-        self._marks.append((place, now))
-        self._mark_at = now + _MARK_INTERVAL
+        if self._times and self._times[-1][0] == place:
+            self._times.pop()
+        self._times.append((place, now))
+        self._note_at = now + _NOTE_INTERVAL
 
     def _compact(self) -> None:
         head, self.head = self.head, 0
         del self.items[:head], self.waiters[:head]
         self.limit -= head
-        self._marks = deque((max(0, start - head), since) for start, since in self._marks)
+        self._times = deque((max(0, start - head), since) for start, since in self._times)
+        self.due = max(0, self.due - head)
+        for mark in self._flushes:
+            mark.place -= head
 
     def _reason(self) -> Reason:
         """Tell why a batch leaves that is not full."""
@@ -217,32 +293,37 @@ class Fifo:
         if self.waiters and _gone(self.waiters):
             self.limit = 0
             self.items, self.waiters, places = self._alive(self.items, self.waiters)
-            moved = {bisect_left(places, start): since for start, since in self._marks}
-            self._marks = deque(moved.items())
+            moved = {bisect_left(places, start): since for start, since in self._times}
+            self._times = deque(moved.items())
+            for mark in self._flushes:
+                mark.place = bisect_left(places, mark.place)
+            self._end_flushes()
         if not self.items:
-            self._marks.clear()
-            self._mark_at = -math.inf
+            self._times.clear()
+            self._note_at = -math.inf
         self._sweep_at = max(_SWEEP_MIN, 4 * len(self.items))
 
-    def clear(self, now: float = 0.0) -> Iterator[tuple[Any, Any, float]]:
-        """Take everything out: item, waiter, since when (now, if nothing says so); in order.
+    def clear(self, now: float = 0.0) -> Iterator[tuple[Any, Any, float, list[Mark]]]:
+        """Take everything out: item, waiter, since when (now, if nothing says so), what counts it; in order.
 
         Who was about to append one more asks again.
         """
         self.limit = 0
         head, items, waiters = self.head, self.items, dressed(self.waiters)
-        marks = deque(self._marks)
+        times = deque(self._times)
         self.items, self.waiters, self.head = [], [], 0
-        self._marks.clear()
-        self._mark_at = -math.inf
+        self._times.clear()
+        self._note_at = -math.inf
         since = now
         for place in range(head, len(items)):
-            while marks and marks[0][0] <= place:
-                since = marks.popleft()[1]
+            while times and times[0][0] <= place:
+                since = times.popleft()[1]
             if waiters[place].done():
                 self.withdrawn += 1
             else:
-                yield items[place], waiters[place], since
+                marks = [mark for mark in self._flushes if mark.place > place]
+                yield items[place], waiters[place], since, marks
+        self._end_flushes()
 
     def _alive(
         self, items: list[Any], waiters: list[Any]

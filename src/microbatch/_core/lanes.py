@@ -3,7 +3,7 @@
 Two buffers with the same verbs. `Fifo` (in `fifo`) is what a batcher uses while nothing asks for more: two
 parallel lists and a limit, so that taking an item in costs two appends and a comparison. `Lanes`, here, keeps
 an `Entry` for each item and knows priorities, weights, partitions and keys; a batcher turns to it when one of
-those, a flush or a full room first appears.
+those or a full room first appears.
 
 A waiter here is anything with ``done()``; it is done before its time when its caller was cancelled.
 """
@@ -375,8 +375,7 @@ class Lanes:
             for entry in lane.entries:
                 lane.due = entry.seq
                 if mark is not None:
-                    entry.marks = [*(entry.marks or ()), mark]
-                    mark.left += 1
+                    entry.count([mark])
             if lane.entries:
                 self._appraise(lane, now)
 

@@ -168,8 +168,9 @@ class Room:
         lanes = self.lanes = self._new_lanes()
         lanes.closing = fifo.closing
         unwatched = []
-        for item, waiter, since in fifo.clear(self.now()):
+        for item, waiter, since, marks in fifo.clear(self.now()):
             entry = Entry(item, waiter)
+            entry.count(marks)
             lanes.add(entry, since)
             if isinstance(waiter, Member):
                 waiter[0].entries.append((entry, waiter[1]))
@@ -428,7 +429,7 @@ class Room:
             Who waits for each item, and how many handler calls had it.
         """
         if self.fifo is not None:
-            waiters = [(waiter, 0) for _, waiter, _ in self.fifo.clear()]
+            waiters = [(waiter, 0) for _, waiter, _, _ in self.fifo.clear()]
             self.tell_withdrawn(self.fifo)
             return waiters
         waiters = []
