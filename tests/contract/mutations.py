@@ -121,14 +121,14 @@ MUTATIONS = [
     ),
     Mutation(
         "a handler is cancelled though somebody waits for it",
-        "_core/dispatcher",
+        "_core/giving_up",
         "            and run.gone >= run.left\n",
         "",
     ),
     Mutation(
         "a handler that nobody waits for is not cancelled when the last one has its result early",
-        "_core/dispatcher",
-        "            self._settler.keep_promise(run, index)\n            self._cancel_if_abandoned(run)\n",
+        "_core/early",
+        "            self._settler.keep_promise(run, index)\n            self._giving_up.cancel_if_abandoned(run)\n",
         "            self._settler.keep_promise(run, index)\n",
     ),
     # --- the buffer
@@ -240,13 +240,13 @@ MUTATIONS = [
     Mutation(
         "a slot too many",
         "_core/dispatcher",
-        "while self.starting < ready and self.busy < self._max_concurrency:",
-        "while self.starting < ready and self.busy <= self._max_concurrency:",
+        "while slots.starting < ready and slots.busy < self._max_concurrency:",
+        "while slots.starting < ready and slots.busy <= self._max_concurrency:",
     ),
     Mutation(
         "a handler that ignores its timeout keeps its slot",
-        "_core/dispatcher",
-        "        self._cancel(run)\n        self._free(run.slot)",
+        "_core/giving_up",
+        "        self._cancel(run)\n        self._slots.free(run.slot)",
         "        self._cancel(run)",
     ),
     Mutation(
@@ -309,15 +309,15 @@ MUTATIONS = [
     ),
     Mutation(
         "an item waits longer than max_wait",
-        "_core/dispatcher",
-        "self._timer = self._runtime.call_at(when, self._ring)",
-        "self._timer = self._runtime.call_at(when + 0.1, self._ring)",
+        "_core/timer",
+        "self._handle = self._runtime.call_at(when, self._due)",
+        "self._handle = self._runtime.call_at(when + 0.1, self._due)",
     ),
     Mutation(
         "the timer goes on though nothing waits",
         "_core/dispatcher",
         "        self.pump(now)\n",
-        "        self.pump(now)\n        if self._timer is None:\n            self._set_timer(now + 1.0)\n",
+        "        self.pump(now)\n        self.timer.at_latest(now + 1.0)\n",
     ),
 ]
 

@@ -97,7 +97,7 @@ class Closing:
                 self._rules.name,
                 dropped,
             )
-        if dispatcher.slots:
+        if dispatcher.slots.held:
             if life.quiet is None:
                 life.quiet = anyio.Event()
             with anyio.move_on_after(CLOSE_GRACE, shield=True):
@@ -109,7 +109,7 @@ class Closing:
         self._life.become(Phase.CLOSED)
         self._backoffs.open = False
         self._door.fifo = None
-        dispatcher.stop_timer()
+        dispatcher.timer.stop()
         dropped = 0
         for waiter, attempts in room.clear():
             gone = waiter.done()  # cancelled, and its notice is still on the way
@@ -118,8 +118,8 @@ class Closing:
                 dropped += 1
                 note_attempts(waiter, attempts)
                 waiter.set_exception(BatcherClosed(name, started=attempts > 0))
-        for run in [slot.run for slot in dispatcher.slots if slot.run is not None]:
+        for run in [slot.run for slot in dispatcher.slots.held if slot.run is not None]:
             dropped += run.left
-            dispatcher.give_up(run, lambda: BatcherClosed(name, started=True))
+            dispatcher.giving_up.give_up(run, lambda: BatcherClosed(name, started=True))
         dispatcher.check_idle()
         return dropped

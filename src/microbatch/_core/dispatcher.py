@@ -9,22 +9,24 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from microbatch._loops.context import in_context
-from microbatch._pure.exceptions import HandlerStuck, HandlerTimeout
 from microbatch._pure.handler import FATAL, find, has_exceptions, listed
-from microbatch._telemetry.kinds import kind_of
 from microbatch._telemetry.log import write
 
 from . import info
+from .books import Books
 from .call import in_scope, in_thread, iterate
+from .early import Early
+from .giving_up import GivingUp
 from .life import OPEN
 from .rules import TURN
-from .slots import STUCK_MAX, Slot, Stuck
+from .slots import Slot, Slots
+from .timer import Timer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextvars import Context
 
-    from microbatch._loops.protocol import Handle, Runtime
+    from microbatch._loops.protocol import Runtime
     from microbatch._telemetry.observer import Observer
 
     from .backoff import Backoffs
@@ -45,11 +47,11 @@ class Dispatcher:
     """Runs batches, as many at a time as there are slots.
 
     Attributes:
-        slots: Those whose tasks live.
-        busy: How many are taken.
-        starting: How many of them are about to cut a batch.
-        stuck: Batches whose handlers were told to stop and have not come back.
-        telling: True while the log is told of failed items: whoever submits now hands us our own line.
+        slots: Who holds one.
+        timer: Rings when something is due.
+        books: Where runs end.
+        giving_up: Ends them before their time.
+        resolve: ``BatchInfo.resolve``, of each run's owner.
         paused: True after somebody else cancelled a task of ours: the loop may be ending.
         context: What batches run in copies of; None for empty ones.
         fatal: What a handler raised for the whole program, where the loop did not take it.
@@ -77,17 +79,16 @@ class Dispatcher:
         "_sizing",
         "_started",
         "_tally",
-        "_timer",
-        "_timer_at",
-        "busy",
+        "books",
         "context",
+        "early",
         "fatal",
+        "giving_up",
         "name",
         "paused",
+        "resolve",
         "slots",
-        "starting",
-        "stuck",
-        "telling",
+        "timer",
     )
 
     def __init__(
@@ -123,6 +124,20 @@ class Dispatcher:
         self._life = life
         self._prepare = prepare
         self._observer = observer
+        self.slots: Slots = Slots()
+        self.timer: Timer = Timer(self._ring)
+        self.books: Books = Books(
+            door=door,
+            tally=tally,
+            room=room,
+            settler=settler,
+            sizing=sizing,
+            observer=observer,
+            changed=self.changed,
+        )
+        self.giving_up: GivingUp = GivingUp(rules, self.slots, settler, self.books, self.changed)
+        self.early: Early = Early(rules.name, settler, self.giving_up, self.changed)
+        self.resolve: Callable[[Run, int, Any, int], None] = self.early.resolve
         self._now: Callable[[], float]
         self._breathe: Callable[[], Awaitable[None]]
         self._started: Callable[[], Awaitable[None]]
@@ -133,14 +148,12 @@ class Dispatcher:
         self._runtime: Runtime | None = None
         self.context: Context | None = None
         self.fatal: BaseException | None = None
-        self.slots: set[Slot] = set()
-        self.busy: int = 0
-        self.starting: int = 0
-        self.stuck: Stuck = Stuck(self._handler_timeout)
         self.paused: bool = False
-        self.telling: bool = False
-        self._timer: Handle | None = None
-        self._timer_at = 0.0
+        self.slots.forget()
+        self.timer.forget()
+        self.books.forget()
+        self.giving_up.forget()
+        self.early.bind(None)
 
     def bind(self, runtime: Runtime) -> None:
         """Serve an event loop."""
@@ -148,6 +161,9 @@ class Dispatcher:
         self._now = runtime.now
         self._breathe = runtime.breathe
         self._started = runtime.started
+        self.timer.bind(runtime)
+        self.books.bind(runtime)
+        self.early.bind(runtime)
 
     # Starting
 
@@ -187,40 +203,27 @@ class Dispatcher:
             when = buffer.deadline()
             if when is not None and when <= now:
                 when = None
-        ready = min(ready, most)
-        while self.starting < ready and self.busy < self._max_concurrency:
+        ready, slots = min(ready, most), self.slots
+        while slots.starting < ready and slots.busy < self._max_concurrency:
             self.start()
         if self._backoffs:
             due = self._backoffs.deadline()
             if when is None or due < when:  # type: ignore[operator]
                 when = due
-        if when is not None and (self._timer is None or when < self._timer_at):
-            self._set_timer(when)
+        if when is not None:
+            self.timer.at_latest(when)
 
     def start(self) -> None:
         """Take a slot, and start a task that will cut a batch when it has its turn."""
-        self.busy += 1
-        self.starting += 1
-        slot = Slot()
-        self.slots.add(slot)
+        slots, slot = self.slots, Slot()
+        slots.busy += 1
+        slots.starting += 1
+        slots.held.add(slot)
         slot.task = self._runtime.spawn(self._work, slot, self.name)  # type: ignore[union-attr]
 
-    def _set_timer(self, when: float) -> None:
-        self.stop_timer()
-        self._timer_at = when
-        self._timer = self._runtime.call_at(when, self._ring)  # type: ignore[union-attr]
-
-    def stop_timer(self) -> None:
-        """Let nothing become due by itself."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _ring(self) -> None:
+    def _ring(self, now: float) -> None:
         """The timer: something is due."""
-        self._timer = None
         self.paused = False
-        now = max(self._now(), self._timer_at)  # loops may ring a clock's tick early
         for entry in self._backoffs.due(now):
             self._room.ranked.add(entry, now, self._room.call_back(entry))
         self.pump(now)
@@ -238,7 +241,7 @@ class Dispatcher:
                     results = listed(returned, run.size, self.name)
                     mixed = has_exceptions(results, self.name)
                 except Exception as error:  # noqa: BLE001 - the handler's: every caller gets it
-                    self._fail(run, error)
+                    self.books.fail(run, error)
                     if not run.cancelled and self._is_cancelled(slot):
                         return  # the handler made another error of its cancellation
                 except BaseException as error:  # noqa: BLE001 - what must be raised on, is
@@ -247,12 +250,12 @@ class Dispatcher:
                 else:
                     self._settler.deliver(run, results, mixed=mixed)
                     if self._sizing.adaptive is not None:
-                        self._sizing.learn(run, self._now())
-                    self._end(run)
+                        self.books.learn(run)
+                    self.books.close(run)
                     del returned, results
                 slot.run = run.slot = None
                 if run.cancelled:
-                    self.stuck.part(run)
+                    self.giving_up.part(run)
                     break
                 if not self._keep(slot):
                     break
@@ -266,7 +269,7 @@ class Dispatcher:
         """Take the next batch out of the buffer into a slot; None if there is none."""
         if slot.starting:
             slot.starting = False
-            self.starting -= 1
+            self.slots.starting -= 1
         now = self._now()
         room, door, tally = self._room, self._door, self._tally
         fifo = room.fifo
@@ -304,7 +307,7 @@ class Dispatcher:
         saves a task for each. (Lanes let a second one start at the cut, where they see who else may come.)
         """
         fifo = self._room.fifo
-        if (fifo is None or fifo.items) and self.busy < self._max_concurrency:
+        if (fifo is None or fifo.items) and self.slots.busy < self._max_concurrency:
             self.pump(most=self._pace)
 
     def _begin(self, run: Run) -> Any:
@@ -319,12 +322,11 @@ class Dispatcher:
                 self._room.look()
             if observer.recorder is not None:
                 observer.begin(run)
-        if self.stuck.runs and (stuck := self.stuck.count(self._now())) > STUCK_MAX:
-            run.teaches = False
-            raise HandlerStuck(self.name, stuck, STUCK_MAX)
+        if self.giving_up.stuck:
+            self.giving_up.check(run, self._now())
         if self._handler_timeout is not None:
             run.timer = self._runtime.call_at(  # type: ignore[union-attr]
-                run.started + self._handler_timeout, partial(self._expire, run)
+                run.started + self._handler_timeout, partial(self.giving_up.expire, run)
             )
         if self._kind == "async":
             call = self._handler(run.items)
@@ -337,7 +339,7 @@ class Dispatcher:
     def _told(self, run: Run) -> None:
         """An item of a generator has its outcome: it has left room, or is in back-off."""
         if self._room.lanes is not None:
-            self._cancel_if_abandoned(run)
+            self.giving_up.cancel_if_abandoned(run)
             self.changed()
 
     def _keep(self, slot: Slot) -> bool:
@@ -346,7 +348,7 @@ class Dispatcher:
         A full one may follow at once. Before one that can still grow, and after so many items, the loop
         has its turn: everybody who is runnable may join.
         """
-        fifo, starting = self._room.fifo, self.starting
+        fifo, starting = self._room.fifo, self.slots.starting
         if (fifo is not None and not fifo.items) or starting >= self._pace or not slot.held:
             return False
         buffer: Any = fifo if fifo is not None else self._room.ranked
@@ -356,25 +358,21 @@ class Dispatcher:
         if slot.handled >= TURN or not buffer.is_full():
             slot.handled = 0
             slot.starting = True
-            self.starting += 1
+            self.slots.starting += 1
         return True
-
-    def _free(self, slot: Slot) -> None:
-        if slot.held:
-            slot.held = False
-            self.busy -= 1
 
     def _vacate(self, slot: Slot, *, forced: bool) -> None:
         """A slot's task is about to end; forced: by what others raised into it."""
+        slots = self.slots
         try:
-            self.slots.remove(slot)
+            slots.held.remove(slot)
         except KeyError:  # of an event loop that is gone, and forgotten with it: its counts are too
             return
         run, slot.run = slot.run, None
         if slot.starting:
             slot.starting = False
-            self.starting -= 1
-        self._free(slot)
+            slots.starting -= 1
+        slots.free(slot)
         if forced and self._runtime.has_ended():  # type: ignore[union-attr]
             return
         if run is not None:
@@ -382,13 +380,13 @@ class Dispatcher:
             if not run.ended:
                 write(logging.ERROR, "batcher %r: a batch was cut short", self.name)
                 run.teaches = False
-                self._fail(run, RuntimeError("the batch's task is gone"))
-            self.stuck.part(run)
+                self.books.fail(run, RuntimeError("the batch's task is gone"))
+            self.giving_up.part(run)
         if forced and not (run is not None and run.cancelled):
             # Mostly by a loop that is ending, where nothing new must begin.
             self.paused = True
             self._door.fifo = None
-            self._set_timer(self._now() + PAUSE)
+            self.timer.set(self._now() + PAUSE)
         fifo = self._room.fifo
         if fifo is None or fifo.items:
             self.pump()
@@ -401,60 +399,11 @@ class Dispatcher:
         if (
             life.drained is not None
             and not (room.buffered() or self._tally.backing_off)
-            and all(slot.run is not None and slot.run.cancelled for slot in self.slots)
+            and all(slot.run is not None and slot.run.cancelled for slot in self.slots.held)
         ):
             life.drained.set()
-        if life.quiet is not None and not self.slots:
+        if life.quiet is not None and not self.slots.held:
             life.quiet.set()
-
-    # A run's end
-
-    def _end(self, run: Run) -> None:
-        """Close the books on a run whose items all have their outcome."""
-        if run.ended:
-            return
-        run.ended = True
-        if run.timer is not None:
-            run.timer.cancel()
-            run.timer = None
-        room, tally = self._room, self._tally
-        self._door.running -= 1
-        tally.flying -= run.left
-        tally.reasons[run.reason] += 1
-        if run.slot is not None:
-            run.slot.handled += run.size
-        fallen: Any = None
-        if run.errors is not None:
-            fallen, run.fallen = (run.waiters, run.fallen), None
-        run.items = run.waiters = run.group = run.contexts = lane = None  # type: ignore[assignment]
-        if run.entries is not None:
-            lane, run.lane, run.entries = run.lane, None, None
-        if room.lanes is not None:
-            if lane is not None:
-                room.lanes.landed(lane, self._now())
-            self.changed()
-        # Last, since it runs foreign code.
-        observer = self._observer
-        if run.errors is None:
-            if observer is not None and run.record is not None:
-                observer.end(run, self._now())
-            return
-        # Waiters whose Pending was dropped say so as they go; a log handler that hands such lines to this
-        # very batcher would keep it busy for ever.
-        self.telling = True
-        self._door.fifo = None
-        try:
-            if observer is not None:
-                observer.end(run, self._now())
-            del fallen
-        finally:
-            self.telling = False
-
-    def _fail(self, run: Run, error: BaseException) -> None:
-        """Fail every item that has no outcome yet, and end the run."""
-        self._settler.fail_waiters(run, error)
-        self._sizing.learn(run, self._now())
-        self._end(run)
 
     def _is_cancelled(self, slot: Slot) -> bool:
         """Tell whether somebody else cancelled a task of ours: mostly a loop that is ending."""
@@ -466,14 +415,14 @@ class Dispatcher:
         Task groups wrap what ends them, so a cancellation and what is fatal are looked for within groups.
         """
         runtime = self._runtime
-        if runtime is None or slot not in self.slots or not runtime.is_current():
+        if runtime is None or slot not in self.slots.held or not runtime.is_current():
             return error  # its event loop is gone, and this is the garbage collector closing it
         cancelled = find(error, anyio.get_cancelled_exc_class())
         if cancelled is not None and not runtime.was_cancelled(slot.task):
             cancelled = None  # the handler made it up
         self.paused = self.paused or (cancelled is not None and not run.cancelled)
         run.teaches = run.teaches and cancelled is None
-        self._fail(run, error)
+        self.books.fail(run, error)
         fatal = find(error, FATAL)
         if fatal is not None:
             self.fatal = fatal  # for aclose() to raise, if the loop does not
@@ -481,80 +430,3 @@ class Dispatcher:
                 self.fatal = None
                 return fatal
         return cancelled
-
-    def give_up(self, run: Run, reason: Callable[[], Exception]) -> None:
-        """End a run before its handler has: callers and slot go on, the handler is cancelled."""
-        if run.ended:
-            return
-        self._settler.keep_promises(run)
-        run.error = kind_of(reason())
-        for index in range(run.size):
-            if run.waiters[index] is not None:
-                self._settler.settle_error(run, index, reason())
-        self._cancel(run)
-        self._free(run.slot)
-        self._end(run)
-        self.pump()
-
-    def _expire(self, run: Run) -> None:
-        """``handler_timeout`` has passed."""
-        run.timer = None
-        seconds = self._handler_timeout or 0.0
-        self._sizing.learn(run, self._now(), failed=True)
-        self.give_up(run, lambda: HandlerTimeout(self.name, seconds))
-
-    def abandon(self, run: Run) -> None:
-        """One more of the callers of a run has gone."""
-        run.gone += 1
-        self._cancel_if_abandoned(run)
-
-    def _cancel_if_abandoned(self, run: Run) -> None:
-        """Cancel a handler if that was asked for and all who still wait for it have gone.
-
-        Not while a worker thread is busy with it: that cannot be stopped, and keeps its slot.
-        """
-        if (
-            self._rules.cancel_abandoned
-            and run.gone
-            and run.gone >= run.left
-            and not (run.ended or run.cancelled or run.threads)
-        ):
-            self._cancel(run)
-
-    def _cancel(self, run: Run) -> None:
-        """Cancel a running handler; what does not end is counted."""
-        self.stuck.runs.add(run)
-        run.cancelled = True
-        run.teaches = False
-        if run.scope is not None:
-            run.scope.cancel()
-        else:
-            run.slot.task.cancel()
-
-    # Early outcomes
-
-    def resolve(self, run: Run, index: int, result: Any, shown: int) -> None:
-        """``BatchInfo.resolve``: from the loop's thread at once, from the handler's by way of the loop."""
-        runtime = self._runtime
-        waiters: Any = run.waiters  # None once the run has ended, be it in this moment
-        refusal = f"batcher {self.name!r}: item {shown} of the batch has its outcome already"
-        if run.ended or runtime is None or waiters is None or waiters[index] is None:
-            raise RuntimeError(refusal)
-        # From other threads it is only a promise until the loop has had a turn. dict.setdefault and pop
-        # are one step each, whichever threads come together here.
-        promised = vars(run).setdefault("promised", {})
-        promise = (result,)
-        if promised.setdefault(index, promise) is not promise:
-            raise RuntimeError(refusal)
-        if runtime.is_current():
-            self._settle_early(run, index)
-        elif run.decided and promised.pop(index, None) is not None:
-            raise RuntimeError(refusal)
-        else:
-            runtime.call_from_thread(partial(self._settle_early, run, index))
-
-    def _settle_early(self, run: Run, index: int) -> None:
-        if not run.ended:
-            self._settler.keep_promise(run, index)
-            self._cancel_if_abandoned(run)
-            self.changed()

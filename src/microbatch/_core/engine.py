@@ -228,7 +228,7 @@ class Engine:
         if self.life.phase is not OPEN:  # not _check_open: a call is 0.2 % of a lone caller's way
             raise BatcherClosed(self.rules.name)
         rules, room, dispatcher = self.rules, self.room, self.dispatcher
-        if dispatcher.telling:
+        if dispatcher.books.telling:
             withdrawn = runtime.create_waiter()
             withdrawn.cancel()
             return withdrawn
@@ -248,7 +248,7 @@ class Engine:
                 ):
                     return self._enter_again(item, waiter, wait=wait)
             # Where a slot is free it waits for its turn alone, so nobody asks since when.
-            timed = room.timed or dispatcher.busy >= rules.max_concurrency
+            timed = room.timed or dispatcher.slots.busy >= rules.max_concurrency
             fifo.open(free, room.now() if timed else None)
             fifo.items.append(item)
             fifo.waiters.append(waiter)
@@ -257,7 +257,7 @@ class Engine:
                 self.fill(fifo, waiter)
             elif rules.max_wait:
                 dispatcher.pump()
-            elif dispatcher.busy < rules.max_concurrency and not dispatcher.starting:
+            elif dispatcher.slots.busy < rules.max_concurrency and not dispatcher.slots.starting:
                 dispatcher.start()  # what pump comes to here, at half its cost for a lone caller
             return waiter
         return self._enter_entry(runtime, entry_of(rules, item, priority), wait=wait, waiter=waiter)
@@ -279,7 +279,7 @@ class Engine:
         door.fifo = None
         if max_wait and self.room.free() <= 0:
             self._generalise(self.bind())  # no more company can come, so all is due
-        if max_wait or dispatcher.busy < self.rules.max_concurrency:
+        if max_wait or dispatcher.slots.busy < self.rules.max_concurrency:
             dispatcher.pump()
         return waiter
 
@@ -411,7 +411,7 @@ class Engine:
                     entry.context = next(iter(sharers.values()))  # of one who is still there
                 return
         if entry.state is FLYING:
-            self.dispatcher.abandon(entry.run)  # type: ignore[arg-type]
+            self.dispatcher.giving_up.abandon(entry.run)  # type: ignore[arg-type]
         elif self.room.withdraw(entry):
             self.dispatcher.changed()
 

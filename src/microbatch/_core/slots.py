@@ -1,4 +1,4 @@
-"""The right to run a batch, and the handler calls that go on after they lost it."""
+"""The right to run a batch: who holds it, and how many are taken."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ if TYPE_CHECKING:
     from microbatch._loops.protocol import Handle
 
     from .run import Run
-
-#: Handler calls that may still run after their timeout before new batches are refused. A thread cannot
-#: be killed; 8 is far from what exhausts a process and enough to ride out a hiccup (a choice).
-STUCK_MAX = 8
 
 
 class Slot:
@@ -35,32 +31,28 @@ class Slot:
         self.run: Run | None = None
 
 
-class Stuck:
-    """Batches whose handlers were told to stop and have not come back.
+class Slots:
+    """All slots of a batcher.
 
     Attributes:
-        runs: They, and some that have come back since.
+        held: Those whose tasks live.
+        busy: How many count as taken.
+        starting: How many of them are about to cut a batch.
     """
 
-    __slots__ = ("_grace", "runs")
+    __slots__ = ("busy", "held", "starting")
 
-    def __init__(self, handler_timeout: float | None) -> None:
-        self._grace = 2 * (handler_timeout or 0.0)
-        self.runs: set[Run] = set()
+    def __init__(self) -> None:
+        self.forget()
 
-    def part(self, run: Run) -> None:
-        """A handler that was told to stop has come back."""
-        if not run.threads:
-            self.runs.discard(run)
+    def forget(self) -> None:
+        """Drop what belonged to an event loop that is gone."""
+        self.held: set[Slot] = set()
+        self.busy: int = 0
+        self.starting: int = 0
 
-    def count(self, now: float) -> int:
-        """Count the calls that go on after they were given up: threads at once, tasks after a while.
-
-        One that was cancelled and not given up still has its slot, so it needs no other bound.
-        """
-        for run in [run for run in self.runs if run.slot is None and not run.threads]:
-            self.runs.discard(run)
-        return sum(
-            run.ended and (bool(run.threads) or now >= run.started + self._grace)
-            for run in self.runs
-        )
+    def free(self, slot: Slot) -> None:
+        """Let another one have its place, though its task may live on."""
+        if slot.held:
+            slot.held = False
+            self.busy -= 1

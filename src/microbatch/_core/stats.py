@@ -54,7 +54,7 @@ def stats_of(engine: Engine) -> BatcherStats:
             engine.sweep()
         elif runtime.has_ended():
             engine.lose_loop()
-        runs = [slot.run for slot in list(dispatcher.slots)]
+        runs = [slot.run for slot in list(dispatcher.slots.held)]
         started = [run.started for run in runs if run is not None and not run.ended]
         if started:
             oldest = max(0.0, runtime.now() - min(started))
@@ -71,5 +71,5 @@ def stats_of(engine: Engine) -> BatcherStats:
         reasons=dict(tally.reasons),
         oldest_wait=max(0.0, *tally.waits) if tally.waits else None,
         oldest_in_flight=oldest,
-        stuck_threads=sum(bool(run.threads) for run in list(dispatcher.stuck.runs)),
+        stuck_threads=dispatcher.giving_up.threads(),
     )
