@@ -1,9 +1,10 @@
 """microbatch: await one item, call the backend in bulk."""
 
 from . import errors as _errors
-from ._core.batcher import Batcher, Pending
+from ._core.batcher import Batcher
 from ._core.decorator import batched
 from ._core.info import BatchInfo, current_batch
+from ._core.pending import Pending
 from ._core.stats import BatcherStats
 from ._pure.adaptive import AdaptiveSize
 from ._pure.exceptions import (

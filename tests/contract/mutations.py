@@ -44,7 +44,7 @@ MUTATIONS = [
     ),
     Mutation(
         "an item goes into a buffer that was replaced a moment before",
-        "_core/engine",
+        "_core/entrance",
         """\
         if refuses and not room.takes(entry):
             self._find_gone()
@@ -85,12 +85,12 @@ MUTATIONS = [
     Mutation(
         "who waits for room is forgotten when some comes",
         "_core/dispatcher",
-        "        if room.line:\n            room.admit()\n        room.simplify()",
+        "        if room.line:\n            self._admission.admit()\n        room.simplify()",
         "        room.simplify()",
     ),
     Mutation(
         "a rejecting submit_many waits all the same",
-        "_core/room",
+        "_core/admission",
         "if feed.group.feed is not None and self._rules.rejects:",
         "if False:",
     ),
@@ -115,7 +115,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a sharer who goes takes the slot from the others",
-        "_core/engine",
+        "_core/leaving",
         "            sharers.pop(waiter, None)\n            if sharers:",
         "            sharers.pop(waiter, None)\n            if False:",
     ),
@@ -170,14 +170,14 @@ MUTATIONS = [
     ),
     Mutation(
         "a key joins what is in flight",
-        "_core/lanes",
-        "            lane.keys.remove(entry.hash, entry)\n            self._changes += 1",
-        "            self._changes += 1",
+        "_core/lane",
+        "            self.keys.remove(entry.hash, entry)\n",
+        "            pass\n",
     ),
     Mutation(
         "flush makes nothing due in the flat lists",
         "_core/fifo",
-        "            or self.due > self.head\n            or now",
+        "            or self.flushes.due > self.head\n            or now",
         "            or now",
     ),
     Mutation(
@@ -285,7 +285,7 @@ MUTATIONS = [
     Mutation(
         "who waits for room outlives the close",
         "_core/closing",
-        "            room.close_line()\n            if room.fifo is not None:\n                room.fifo.closing",
+        "            self._admission.close()\n            if room.fifo is not None:\n                room.fifo.closing",
         "            if room.fifo is not None:\n                room.fifo.closing",
     ),
     Mutation(

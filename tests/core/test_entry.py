@@ -6,7 +6,8 @@ import contextvars
 
 from support import Caller
 
-from microbatch._core.entry import ENDED, FLYING, NEW, Entry, Mark
+from microbatch._core.entry import ENDED, FLYING, NEW, Entry
+from microbatch._core.flushes import Mark
 
 # --- Mark -------------------------------------------------------------------------------------------------------
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from fifo_support import cut, filled
 from hypothesis import given
 from hypothesis import strategies as st
 from support import Caller, programs
 
-from microbatch._core.entry import Mark
 from microbatch._core.fifo import Fifo
+from microbatch._core.flushes import Mark
 from microbatch._core.waiters import Group, Member
 
 
@@ -258,24 +259,6 @@ def test_without_withdrawals_a_batch_leaves_neither_late_nor_early(
         feeder.check()
 
 
-def filled(number: int, *, max_wait: float = 0.0, room: int = 100_000) -> Fifo:
-    """A Fifo of batches of ten with so many items, one every hundredth of a second, from 100 on."""
-    fifo = Fifo(10, max_wait)
-    for item in range(number):
-        if len(fifo.items) >= fifo.limit:
-            fifo.open(room - fifo.count, 100 + item / 100)
-        fifo.items.append(item)
-        fifo.waiters.append(Caller())
-    return fifo
-
-
-def cut(fifo: Fifo, times: int = 1, now: float = 1_000.0) -> Any:
-    for _ in range(times):
-        run = fifo.cut(now)
-        assert run is not None
-    return run
-
-
 @pytest.mark.parametrize("max_wait", [0.0, 1.0])
 def test_a_fifo_gives_back_places_when_they_are_a_thousand_and_half_of_all(max_wait: float) -> None:
     """A buffer that is never empty must not grow for ever, and moving all at each cut is quadratic."""
@@ -432,32 +415,3 @@ def test_what_is_taken_out_of_a_fifo_keeps_its_time() -> None:
     assert (fifo.count, fifo.head, fifo.items, fifo.waiters) == (0, 0, [], [])
     assert list(fifo.clear()) == []
     assert fifo.deadline() is None
-
-
-def test_a_flush_names_who_is_last_now_though_a_sweep_came_before_the_notice() -> None:
-    """asyncio tells of a cancellation a turn later; who is never watched would keep the flush waiting."""
-    fifo, told = filled(3), list[int]()
-    mark = Mark(lambda: told.append(1))
-    fifo.flush(mark)
-    assert fifo.unwatched() == [fifo.waiters[2]]
-    assert fifo.unwatched() == []
-    fifo.waiters[2].gone = True
-    fifo.sweep()
-    assert fifo.unwatched() == [fifo.waiters[1]]
-    for waiter in fifo.waiters:
-        waiter.gone = True
-    assert (fifo.unwatched(), told) == ([], [1])
-
-
-def test_a_flush_whose_callers_have_gone_unnoticed_makes_nothing_else_due() -> None:
-    """What came later has its own time."""
-    fifo, told = filled(2, max_wait=1.0), list[int]()
-    fifo.flush(Mark(lambda: told.append(1)))
-    assert fifo.unwatched() == [fifo.waiters[1]]
-    fifo.items.append(2)
-    fifo.waiters.append(Caller())
-    for waiter in fifo.waiters[:2]:
-        waiter.gone = True
-    assert fifo.cut(100.5) is None
-    assert told == [1]
-    assert cut(fifo).items == [2]

@@ -6,7 +6,8 @@ from typing import Any
 
 from support import Caller
 
-from microbatch._core.entry import Entry, Mark
+from microbatch._core.entry import Entry
+from microbatch._core.flushes import Mark
 from microbatch._core.lanes import Lanes
 
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import Caller, programs
 
-from microbatch._core.entry import BUFFERED, FLYING, Entry, Mark
+from microbatch._core.entry import BUFFERED, FLYING, Entry
+from microbatch._core.flushes import Mark
 from microbatch._core.lanes import Lanes
 
 

@@ -233,13 +233,14 @@ async def test_an_inner_batcher_that_closes_gives_items_back(path, monkeypatch):
         assert await durable.result(first, 20) == 2
 
         engine, refusals = durable._hands.engine, [BatcherClosed("x")]
-        enter = engine.enter
+        entrance = engine.entrance
+        enter = entrance.enter
 
         def refuse(self, *arguments, **settings):
-            if self is engine and refusals:
+            if self is entrance and refusals:
                 raise refusals.pop()
             return enter.__func__(self, *arguments, **settings)
 
-        monkeypatch.setattr(type(engine), "enter", refuse)
+        monkeypatch.setattr(type(entrance), "enter", refuse)
         assert await durable.submit(3) == 6
     check_counts(path)

@@ -30,7 +30,7 @@ from support import BACKENDS
 
 import microbatch
 from microbatch import errors
-from microbatch._core.batcher import Settings
+from microbatch._core.keywords import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,6 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
-    Generator,
     Hashable,
     Iterable,
 )
@@ -17,9 +16,7 @@ from typing import (
     Any,
     Generic,
     Literal,
-    Protocol,
     Self,
-    TypedDict,
     TypeVar,
     Unpack,
     overload,
@@ -35,6 +32,7 @@ from microbatch._telemetry.settings import Telemetry
 from . import info
 from .engine import Engine
 from .from_thread import submit_from_thread
+from .keywords import Settings
 from .rules import Rules, drain_seconds
 from .stats import BatcherStats, stats_of
 
@@ -43,64 +41,20 @@ if TYPE_CHECKING:
 
     from microbatch._pure.report import BatchReport
 
+    from .pending import Pending
+
 T = TypeVar("T")
 
 
 R = TypeVar("R")
 
 
-R_co = TypeVar("R_co", covariant=True)
-
-
 _UNSET: Any = object()
 
 
 #: The usual priority. Compared by identity, since False and 0.0 equal it; there is one 0 in CPython, and
-#: where there are more, `Engine.enter` finds out.
+#: where there are more, `Entrance.enter` finds out.
 _NONE = 0
-
-
-class Pending(Protocol[R_co]):
-    """The result of one item, on its way: what ``submit_nowait`` returns.
-
-    Await it once, from one task. Cancelling it, or the task that awaits it, withdraws the item if it is
-    still buffered; dropping it does not. A failure that nobody awaited is logged once.
-    """
-
-    def __await__(self) -> Generator[Any, Any, R_co]:
-        """Wait for the result; raise what the item's handler call raised for it."""
-        ...
-
-    def cancel(self) -> bool:
-        """Stop waiting and withdraw the item if it is still buffered; False if it was done already."""
-        ...
-
-    def done(self) -> bool:
-        """Tell whether there is a result, an error or a cancellation."""
-        ...
-
-
-class Settings(TypedDict, Generic[T], total=False):
-    """The keyword arguments of ``Batcher`` and ``batched``; ``Batcher`` says what each means."""
-
-    max_batch_size: int | AdaptiveSize
-    max_wait: float
-    max_concurrency: int
-    max_pending: int | None
-    on_full: Literal["wait", "reject"]
-    weigh: Callable[[T], float] | None
-    max_batch_weight: float | None
-    max_pending_weight: float | None
-    partition: Callable[[T], Hashable] | None
-    partition_concurrency: int | None
-    coalesce: Callable[[T], Hashable] | None
-    retry: Retry | None
-    handler_timeout: float | None
-    drain_timeout: float | None
-    cancel_abandoned: bool
-    capture_context: bool
-    name: str | None
-    telemetry: Telemetry | Literal[False] | None
 
 
 class Batcher(Generic[T, R]):
@@ -158,7 +112,7 @@ class Batcher(Generic[T, R]):
         ValueError: If a setting is out of its range, or lacks the one that it needs.
     """
 
-    __slots__ = ("__weakref__", "_door", "_engine")
+    __slots__ = ("__weakref__", "_door", "_engine", "_entrance")
 
     @overload
     def __init__(
@@ -235,6 +189,7 @@ class Batcher(Generic[T, R]):
         )
         self._engine = Engine(rules, observer=observer_of(rules.name, telemetry))
         self._door = self._engine.door
+        self._entrance = self._engine.entrance
 
     @property
     def name(self) -> str:
@@ -276,17 +231,17 @@ class Batcher(Generic[T, R]):
             self._engine.guard("submit")
         fifo = door.fifo
         if fifo is None or priority is not _NONE or running_loop() is not door.loop:
-            waiter = self._engine.enter(item, priority)
+            waiter = self._entrance.enter(item, priority)
         else:  # the usual way, here as in submit_nowait: a call less is 0.4 % of all that an item costs
             try:
                 waiter = door.create_waiter()
             except OtherRunError:  # trio's, which no loop tells from the one that is served
-                waiter = self._engine.enter(item, priority)
+                waiter = self._entrance.enter(item, priority)
             else:
                 fifo.items.append(item)
                 fifo.waiters.append(waiter)
                 if len(fifo.items) >= fifo.limit:
-                    waiter = self._engine.fill(fifo, waiter)
+                    waiter = self._entrance.fill(fifo, waiter)
         try:
             return await waiter  # type: ignore[no-any-return]
         except BaseException:
@@ -318,15 +273,15 @@ class Batcher(Generic[T, R]):
         door = self._door
         fifo = door.fifo
         if fifo is None or priority is not _NONE or running_loop() is not door.loop:
-            return self._engine.enter(item, priority, wait=False)  # type: ignore[no-any-return]
+            return self._entrance.enter(item, priority, wait=False)  # type: ignore[no-any-return]
         try:
             waiter = door.create_waiter()
         except OtherRunError:
-            return self._engine.enter(item, priority, wait=False)  # type: ignore[no-any-return]
+            return self._entrance.enter(item, priority, wait=False)  # type: ignore[no-any-return]
         fifo.items.append(item)
         fifo.waiters.append(waiter)
         if len(fifo.items) >= fifo.limit:
-            waiter = self._engine.fill(fifo, waiter, wait=False)
+            waiter = self._entrance.fill(fifo, waiter, wait=False)
         return waiter  # type: ignore[no-any-return]
 
     async def submit_many(self, items: Iterable[T], *, priority: float = 0) -> list[R]:
@@ -349,7 +304,7 @@ class Batcher(Generic[T, R]):
         Cancellation withdraws what is still buffered or waits for room.
         """
         self._engine.guard("submit_many")
-        group = await self._engine.enter_many_and_wait(items, priority)
+        group = await self._entrance.enter_many_and_wait(items, priority)
         if group.errors:
             group.report(self._engine.rules.name).values()
         return group.values
@@ -369,7 +324,7 @@ class Batcher(Generic[T, R]):
             RuntimeError: If the batcher serves another event loop that is still alive.
         """
         self._engine.guard("submit_many_report")
-        group = await self._engine.enter_many_and_wait(items, priority)
+        group = await self._entrance.enter_many_and_wait(items, priority)
         return group.report(self._engine.rules.name)
 
     def submit_from_thread(self, item: T, timeout: float | None = None) -> R:
@@ -436,7 +391,7 @@ class Batcher(Generic[T, R]):
             BatcherClosed: If the batcher is closed.
             RuntimeError: If it was entered already, or serves another event loop that is still alive.
         """
-        self._engine.enter_block()
+        self._engine.serving.enter_block()
         return self
 
     async def __aexit__(

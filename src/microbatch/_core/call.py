@@ -11,9 +11,17 @@ from microbatch._loops.calling import call_in_thread
 from microbatch._pure import checks
 from microbatch._pure.exceptions import ResultCountError
 
+from . import info
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from microbatch._loops.protocol import Runtime
+    from microbatch._telemetry.observer import Observer
+
+    from .giving_up import GivingUp
+    from .room import Room
+    from .rules import Rules
     from .run import Run
     from .settler import Settler
 
@@ -80,3 +88,96 @@ async def iterate(
         settler.fail_waiters(run, error)
     finally:
         await generator.aclose()
+
+
+class Call:
+    """Makes handler calls, each in its batch's own context.
+
+    Args:
+        rules: The settings: the handler, and what it is.
+        room: Where it is seen whether anybody records.
+        settler: Gives the items of a generator their outcomes.
+        giving_up: Ends calls that take too long.
+        prepare: Called before the handler is.
+        observer: Tells of each call; None tells nobody.
+        changed: Called when an item of a generator has its outcome.
+    """
+
+    __slots__ = (
+        "_changed",
+        "_giving_up",
+        "_handler",
+        "_handler_timeout",
+        "_kind",
+        "_name",
+        "_now",
+        "_observer",
+        "_prepare",
+        "_room",
+        "_runtime",
+        "_scoped",
+        "_settler",
+    )
+
+    def __init__(
+        self,
+        rules: Rules,
+        *,
+        room: Room,
+        settler: Settler,
+        giving_up: GivingUp,
+        prepare: Callable[[Run], None] | None,
+        observer: Observer | None,
+        changed: Callable[[], None],
+    ) -> None:
+        # What every batch reads, once more: a look at the rules each time would cost a batch of one 1 %.
+        self._name = rules.name
+        self._handler = rules.handler
+        self._handler_timeout = rules.handler_timeout
+        self._kind = rules.kind
+        self._scoped = rules.scoped
+        self._room = room
+        self._settler = settler
+        self._giving_up = giving_up
+        self._prepare = prepare
+        self._observer = observer
+        self._changed = changed
+        self._runtime: Runtime
+        self._now: Callable[[], float]
+
+    def bind(self, runtime: Runtime) -> None:
+        """Serve an event loop."""
+        self._runtime = runtime
+        self._now = runtime.now
+
+    def begin(self, run: Run) -> Any:
+        """Begin the handler call; runs in the batch's own context."""
+        run.outer = info.running()
+        info.enter(run)
+        if self._prepare is not None:
+            self._prepare(run)
+        observer = self._observer
+        if observer is not None:
+            if run.started >= observer.look_at:
+                self._room.look()
+            if observer.recorder is not None:
+                observer.begin(run)
+        if self._giving_up.stuck:
+            self._giving_up.check(run, self._now())
+        if self._handler_timeout is not None:
+            run.timer = self._runtime.call_at(
+                run.started + self._handler_timeout, partial(self._giving_up.expire, run)
+            )
+        if self._kind == "async":
+            call = self._handler(run.items)
+        elif self._kind == "generator":
+            call = iterate(run, self._handler, self._name, self._settler, self._told)
+        else:
+            call = in_thread(run, self._handler)
+        return in_scope(run, call) if self._scoped else call
+
+    def _told(self, run: Run) -> None:
+        """An item of a generator has its outcome: it has left room, or is in back-off."""
+        if self._room.lanes is not None:
+            self._giving_up.cancel_if_abandoned(run)
+            self._changed()

@@ -17,6 +17,7 @@ from .settler import note_attempts
 if TYPE_CHECKING:
     from microbatch._telemetry.observer import Observer
 
+    from .admission import Admission
     from .backoff import Backoffs
     from .dispatcher import Dispatcher
     from .door import Door
@@ -31,7 +32,16 @@ CLOSE_GRACE = 5.0
 class Closing:
     """Brings a batcher to its end."""
 
-    __slots__ = ("_backoffs", "_dispatcher", "_door", "_life", "_observer", "_room", "_rules")
+    __slots__ = (
+        "_admission",
+        "_backoffs",
+        "_dispatcher",
+        "_door",
+        "_life",
+        "_observer",
+        "_room",
+        "_rules",
+    )
 
     def __init__(
         self,
@@ -41,6 +51,7 @@ class Closing:
         life: Life,
         backoffs: Backoffs,
         room: Room,
+        admission: Admission,
         dispatcher: Dispatcher,
         observer: Observer | None,
     ) -> None:
@@ -49,6 +60,7 @@ class Closing:
         self._life = life
         self._backoffs = backoffs
         self._room = room
+        self._admission = admission
         self._dispatcher = dispatcher
         self._observer = observer
 
@@ -73,7 +85,7 @@ class Closing:
         if life.phase is OPEN:
             life.become(CLOSING)
             self._door.fifo = None
-            room.close_line()
+            self._admission.close()
             if room.fifo is not None:
                 room.fifo.closing = True
             else:
@@ -86,7 +98,7 @@ class Closing:
     async def _finish(self) -> None:
         """End what is left, wait within bounds for the handlers' tasks, and be closed."""
         life, dispatcher = self._life, self._dispatcher
-        self._room.close_line()
+        self._admission.close()
         dropped = self._drop()
         if self._observer is not None:
             self._observer.close(self._room)

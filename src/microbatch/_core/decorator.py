@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, Unpack,
 
 from microbatch._pure.handler import Results, Silent, kind_of
 
-from .batcher import Batcher, Settings
+from .batcher import Batcher
+from .keywords import Settings
 from .single import About, Told
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -12,9 +11,8 @@ from microbatch._loops.context import in_context
 from microbatch._pure.handler import FATAL, find, has_exceptions, listed
 from microbatch._telemetry.log import write
 
-from . import info
 from .books import Books
-from .call import in_scope, in_thread, iterate
+from .call import Call
 from .early import Early
 from .giving_up import GivingUp
 from .life import OPEN
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from microbatch._loops.protocol import Runtime
     from microbatch._telemetry.observer import Observer
 
+    from .admission import Admission
     from .backoff import Backoffs
     from .door import Door
     from .life import Life
@@ -58,28 +57,25 @@ class Dispatcher:
     """
 
     __slots__ = (
+        "_admission",
         "_backoffs",
         "_breathe",
         "_door",
-        "_handler",
-        "_handler_timeout",
-        "_kind",
         "_life",
         "_max_concurrency",
         "_max_wait",
         "_now",
-        "_observer",
         "_pace",
-        "_prepare",
         "_room",
         "_rules",
         "_runtime",
-        "_scoped",
         "_settler",
         "_sizing",
         "_started",
         "_tally",
+        "begin",
         "books",
+        "call",
         "context",
         "early",
         "fatal",
@@ -99,6 +95,7 @@ class Dispatcher:
         tally: Tally,
         backoffs: Backoffs,
         room: Room,
+        admission: Admission,
         settler: Settler,
         sizing: Sizing,
         life: Life,
@@ -108,22 +105,17 @@ class Dispatcher:
         self._rules = rules
         # What every batch reads, once more: a look at the rules each time would cost a batch of one 1 %.
         self.name: str = rules.name
-        self._handler = rules.handler
-        self._handler_timeout = rules.handler_timeout
-        self._kind = rules.kind
         self._max_concurrency = rules.max_concurrency
         self._max_wait = rules.max_wait
         self._pace = rules.pace
-        self._scoped = rules.scoped
         self._door = door
         self._tally = tally
         self._backoffs = backoffs
         self._room = room
+        self._admission = admission
         self._settler = settler
         self._sizing = sizing
         self._life = life
-        self._prepare = prepare
-        self._observer = observer
         self.slots: Slots = Slots()
         self.timer: Timer = Timer(self._ring)
         self.books: Books = Books(
@@ -136,6 +128,16 @@ class Dispatcher:
             changed=self.changed,
         )
         self.giving_up: GivingUp = GivingUp(rules, self.slots, settler, self.books, self.changed)
+        self.call: Call = Call(
+            rules,
+            room=room,
+            settler=settler,
+            giving_up=self.giving_up,
+            prepare=prepare,
+            observer=observer,
+            changed=self.changed,
+        )
+        self.begin: Callable[[Run], Any] = self.call.begin
         self.early: Early = Early(rules.name, settler, self.giving_up, self.changed)
         self.resolve: Callable[[Run, int, Any, int], None] = self.early.resolve
         self._now: Callable[[], float]
@@ -163,6 +165,7 @@ class Dispatcher:
         self._started = runtime.started
         self.timer.bind(runtime)
         self.books.bind(runtime)
+        self.call.bind(runtime)
         self.early.bind(runtime)
 
     # Starting
@@ -171,7 +174,7 @@ class Dispatcher:
         """Something left: let others in, start what is ready, see whether all is done."""
         room = self._room
         if room.line:
-            room.admit()
+            self._admission.admit()
         room.simplify()
         self.pump()
         if self._life.phase is not OPEN:
@@ -237,7 +240,7 @@ class Dispatcher:
             await self._started()
             while (run := self._cut(slot)) is not None:
                 try:
-                    returned = await in_context(self.context, self._begin, run, self._pump_more)
+                    returned = await in_context(self.context, self.begin, run, self._pump_more)
                     results = listed(returned, run.size, self.name)
                     mixed = has_exceptions(results, self.name)
                 except Exception as error:  # noqa: BLE001 - the handler's: every caller gets it
@@ -309,38 +312,6 @@ class Dispatcher:
         fifo = self._room.fifo
         if (fifo is None or fifo.items) and self.slots.busy < self._max_concurrency:
             self.pump(most=self._pace)
-
-    def _begin(self, run: Run) -> Any:
-        """Begin the handler call; runs in the batch's own context."""
-        run.outer = info.running()
-        info.enter(run)
-        if self._prepare is not None:
-            self._prepare(run)
-        observer = self._observer
-        if observer is not None:
-            if run.started >= observer.look_at:
-                self._room.look()
-            if observer.recorder is not None:
-                observer.begin(run)
-        if self.giving_up.stuck:
-            self.giving_up.check(run, self._now())
-        if self._handler_timeout is not None:
-            run.timer = self._runtime.call_at(  # type: ignore[union-attr]
-                run.started + self._handler_timeout, partial(self.giving_up.expire, run)
-            )
-        if self._kind == "async":
-            call = self._handler(run.items)
-        elif self._kind == "generator":
-            call = iterate(run, self._handler, self.name, self._settler, self._told)
-        else:
-            call = in_thread(run, self._handler)
-        return in_scope(run, call) if self._scoped else call
-
-    def _told(self, run: Run) -> None:
-        """An item of a generator has its outcome: it has left room, or is in back-off."""
-        if self._room.lanes is not None:
-            self.giving_up.cancel_if_abandoned(run)
-            self.changed()
 
     def _keep(self, slot: Slot) -> bool:
         """Keep the slot for the next batch if one is ready and it is still ours; tell whether.

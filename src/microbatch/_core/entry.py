@@ -6,34 +6,11 @@ import enum
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping
+    from collections.abc import Hashable, Mapping
     from contextvars import Context
 
+    from .flushes import Mark
     from .run import Run
-
-
-class Mark:
-    """What a ``flush()`` waits for: the items that were buffered when it was called.
-
-    Attributes:
-        left: How many of them have no end yet; those in a Fifo count as one.
-        place: Up to where in the Fifo they stand.
-        last: Who waits for the one at that place, once somebody watches.
-    """
-
-    __slots__ = ("last", "left", "on_zero", "place")
-
-    def __init__(self, on_zero: Callable[[], None]) -> None:
-        self.left: int = 0
-        self.place: int = 0
-        self.last: Any = None
-        self.on_zero: Callable[[], None] = on_zero
-
-    def release(self) -> None:
-        """Count one of them as resolved; the last one wakes who waits."""
-        self.left -= 1
-        if self.left == 0:
-            self.on_zero()
 
 
 class State(enum.Enum):

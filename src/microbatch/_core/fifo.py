@@ -9,13 +9,14 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from .entry import FLYING, Entry
+from .flushes import Flushes
 from .run import Reason, Run
 from .waiters import Group, dressed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .entry import Mark
+    from .flushes import Mark
 
 #: Items from which on those who were cancelled are looked for while nothing is cut: whenever there are
 #: four times as many as the last time.
@@ -44,17 +45,16 @@ class Fifo:
         head: Where the next batch begins.
         limit: The length up to which items may be appended without asking.
         timed: Whether it matters since when exactly items wait.
-        due: The place up to which a flush counts items; 0 while none does.
+        flushes: Which of the items they count, and make due.
         withdrawn: Items that were dropped because their callers had gone, and not told of yet.
     """
 
     __slots__ = (
-        "_flushes",
         "_note_at",
         "_sweep_at",
         "_times",
         "closing",
-        "due",
+        "flushes",
         "head",
         "items",
         "limit",
@@ -75,8 +75,7 @@ class Fifo:
         self.head: int = 0
         self.limit: int = 0
         self.withdrawn: int = 0
-        self.due: int = 0
-        self._flushes: list[Mark] = []
+        self.flushes: Flushes = Flushes()
         self._times: deque[tuple[int, float]] = deque()  # since when: from this place on
         self._note_at = -math.inf  # when a cut may tell the next time
         self._sweep_at = _SWEEP_MIN
@@ -114,7 +113,7 @@ class Fifo:
         if (
             self.max_wait == 0
             or self.closing
-            or self.due > self.head + full * self.size
+            or self.flushes.due > self.head + full * self.size
             or now >= self._since(self.head + full * self.size) + self.max_wait
         ):
             return full + 1
@@ -135,7 +134,7 @@ class Fifo:
             not self.max_wait
             or count >= self.size
             or self.closing
-            or self.due > self.head
+            or self.flushes.due > self.head
             or now >= self._since(self.head) + self.max_wait
         ):
             since = now
@@ -143,7 +142,7 @@ class Fifo:
                 while len(times) > 1 and times[1][0] <= self.head:
                     times.popleft()
                 since = times[0][1]
-            if self.due > self.head:
+            if self.flushes.due > self.head:
                 if (run := self._cut_flushed(now, since)) is None:
                     continue
                 return run
@@ -175,14 +174,13 @@ class Fifo:
 
     def _cut_flushed(self, now: float, since: float) -> Run | None:
         """Take out a batch that a flush makes due: with an entry for each item, which tells of its end."""
-        if all(waiter.done() for waiter in islice(self.waiters, self.head, self.due)):
-            for mark in self._flushes:
-                mark.place = self.head
-            self._end_flushes()
+        flushes = self.flushes
+        if all(waiter.done() for waiter in islice(self.waiters, self.head, flushes.due)):
+            flushes.end_before(math.inf)
             return None
         entries: list[Entry] = []
         while len(entries) < self.size and self.items:
-            marks = [mark for mark in self._flushes if mark.place > self.head]
+            marks = flushes.counting(self.head)
             (item,), waiters = self._take(1, now)
             (waiter,) = dressed(waiters)
             if waiter.done():
@@ -192,7 +190,7 @@ class Fifo:
             entry.state = FLYING
             entry.count(marks)
             entries.append(entry)
-        self._end_flushes()
+        flushes.end_before(self.head if self.items else math.inf)
         reason: Reason = "close" if self.closing else "flush"
         run = Run(
             [entry.item for entry in entries],
@@ -204,33 +202,14 @@ class Fifo:
 
     def flush(self, mark: Mark) -> None:
         """Make all that is there due; the mark counts it. Whoever calls asks next who is `unwatched`."""
-        mark.place = len(self.items)
-        mark.left += 1  # for those that are in here
-        self._flushes.append(mark)
+        self.flushes.begin(mark, len(self.items))
 
     def unwatched(self) -> list[Any]:
         """Return the last caller whom each flush waits for here, where it was another one before.
 
         When that one goes, ask again: a flush of which nobody is left here waits for batches alone.
         """
-        found = []
-        for mark in self._flushes:
-            while mark.place > self.head and self.waiters[mark.place - 1].done():
-                mark.place -= 1
-            if mark.place > self.head and self.waiters[mark.place - 1] is not mark.last:
-                mark.last = self.waiters[mark.place - 1]
-                found.append(mark.last)
-        self._end_flushes()
-        return found
-
-    def _end_flushes(self) -> None:
-        """Let go of the flushes that wait for nothing in here, and see what is due to the others."""
-        head = self.head if self.items else math.inf
-        over = [mark for mark in self._flushes if mark.place <= head]
-        self._flushes = [mark for mark in self._flushes if mark.place > head]
-        self.due = max((mark.place for mark in self._flushes), default=0)
-        for mark in over:
-            mark.release()
+        return self.flushes.unwatched(self.waiters, self.head)
 
     def _fills(self) -> bool:
         """Tell whether there are as many callers as make a full batch."""
@@ -276,9 +255,7 @@ class Fifo:
         del self.items[:head], self.waiters[:head]
         self.limit -= head
         self._times = deque((max(0, start - head), since) for start, since in self._times)
-        self.due = max(0, self.due - head)
-        for mark in self._flushes:
-            mark.place -= head
+        self.flushes.move(lambda place: place - head)
 
     def _reason(self) -> Reason:
         """Tell why a batch leaves that is not full."""
@@ -295,9 +272,8 @@ class Fifo:
             self.items, self.waiters, places = self._alive(self.items, self.waiters)
             moved = {bisect_left(places, start): since for start, since in self._times}
             self._times = deque(moved.items())
-            for mark in self._flushes:
-                mark.place = bisect_left(places, mark.place)
-            self._end_flushes()
+            self.flushes.move(lambda place: bisect_left(places, place))
+            self.flushes.end_before(0)
         if not self.items:
             self._times.clear()
             self._note_at = -math.inf
@@ -321,9 +297,8 @@ class Fifo:
             if waiters[place].done():
                 self.withdrawn += 1
             else:
-                marks = [mark for mark in self._flushes if mark.place > place]
-                yield items[place], waiters[place], since, marks
-        self._end_flushes()
+                yield items[place], waiters[place], since, self.flushes.counting(place)
+        self.flushes.end_before(math.inf)
 
     def _alive(
         self, items: list[Any], waiters: list[Any]

@@ -25,7 +25,7 @@ def submit_from_thread(engine: Engine, item: Any, timeout: float | None) -> Any:
     if timeout is not None:
         checks.number("timeout", timeout, minimum=0)
     engine.guard("submit_from_thread")
-    name, runtime = engine.rules.name, engine.runtime
+    name, runtime = engine.rules.name, engine.serving.runtime
     if runtime is not None and runtime.is_current():
         raise RuntimeError(
             f"submit_from_thread() would block the event loop of batcher {name!r}: await submit() instead"
@@ -44,7 +44,7 @@ def submit_from_thread(engine: Engine, item: Any, timeout: float | None) -> Any:
         if waiter.done():  # timed out before the loop had a turn
             return
         try:
-            context.run(engine.enter_marked, item, waiter)
+            context.run(engine.entrance.enter_marked, item, waiter)
         except Exception as error:  # noqa: BLE001 - the calling thread's to raise
             waiter.set_exception(error)
 

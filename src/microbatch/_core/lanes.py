@@ -16,54 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from .entry import BUFFERED, FLYING
 from .keyed import Keyed
+from .lane import Lane
 from .ranking import Ranking
 from .run import Reason, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator
+    from collections.abc import Callable, Iterator
 
-    from .entry import Entry, Mark
-
-
-class Lane:
-    """The items of one partition.
-
-    Attributes:
-        away: How many of its items are in back-off.
-        hash: The partition's.
-        home: The lanes that it is one of; None while it is of none.
-    """
-
-    __slots__ = (
-        "away",
-        "deadline",
-        "due",
-        "entries",
-        "flying",
-        "hash",
-        "home",
-        "keys",
-        "partition",
-        "priority",
-        "queued",
-        "seq",
-        "weight",
-    )
-
-    def __init__(self, partition: Hashable, hashed: int) -> None:
-        self.partition: Hashable = partition
-        self.hash: int = hashed
-        self.home: Any = None
-        self.entries: Ranking[Entry] = Ranking()
-        self.keys: Keyed[Entry] = Keyed()
-        self.weight: int = 0
-        self.flying: int = 0
-        self.away: int = 0
-        self.due: int = -1  # the seq up to which entries were asked for by a flush
-        self.deadline: float | None = None
-        self.priority: float = 0.0
-        self.seq: int = 0
-        self.queued: bool = False
+    from .entry import Entry
+    from .flushes import Mark
 
 
 class Lanes:
@@ -139,12 +100,10 @@ class Lanes:
         self._appraise(lane, now)
 
     def _put(self, lane: Lane, entry: Entry) -> None:
-        lane.entries.push(entry)
-        lane.weight += entry.weight
+        lane.put(entry)
         self.weight += entry.weight
         self.count += 1
         if entry.key is not None:
-            lane.keys.add(entry.key[0], entry.hash, entry)
             self._changes += 1
 
     def promote(self, entry: Entry, priority: float) -> None:
@@ -163,12 +122,10 @@ class Lanes:
             self._leave(lane)
 
     def _take(self, lane: Lane, entry: Entry) -> None:
-        lane.entries.discard(entry)
-        lane.weight -= entry.weight
+        lane.take(entry)
         self.weight -= entry.weight
         self.count -= 1
         if entry.key is not None:
-            lane.keys.remove(entry.hash, entry)
             self._changes += 1
 
     def _leave(self, lane: Lane) -> None:

@@ -1,17 +1,15 @@
-"""The buffer and those who wait for room in it: how much there is, who is in, who goes."""
+"""The buffer: how much room there is, who is in, who goes."""
 
 from __future__ import annotations
 
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from microbatch._pure.exceptions import BatcherClosed, BatcherFull
-from microbatch._telemetry.kinds import CANCELLED, CLOSED, FULL
+from microbatch._pure.exceptions import BatcherFull
+from microbatch._telemetry.kinds import CANCELLED, FULL
 
-from .entry import BACKOFF, BUFFERED, SHARING, WAITING, Entry
+from .entry import BACKOFF, BUFFERED, WAITING, Entry
 from .fifo import Fifo
-from .lanes import Lane, Lanes
-from .line import Feed
+from .lanes import Lanes
 from .ranking import Ranking
 from .waiters import Member, Shared
 
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
 
     from .backoff import Backoffs
     from .door import Door
+    from .lane import Lane
     from .rules import Rules
     from .sizing import Sizing
     from .tally import Tally
@@ -39,6 +38,7 @@ class Room:
         fifo: The flat lists, while nothing asks for more.
         lanes: An entry for each item, while something does; there is always one of both.
         line: Who waits for room: entries and feeds.
+        admitting: True while they are being let in.
         timed: True if it matters since when exactly items wait.
         now: The loop's clock.
         observer: Tells telemetry; None for nobody.
@@ -46,16 +46,15 @@ class Room:
 
     __slots__ = (
         "__weakref__",
-        "_admitting",
         "_backoffs",
         "_converted",
         "_door",
-        "_numbers",
         "_refusals",
         "_rules",
         "_runtime",
         "_sizing",
         "_tally",
+        "admitting",
         "fifo",
         "lanes",
         "line",
@@ -89,8 +88,7 @@ class Room:
         self.fifo: Fifo | None = None
         self.lanes: Lanes | None = None
         self.line: Ranking[Any] = Ranking()
-        self._numbers = count(1)
-        self._admitting = False  # those in line are being let in
+        self.admitting: bool = False
         self._converted: list[Entry] = []  # entries made of what stood in the flat lists
         self._refusals = 0  # since those were looked at
         self.timed: bool = self._rules.max_wait > 0
@@ -229,7 +227,7 @@ class Room:
 
         While those in line are let in, only a function that they brought along can ask.
         """
-        return (not self.line or self._admitting) and self.has_room(entry.weight)
+        return (not self.line or self.admitting) and self.has_room(entry.weight)
 
     def press(self) -> None:
         """Tell the lanes whether any company can come."""
@@ -269,12 +267,6 @@ class Room:
         """Buffer an entry."""
         self.ranked.add(entry, self.now(), lane)
 
-    def stand(self, entry: Entry) -> None:
-        """Let an entry wait for room."""
-        entry.state = WAITING
-        entry.seq = next(self._numbers)
-        self.line.push(entry)
-
     def extend(self, fifo: Fifo, group: Group, items: list[Any]) -> int:
         """Append as many of a group's items as there is room for; return how many that were."""
         room = self.free()
@@ -285,92 +277,6 @@ class Room:
             fifo.waiters += [group] * taken
         self._door.fifo = None
         return taken
-
-    def feed(self, feed: Feed) -> None:
-        """Let in of a group's items what finds room; the rest waits for it, or is refused."""
-        feed.group.feed = feed
-        feed.seq = next(self._numbers)
-        self.line.push(feed)
-        self.admit()
-        if feed.group.feed is not None and self._rules.rejects:
-            self._take_away(feed)
-            for index in range(feed.position, len(feed.items)):
-                feed.group.fail(index, self.full())
-
-    def admit(self) -> None:
-        """Let those in who wait for room: by priority, one in ten by age."""
-        if self._admitting:  # by a function of the user's: whoever called that goes on
-            return
-        self._admitting = True
-        try:
-            while (waiting := self.line.turn()()) is not None and self._let_in(waiting):
-                pass
-        finally:
-            self._admitting = False
-
-    def _let_in(self, waiting: Any) -> bool:
-        """Let in who is the next in line, if there is room; tell whether to look at the line again.
-
-        The user's functions may do anything meanwhile, so after them it is looked at anew.
-        """
-        feed = waiting if isinstance(waiting, Feed) else None
-        if feed is not None and feed.ready is None:
-            self._weigh_next(feed)
-            return True
-        entry: Any = waiting if feed is None else feed.ready
-        try:
-            lane, carrier = self.ranked.place(entry)
-        except Exception as error:  # noqa: BLE001 - a key's comparison: its own caller's
-            self._turn_away(waiting, error)
-            return True
-        if not waiting.queued:
-            return True
-        if carrier is None and not self.has_room(entry.weight):
-            return False
-        if feed is not None:
-            self._advance(feed)
-            feed.group.entries.append((carrier or entry, entry.waiter[1]))
-        else:
-            self.line.turned()
-            self.line.discard(entry)
-        if carrier is None:
-            self.add(entry, lane)
-        else:
-            entry.state, entry.carrier = SHARING, carrier
-            self.share(carrier, entry.waiter, entry)
-        return True
-
-    def _weigh_next(self, feed: Feed) -> None:
-        """Ask the user's functions about a feed's next item."""
-        try:
-            feed.weigh_next(self._rules)
-        except Exception as error:  # noqa: BLE001 - the user's: it is that item's outcome
-            self._turn_away(feed, error)
-
-    def _turn_away(self, waiting: Any, error: Exception) -> None:
-        """Fail who is the next in line, if it still is in line."""
-        if not waiting.queued:
-            return
-        if isinstance(waiting, Feed):
-            waiting.refuse_next(error)
-            if not waiting.left:
-                self._take_away(waiting)
-        else:
-            self.line.discard(waiting)
-            waiter = waiting.waiter
-            waiting.release()
-            waiter.set_exception(error)
-
-    def _advance(self, feed: Feed) -> None:
-        """Step on after one item went in; after a batch of them let others go first."""
-        self.line.turned()
-        feed.advance()
-        if not feed.left:  # its caller waits for room no more
-            self._take_away(feed)
-        elif feed.taken % self._sizing.current() == 0 and len(self.line) > 1:
-            self.line.discard(feed)
-            feed.seq = next(self._numbers)
-            self.line.push(feed)
 
     # Out
 
@@ -392,35 +298,6 @@ class Room:
         """Count an item out of back-off; return its lane."""
         self._backoffs.leave(entry)
         return self.ranked.call_back(entry)
-
-    def withdraw_feed(self, group: Group) -> None:
-        """Do without what of a group still waits for room: its caller has gone."""
-        feed = group.feed
-        if feed is not None:
-            self._take_away(feed)
-            self.tell_refused(CANCELLED, feed.left)
-
-    def _take_away(self, feed: Feed) -> None:
-        self.line.discard(feed)
-        feed.group.feed = None
-
-    def close_line(self) -> None:
-        """End all who wait for room: none will come."""
-        for waiting in list(self.line):
-            if not waiting.queued:  # whom telemetry told of another's end has cancelled this one
-                continue
-            left = 1
-            if isinstance(waiting, Feed):
-                self._take_away(waiting)
-                left = waiting.left
-                for index in range(waiting.position, len(waiting.items)):
-                    waiting.group.fail(index, BatcherClosed(self._rules.name))
-            else:
-                self.line.discard(waiting)
-                waiter = waiting.waiter
-                waiting.release()
-                waiter.set_exception(BatcherClosed(self._rules.name))
-            self.tell_refused(CLOSED, left)
 
     def clear(self) -> list[tuple[Any, int]]:
         """Take everything out of the buffer, and out of back-off.

@@ -55,7 +55,7 @@ class Run:
         record: What telemetry keeps of it.
         error: What the call as a whole failed with.
         errors: How many items failed, by kind; None without any.
-        fallen: Who waited for those: kept until its end is told of, see ``_end``.
+        fallen: Who waited for those: kept until its end is told of, see `Books.close`.
         retried: The same for those that are sent again.
         origins: In durable mode the trace context and id of each item.
     """

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from .tally import Tally
 
 #: Whose frames at the top of a handler's traceback are left out.
-_OWN_FRAMES = frozenset(("microbatch._core.dispatcher", in_context.__module__))
+_OWN_FRAMES = frozenset(
+    ("microbatch._core.dispatcher", "microbatch._core.call", in_context.__module__)
+)
 
 
 class Settler:

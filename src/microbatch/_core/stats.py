@@ -47,13 +47,13 @@ class BatcherStats:
 
 def stats_of(engine: Engine) -> BatcherStats:
     """Count; in another thread than the loop's, callers that went a moment ago may still be counted."""
-    runtime, tally, dispatcher = engine.runtime, engine.tally, engine.dispatcher
+    runtime, tally, dispatcher = engine.serving.runtime, engine.tally, engine.dispatcher
     oldest: float | None = None
     if runtime is not None:
         if runtime.is_current():
             engine.sweep()
         elif runtime.has_ended():
-            engine.lose_loop()
+            engine.serving.lose_loop()
         runs = [slot.run for slot in list(dispatcher.slots.held)]
         started = [run.started for run in runs if run is not None and not run.ended]
         if started:

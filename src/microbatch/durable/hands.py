@@ -189,7 +189,7 @@ class Hands:
         entry = self.held[claimed.id] = Entry(claimed, item)
         self._exclusive = self._exclusive or entry.suspect
         try:
-            pending: Any = self.engine.enter(entry, claimed.priority, wait=False)
+            pending: Any = self.engine.entrance.enter(entry, claimed.priority, wait=False)
         except BatcherClosed:
             self.settle(given_back(entry))
         except Exception as error:  # noqa: BLE001 - the user's partition function: it fails this item alone

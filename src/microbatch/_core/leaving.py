@@ -1,0 +1,71 @@
+"""Callers who go before their items have an outcome, and what goes with them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from .entry import FLYING, SHARING, Entry
+from .waiters import Group, Member, Shared
+
+if TYPE_CHECKING:
+    from microbatch._loops.protocol import Runtime
+
+    from .admission import Admission
+    from .dispatcher import Dispatcher
+    from .room import Room
+    from .serving import Serving
+
+
+class Leaving:
+    """What waiters are told to call when their callers are cancelled."""
+
+    __slots__ = ("_admission", "_dispatcher", "_room", "_serving")
+
+    def __init__(
+        self, serving: Serving, room: Room, admission: Admission, dispatcher: Dispatcher
+    ) -> None:
+        self._serving = serving
+        self._room = room
+        self._admission = admission
+        self._dispatcher = dispatcher
+
+    def cancelled(self, runtime: Runtime, entry: Entry, waiter: Any) -> None:
+        """A caller was cancelled."""
+        if self._serving.serves(runtime):
+            self.left(entry, waiter)
+
+    def left(self, entry: Entry, waiter: Any) -> None:
+        """A caller has gone; with an item's last one goes the item, if no handler has it."""
+        if entry.state is SHARING:
+            entry = entry.carrier  # type: ignore[assignment]
+        if isinstance(entry.waiter, Shared):
+            sharers = entry.waiter.waiters
+            sharers.pop(waiter, None)
+            if sharers:
+                if entry.run is None:
+                    entry.context = next(iter(sharers.values()))  # of one who is still there
+                return
+        if entry.state is FLYING:
+            self._dispatcher.giving_up.abandon(entry.run)  # type: ignore[arg-type]
+        elif self._room.withdraw(entry):
+            self._dispatcher.changed()
+
+    def group_cancelled(self, runtime: Runtime, group: Group, _: Any) -> None:
+        """The one caller of many items was cancelled."""
+        if not self._serving.serves(runtime):
+            return
+        self._admission.withdraw_feed(group)
+        entries, group.entries = group.entries, []
+        for entry, index in entries:
+            self.left(entry, Member((group, index)))
+        self.watch_flushes(runtime)
+        self._dispatcher.changed()
+
+    def watch_flushes(self, runtime: Runtime, _: Any = None) -> None:
+        """See that the flat lists are looked at when the last caller whom a flush waits for goes."""
+        fifo = self._room.fifo
+        if fifo is not None:
+            for waiter in fifo.unwatched():
+                if not isinstance(waiter, Group | Member):  # those tell of it unasked
+                    runtime.watch(waiter, partial(self.watch_flushes, runtime))
