@@ -48,11 +48,11 @@ MUTATIONS = [
         """\
         if refuses and not room.takes(entry):
             self._find_gone()
-        self._generalise(runtime)
+        self._generalise(loop)
         lane, carrier = room.ranked.place(entry)
 """,
         """\
-        self._generalise(runtime)
+        self._generalise(loop)
         lane, carrier = room.ranked.place(entry)
         if refuses and not room.takes(entry):
             self._find_gone()
@@ -310,8 +310,8 @@ MUTATIONS = [
     Mutation(
         "an item waits longer than max_wait",
         "_core/timer",
-        "self._handle = self._runtime.call_at(when, self._due)",
-        "self._handle = self._runtime.call_at(when + 0.1, self._due)",
+        "self._handle = self._loop.call_at(when, self._due)",
+        "self._handle = self._loop.call_at(when + 0.1, self._due)",
     ),
     Mutation(
         "the timer goes on though nothing waits",

@@ -42,7 +42,7 @@ async def test_a_loop_that_ends_between_a_look_and_a_call_is_a_closed_batcher(
             raise RuntimeError("Event loop is closed")
 
         with monkeypatch.context() as patch:
-            patch.setattr(engine_of(batcher).serving.runtime, "call_from_thread", ended)
+            patch.setattr(engine_of(batcher).serving.loop, "call_from_thread", ended)
             thread, results = in_thread(batcher.submit_from_thread, 1)
             thread.join()
         assert type(results[0]) is BatcherClosed

@@ -13,7 +13,7 @@ import pytest
 import sniffio
 from support import outcome, run, turns
 
-from microbatch._loops.current import current_runtime
+from microbatch._loops.current import current_loop
 from microbatch._loops.waiting import ThreadWaiter
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
@@ -24,13 +24,13 @@ def on_trio() -> bool:
 
 
 def make_waiter(kind: str, cancelled: list[Any]) -> Any:
-    runtime = current_runtime()
+    loop = current_loop()
     if kind == "plain":
-        return runtime.create_waiter()
+        return loop.create_waiter()
     if kind == "watched":
-        return runtime.watched_waiter(cancelled.append)
-    waiter = runtime.create_waiter()
-    runtime.watch(waiter, cancelled.append)
+        return loop.watched_waiter(cancelled.append)
+    waiter = loop.create_waiter()
+    loop.watch(waiter, cancelled.append)
     return waiter
 
 
@@ -128,10 +128,10 @@ async def test_a_waiter_can_be_cancelled_by_hand(kind: str) -> None:
 async def test_a_watched_waiter_tells_of_its_cancellation_there_and_then() -> None:
     """Counts are exact at every moment; asyncio by itself would tell one turn later."""
     cancelled: list[Any] = []
-    waiter = current_runtime().watched_waiter(cancelled.append)
+    waiter = current_loop().watched_waiter(cancelled.append)
     waiter.cancel()
     assert cancelled == [waiter]
-    done = current_runtime().watched_waiter(cancelled.append)
+    done = current_loop().watched_waiter(cancelled.append)
     done.set_result(1)
     assert not done.cancel()
     assert len(cancelled) == 1
@@ -140,7 +140,7 @@ async def test_a_watched_waiter_tells_of_its_cancellation_there_and_then() -> No
 async def test_what_has_no_future_inside_is_watched_by_attribute() -> None:
     """A blocked thread's waiter is no future of the loop."""
     waiter = ThreadWaiter()
-    current_runtime().watch(waiter, print)
+    current_loop().watch(waiter, print)
     assert waiter.on_cancel is print
 
 
@@ -148,7 +148,7 @@ def test_a_trio_waiter_has_one_awaiter() -> None:
     """A second task would wake no more."""
 
     async def main() -> None:
-        waiter = current_runtime().create_waiter()
+        waiter = current_loop().create_waiter()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(outcome, waiter)
             await turns()
@@ -163,20 +163,20 @@ def test_a_trio_waiter_ends_once() -> None:
     """The first outcome stands, as a future's does; a cancelled one says so; an error is raised once."""
 
     async def main() -> None:
-        runtime = current_runtime()
-        waiter = runtime.create_waiter()
+        loop = current_loop()
+        waiter = loop.create_waiter()
         waiter.set_result(1)
         waiter.set_result(2)
         waiter.set_exception(KeyError())
         assert await waiter == 1
         assert await waiter == 1
         assert not waiter.cancelled()
-        failed = runtime.create_waiter()
+        failed = loop.create_waiter()
         failed.set_exception(KeyError("k"))
         assert type(await outcome(failed)) is KeyError
         with pytest.raises(RuntimeError, match="exception was raised already"):
             await failed
-        gone = runtime.create_waiter()
+        gone = loop.create_waiter()
         gone.cancel()
         with pytest.raises(RuntimeError, match="this Pending was cancelled"):
             await gone
@@ -188,8 +188,8 @@ def test_a_trio_waiters_unseen_exception_is_logged_once(caplog: Any) -> None:
     """As asyncio does for a future: a failure must not end in silence."""
 
     async def main() -> None:
-        runtime = current_runtime()
-        unseen, seen, good = (runtime.create_waiter() for _ in range(3))
+        loop = current_loop()
+        unseen, seen, good = (loop.create_waiter() for _ in range(3))
         unseen.set_exception(KeyError("lost"))
         seen.set_exception(KeyError("seen"))
         good.set_result(1)
@@ -206,14 +206,14 @@ def test_a_trio_waiters_unseen_exception_is_logged_once(caplog: Any) -> None:
 
 def test_a_trio_waiter_is_made_in_its_own_run_only() -> None:
     """Another run's scheduler could not wake it."""
-    runtimes: list[Any] = []
+    loops: list[Any] = []
 
     async def first() -> None:
-        runtimes.append(current_runtime())
+        loops.append(current_loop())
 
     async def second() -> None:
         with pytest.raises(RuntimeError, match="serves another run of trio"):
-            runtimes[0].create_waiter()
+            loops[0].create_waiter()
 
     run("trio", first)
     run("trio", second)

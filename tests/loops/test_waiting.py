@@ -15,7 +15,7 @@ import trio.lowlevel
 from support import Recorder, outcome, run, turns
 
 from microbatch import Batcher
-from microbatch._loops.current import current_runtime
+from microbatch._loops.current import current_loop
 from microbatch._loops.waiting import ThreadWaiter
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
@@ -62,13 +62,13 @@ def test_nothing_leaves_a_system_task_of_trio(caplog: Any) -> None:
     """It would end the whole run: whatever it is, it is logged and the others go on."""
 
     async def main() -> str:
-        runtime = current_runtime()
+        loop = current_loop()
 
         async def fail(argument: Any) -> None:
-            await runtime.started()
+            await loop.started()
             raise KeyError(argument)
 
-        runtime.spawn(fail, "lost", "orders")
+        loop.spawn(fail, "lost", "orders")
         await turns()
         return "alive"
 
@@ -105,7 +105,7 @@ async def test_a_waiter_tells_its_end_once() -> None:
     """For a record of each item: cancelling what has ended is no second end."""
     ends: list[Any] = []
     for end in ("set_result", "set_exception", "cancel"):
-        waiter = current_runtime().item_waiter(None)
+        waiter = current_loop().item_waiter(None)
         waiter.on_end = lambda error, cancelled: ends.append((error, cancelled))
         argument = {"set_result": [1], "set_exception": [KeyError()], "cancel": []}[end]
         getattr(waiter, end)(*argument)
@@ -125,9 +125,9 @@ def test_on_trio_a_callback_that_raises_is_logged_and_ends_nothing(caplog: Any) 
         raise LookupError("callback")
 
     async def main() -> None:
-        runtime = current_runtime()
-        runtime.call_at(runtime.now() + 1, fail)
-        runtime.call_from_thread(fail)
+        loop = current_loop()
+        loop.call_at(loop.now() + 1, fail)
+        loop.call_from_thread(fail)
         await anyio.sleep(5)
 
     run("trio", main)
@@ -139,7 +139,7 @@ def test_a_trio_items_waiter_tells_of_its_end_once() -> None:
     ended: list[Any] = []
 
     async def main() -> None:
-        waiter = current_runtime().item_waiter(None)
+        waiter = current_loop().item_waiter(None)
         waiter.on_end = lambda error, cancelled: ended.append(error)
         waiter.set_result(1)
         waiter.set_exception(LookupError())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from microbatch._loops.protocol import Runtime
+    from microbatch._loops.protocol import Loop
     from microbatch._telemetry.observer import Observer
 
     from .door import Door
@@ -71,9 +71,9 @@ class Books:
         """Drop what belonged to an event loop that is gone."""
         self.telling: bool = False
 
-    def bind(self, runtime: Runtime) -> None:
+    def bind(self, loop: Loop) -> None:
         """Serve an event loop."""
-        self._now = runtime.now
+        self._now = loop.now
 
     def close(self, run: Run) -> None:
         """Close the books on a run whose items all have their outcome."""

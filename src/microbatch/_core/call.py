@@ -16,7 +16,7 @@ from . import info
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from microbatch._loops.protocol import Runtime
+    from microbatch._loops.protocol import Loop
     from microbatch._telemetry.observer import Observer
 
     from .giving_up import GivingUp
@@ -109,12 +109,12 @@ class Call:
         "_handler",
         "_handler_timeout",
         "_kind",
+        "_loop",
         "_name",
         "_now",
         "_observer",
         "_prepare",
         "_room",
-        "_runtime",
         "_scoped",
         "_settler",
     )
@@ -142,13 +142,13 @@ class Call:
         self._prepare = prepare
         self._observer = observer
         self._changed = changed
-        self._runtime: Runtime
+        self._loop: Loop
         self._now: Callable[[], float]
 
-    def bind(self, runtime: Runtime) -> None:
+    def bind(self, loop: Loop) -> None:
         """Serve an event loop."""
-        self._runtime = runtime
-        self._now = runtime.now
+        self._loop = loop
+        self._now = loop.now
 
     def begin(self, run: Run) -> Any:
         """Begin the handler call; runs in the batch's own context."""
@@ -165,7 +165,7 @@ class Call:
         if self._giving_up.stuck:
             self._giving_up.check(run, self._now())
         if self._handler_timeout is not None:
-            run.timer = self._runtime.call_at(
+            run.timer = self._loop.call_at(
                 run.started + self._handler_timeout, partial(self._giving_up.expire, run)
             )
         if self._kind == "async":

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextvars import Context
 
-    from microbatch._loops.protocol import Runtime
+    from microbatch._loops.protocol import Loop
     from microbatch._telemetry.observer import Observer
 
     from .admission import Admission
@@ -62,13 +62,13 @@ class Dispatcher:
         "_breathe",
         "_door",
         "_life",
+        "_loop",
         "_max_concurrency",
         "_max_wait",
         "_now",
         "_pace",
         "_room",
         "_rules",
-        "_runtime",
         "_settler",
         "_sizing",
         "_started",
@@ -147,7 +147,7 @@ class Dispatcher:
 
     def forget(self) -> None:
         """Drop what belonged to an event loop that is gone."""
-        self._runtime: Runtime | None = None
+        self._loop: Loop | None = None
         self.context: Context | None = None
         self.fatal: BaseException | None = None
         self.paused: bool = False
@@ -157,16 +157,16 @@ class Dispatcher:
         self.giving_up.forget()
         self.early.bind(None)
 
-    def bind(self, runtime: Runtime) -> None:
+    def bind(self, loop: Loop) -> None:
         """Serve an event loop."""
-        self._runtime = runtime
-        self._now = runtime.now
-        self._breathe = runtime.breathe
-        self._started = runtime.started
-        self.timer.bind(runtime)
-        self.books.bind(runtime)
-        self.call.bind(runtime)
-        self.early.bind(runtime)
+        self._loop = loop
+        self._now = loop.now
+        self._breathe = loop.breathe
+        self._started = loop.started
+        self.timer.bind(loop)
+        self.books.bind(loop)
+        self.call.bind(loop)
+        self.early.bind(loop)
 
     # Starting
 
@@ -190,7 +190,7 @@ class Dispatcher:
 
         One is enough: should its handler have to wait, it starts the others beside it (`_pump_more`).
         """
-        if self._runtime is None or self.paused:
+        if self._loop is None or self.paused:
             return
         room = self._room
         buffer: Any = room.fifo
@@ -222,7 +222,7 @@ class Dispatcher:
         slots.busy += 1
         slots.starting += 1
         slots.held.add(slot)
-        slot.task = self._runtime.spawn(self._work, slot, self.name)  # type: ignore[union-attr]
+        slot.task = self._loop.spawn(self._work, slot, self.name)  # type: ignore[union-attr]
 
     def _ring(self, now: float) -> None:
         """The timer: something is due."""
@@ -344,7 +344,7 @@ class Dispatcher:
             slot.starting = False
             slots.starting -= 1
         slots.free(slot)
-        if forced and self._runtime.has_ended():  # type: ignore[union-attr]
+        if forced and self._loop.has_ended():  # type: ignore[union-attr]
             return
         if run is not None:
             run.slot = None
@@ -378,18 +378,18 @@ class Dispatcher:
 
     def _is_cancelled(self, slot: Slot) -> bool:
         """Tell whether somebody else cancelled a task of ours: mostly a loop that is ending."""
-        return self._runtime is not None and self._runtime.was_cancelled(slot.task)
+        return self._loop is not None and self._loop.was_cancelled(slot.task)
 
     def _crash(self, run: Run, slot: Slot, error: BaseException) -> BaseException | None:
         """Deal with what must not reach a caller, nor kill the loop; return what to raise on.
 
         Task groups wrap what ends them, so a cancellation and what is fatal are looked for within groups.
         """
-        runtime = self._runtime
-        if runtime is None or slot not in self.slots.held or not runtime.is_current():
+        loop = self._loop
+        if loop is None or slot not in self.slots.held or not loop.is_current():
             return error  # its event loop is gone, and this is the garbage collector closing it
         cancelled = find(error, anyio.get_cancelled_exc_class())
-        if cancelled is not None and not runtime.was_cancelled(slot.task):
+        if cancelled is not None and not loop.was_cancelled(slot.task):
             cancelled = None  # the handler made it up
         self.paused = self.paused or (cancelled is not None and not run.cancelled)
         run.teaches = run.teaches and cancelled is None
@@ -397,7 +397,7 @@ class Dispatcher:
         fatal = find(error, FATAL)
         if fatal is not None:
             self.fatal = fatal  # for aclose() to raise, if the loop does not
-            if runtime.raises_fatal(fatal, slot.task):
+            if loop.raises_fatal(fatal, slot.task):
                 self.fatal = None
                 return fatal
         return cancelled

@@ -18,12 +18,13 @@ class Door:
     Attributes:
         fifo: Where items may be appended without asking, as long as its limit is not reached; None while
             somebody has to look first.
-        loop: The event loop that is served; the door itself while there is none, so that it is no loop's.
+        native: asyncio's object for the event loop that is served; the door itself while there is none, so
+            that it is no loop's.
         create_waiter: Makes what a caller waits on; valid while there is a loop.
         running: Handler calls without an end: only while there are some can a caller be inside of one.
     """
 
-    __slots__ = ("create_waiter", "fifo", "loop", "running")
+    __slots__ = ("create_waiter", "fifo", "native", "running")
 
     def __init__(self) -> None:
         self.create_waiter: Callable[[], Any]
@@ -32,5 +33,5 @@ class Door:
     def close(self) -> None:
         """Belong to no event loop."""
         self.fifo: Fifo | None = None
-        self.loop: Any = self
+        self.native: Any = self
         self.running: int = 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from microbatch._loops.protocol import Runtime
+    from microbatch._loops.protocol import Loop
 
     from .giving_up import GivingUp
     from .run import Run
@@ -25,7 +25,7 @@ class Early:
         changed: Called after each: an item has left room, or is in back-off.
     """
 
-    __slots__ = ("_changed", "_giving_up", "_name", "_runtime", "_settler")
+    __slots__ = ("_changed", "_giving_up", "_loop", "_name", "_settler")
 
     def __init__(
         self, name: str, settler: Settler, giving_up: GivingUp, changed: Callable[[], None]
@@ -36,16 +36,16 @@ class Early:
         self._changed = changed
         self.bind(None)
 
-    def bind(self, runtime: Runtime | None) -> None:
+    def bind(self, loop: Loop | None) -> None:
         """Serve an event loop, or none."""
-        self._runtime = runtime
+        self._loop = loop
 
     def resolve(self, run: Run, index: int, result: Any, shown: int) -> None:
         """``BatchInfo.resolve``: from the loop's thread at once, from the handler's by way of the loop."""
-        runtime = self._runtime
+        loop = self._loop
         waiters: Any = run.waiters  # None once the run has ended, be it in this moment
         refusal = f"batcher {self._name!r}: item {shown} of the batch has its outcome already"
-        if run.ended or runtime is None or waiters is None or waiters[index] is None:
+        if run.ended or loop is None or waiters is None or waiters[index] is None:
             raise RuntimeError(refusal)
         # From other threads it is only a promise until the loop has had a turn. dict.setdefault and pop
         # are one step each, whichever threads come together here.
@@ -53,12 +53,12 @@ class Early:
         promise = (result,)
         if promised.setdefault(index, promise) is not promise:
             raise RuntimeError(refusal)
-        if runtime.is_current():
+        if loop.is_current():
             self._settle_early(run, index)
         elif run.decided and promised.pop(index, None) is not None:
             raise RuntimeError(refusal)
         else:
-            runtime.call_from_thread(partial(self._settle_early, run, index))
+            loop.call_from_thread(partial(self._settle_early, run, index))
 
     def _settle_early(self, run: Run, index: int) -> None:
         if not run.ended:

@@ -165,10 +165,10 @@ class Engine:
         done = anyio.Event()
         mark = Mark(done.set)
         mark.left = 1  # until all are counted
-        runtime, room = self.serving.bind(), self.room
+        loop, room = self.serving.bind(), self.room
         if room.fifo is not None:
             room.fifo.flush(mark)
-            self._leaving.watch_flushes(runtime)
+            self._leaving.watch_flushes(loop)
         else:
             room.ranked.flush(mark, room.now())
         self.dispatcher.resume()

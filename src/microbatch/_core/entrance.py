@@ -19,7 +19,7 @@ from .waiters import Group
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from microbatch._loops.protocol import Runtime
+    from microbatch._loops.protocol import Loop
     from microbatch._telemetry.observer import Observer
 
     from .admission import Admission
@@ -81,7 +81,7 @@ class Entrance:
     ) -> Any:
         """Take an item in, or in line, and return who waits for it. The way for whatever is not usual."""
         door = self._door
-        if running_loop() is not door.loop or door.loop is None:
+        if running_loop() is not door.native or door.native is None:
             self._serving.bind()
         rules, room, dispatcher = self._rules, self._room, self._dispatcher
         if self._life.phase is not OPEN:  # not check_open: a call is 0.2 % of a lone caller's way
@@ -155,11 +155,11 @@ class Entrance:
             raise
 
     def _enter_entry(self, entry: Entry, *, wait: bool, waiter: Any) -> Any:
-        runtime, room = self._serving.bind(), self._room
+        loop, room = self._serving.bind(), self._room
         refuses = not wait or self._rules.rejects
         if refuses and not room.takes(entry):
             self._find_gone()
-        self._generalise(runtime)
+        self._generalise(loop)
         lane, carrier = room.ranked.place(entry)
         # From here on no code of others runs and nothing leaves: all stays as it is.
         self._serving.check_open()
@@ -168,8 +168,8 @@ class Entrance:
             raise room.full()
         mine = waiter
         if not hasattr(waiter, "on_cancel"):
-            mine = self._new_watched(runtime)
-        mine.on_cancel = partial(self._leaving.cancelled, runtime, carrier or entry)
+            mine = self._new_watched(loop)
+        mine.on_cancel = partial(self._leaving.cancelled, loop, carrier or entry)
         if carrier is not None:
             room.share(carrier, mine, entry)
         else:
@@ -188,22 +188,22 @@ class Entrance:
         for entry in self._room.gone(refusals):
             self._leaving.left(entry, entry.waiter)
 
-    def _generalise(self, runtime: Runtime) -> None:
+    def _generalise(self, loop: Loop) -> None:
         """Keep an entry for each item from now on, until the buffer is empty."""
         for entry in self._room.generalise():
-            runtime.watch(entry.waiter, partial(self._leaving.cancelled, runtime, entry))
+            loop.watch(entry.waiter, partial(self._leaving.cancelled, loop, entry))
 
     def enter_many(self, items: list[Any], priority: float) -> Group:
         """Take in the items of a ``submit_many``, as far as there is room; the rest stands in line."""
-        runtime, room, dispatcher = self._serving.bind(), self._room, self._dispatcher
+        loop, room, dispatcher = self._serving.bind(), self._room, self._dispatcher
         self._serving.check_open()
         priority = priority_of(priority)
         dispatcher.paused = False
         total = len(items)
         group = Group(total, next(self._ids))
         self._ids = count(group.first_id + total)
-        waiter = group.waiter = self._new_watched(runtime)
-        waiter.on_cancel = partial(self._leaving.group_cancelled, runtime, group)
+        waiter = group.waiter = self._new_watched(loop)
+        waiter.on_cancel = partial(self._leaving.group_cancelled, loop, group)
         if total:  # a call without items has nothing to tell of
             self._mark(waiter)
             if self._life.phase is not OPEN:  # whom telemetry told has closed it
@@ -213,11 +213,11 @@ class Entrance:
         if room.fifo is not None and not priority:
             position = room.extend(room.fifo, group, items)
             if self._rules.max_wait and room.free() <= 0:
-                self._generalise(runtime)  # no more company can come, so all is due
+                self._generalise(loop)  # no more company can come, so all is due
         if position < total:
             if self._rules.rejects:
                 self._find_gone(total - position)
-            self._generalise(runtime)
+            self._generalise(loop)
             self._admission.feed(Feed(group, items, position, priority))
         dispatcher.pump()
         return group
@@ -231,12 +231,12 @@ class Entrance:
             await anyio.lowlevel.checkpoint()
         return group
 
-    def _new_watched(self, runtime: Runtime) -> Any:
+    def _new_watched(self, loop: Loop) -> Any:
         """Make a waiter that tells of its cancellation; who calls marks it."""
         observer = self._observer
         if observer is not None and observer.recorder is not None and observer.per_item:
-            return runtime.item_waiter(None)
-        return runtime.watched_waiter(None)
+            return loop.item_waiter(None)
+        return loop.watched_waiter(None)
 
     def _mark(self, waiter: Any) -> None:
         """Let telemetry know whose waiter this is: of who calls here."""

@@ -25,14 +25,14 @@ def submit_from_thread(engine: Engine, item: Any, timeout: float | None) -> Any:
     if timeout is not None:
         checks.number("timeout", timeout, minimum=0)
     engine.guard("submit_from_thread")
-    name, runtime = engine.rules.name, engine.serving.runtime
-    if runtime is not None and runtime.is_current():
+    name, loop = engine.rules.name, engine.serving.loop
+    if loop is not None and loop.is_current():
         raise RuntimeError(
             f"submit_from_thread() would block the event loop of batcher {name!r}: await submit() instead"
         )
     if engine.life.phase is CLOSED:
         raise BatcherClosed(name)
-    if runtime is None or runtime.has_ended():
+    if loop is None or loop.has_ended():
         raise RuntimeError(
             f"batcher {name!r} serves no event loop: "
             "submit_from_thread() needs one, so open it with `async with` there first"
@@ -54,7 +54,7 @@ def submit_from_thread(engine: Engine, item: Any, timeout: float | None) -> Any:
             waiter.on_cancel(waiter)
 
     try:
-        runtime.call_from_thread(enter)
+        loop.call_from_thread(enter)
     except RuntimeError:
         raise BatcherClosed(name) from None
     ends = None if timeout is None else time.monotonic() + timeout
@@ -64,7 +64,7 @@ def submit_from_thread(engine: Engine, item: Any, timeout: float | None) -> Any:
             return waiter.result()
         if ends is not None and time.monotonic() >= ends and waiter.cancel():
             with contextlib.suppress(RuntimeError):  # the loop has ended: nothing to withdraw from
-                runtime.call_from_thread(withdraw)
+                loop.call_from_thread(withdraw)
             raise TimeoutError(f"batcher {name!r} gave no result within timeout={timeout} s")
-        if runtime.has_ended() and waiter.cancel():
+        if loop.has_ended() and waiter.cancel():
             raise BatcherClosed(name, started=True)

@@ -9,7 +9,7 @@ from .entry import FLYING, SHARING, Entry
 from .waiters import Group, Member, Shared
 
 if TYPE_CHECKING:
-    from microbatch._loops.protocol import Runtime
+    from microbatch._loops.protocol import Loop
 
     from .admission import Admission
     from .dispatcher import Dispatcher
@@ -30,9 +30,9 @@ class Leaving:
         self._admission = admission
         self._dispatcher = dispatcher
 
-    def cancelled(self, runtime: Runtime, entry: Entry, waiter: Any) -> None:
+    def cancelled(self, loop: Loop, entry: Entry, waiter: Any) -> None:
         """A caller was cancelled."""
-        if self._serving.serves(runtime):
+        if self._serving.serves(loop):
             self.left(entry, waiter)
 
     def left(self, entry: Entry, waiter: Any) -> None:
@@ -51,21 +51,21 @@ class Leaving:
         elif self._room.withdraw(entry):
             self._dispatcher.changed()
 
-    def group_cancelled(self, runtime: Runtime, group: Group, _: Any) -> None:
+    def group_cancelled(self, loop: Loop, group: Group, _: Any) -> None:
         """The one caller of many items was cancelled."""
-        if not self._serving.serves(runtime):
+        if not self._serving.serves(loop):
             return
         self._admission.withdraw_feed(group)
         entries, group.entries = group.entries, []
         for entry, index in entries:
             self.left(entry, Member((group, index)))
-        self.watch_flushes(runtime)
+        self.watch_flushes(loop)
         self._dispatcher.changed()
 
-    def watch_flushes(self, runtime: Runtime, _: Any = None) -> None:
+    def watch_flushes(self, loop: Loop, _: Any = None) -> None:
         """See that the flat lists are looked at when the last caller whom a flush waits for goes."""
         fifo = self._room.fifo
         if fifo is not None:
             for waiter in fifo.unwatched():
                 if not isinstance(waiter, Group | Member):  # those tell of it unasked
-                    runtime.watch(waiter, partial(self.watch_flushes, runtime))
+                    loop.watch(waiter, partial(self.watch_flushes, loop))

@@ -16,7 +16,7 @@ from .waiters import Member, Shared
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from microbatch._loops.protocol import Runtime
+    from microbatch._loops.protocol import Loop
     from microbatch._telemetry.kinds import Kind
     from microbatch._telemetry.observer import Observer
 
@@ -49,9 +49,9 @@ class Room:
         "_backoffs",
         "_converted",
         "_door",
+        "_loop",
         "_refusals",
         "_rules",
-        "_runtime",
         "_sizing",
         "_tally",
         "admitting",
@@ -84,7 +84,7 @@ class Room:
 
     def forget(self) -> None:
         """Drop what belonged to an event loop that is gone."""
-        self._runtime: Runtime | None = None
+        self._loop: Loop | None = None
         self.fifo: Fifo | None = None
         self.lanes: Lanes | None = None
         self.line: Ranking[Any] = Ranking()
@@ -94,24 +94,24 @@ class Room:
         self.timed: bool = self._rules.max_wait > 0
         self._reset()
 
-    def bind(self, runtime: Runtime) -> None:
+    def bind(self, loop: Loop) -> None:
         """Serve an event loop."""
-        self._runtime = runtime
-        self.now = runtime.now
+        self._loop = loop
+        self.now = loop.now
 
     # Telemetry
 
     def look(self) -> None:
         """See whether anybody records: then it matters who submits, and since when items wait."""
-        observer, runtime = self.observer, self._runtime
-        if observer is None or runtime is None:
+        observer, loop = self.observer, self._loop
+        if observer is None or loop is None:
             return
         observer.look(self, self.now())
         if observer.recorder is not None:
             self.timed = True
             if self.fifo is not None:
                 self.fifo.timed = True
-            self._door.create_waiter = observer.creator(runtime, self.now)
+            self._door.create_waiter = observer.creator(loop, self.now)
 
     def tell_refused(self, kind: Kind, number: int = 1) -> None:
         """Tell telemetry of items that end before any handler saw them."""
@@ -328,8 +328,8 @@ class Room:
 
     def figures(self) -> dict[str, float | None]:
         """Return what gauges tell of a batcher; nothing while it serves no event loop. From any thread."""
-        rules, tally, runtime = self._rules, self._tally, self._runtime
-        if runtime is None or runtime.has_ended():
+        rules, tally, loop = self._rules, self._tally, self._loop
+        if loop is None or loop.has_ended():
             return {}
         return {
             "microbatch.queue.size": self.buffered() + tally.flying + tally.backing_off,

@@ -6,14 +6,14 @@ import logging
 from contextvars import copy_context
 from typing import TYPE_CHECKING
 
-from microbatch._loops.current import current_runtime
+from microbatch._loops.current import current_loop
 from microbatch._pure.exceptions import BatcherClosed
 from microbatch._telemetry.log import write
 
 from .life import OPEN
 
 if TYPE_CHECKING:
-    from microbatch._loops.protocol import Runtime
+    from microbatch._loops.protocol import Loop
 
     from .backoff import Backoffs
     from .dispatcher import Dispatcher
@@ -29,7 +29,7 @@ class Serving:
     """Binds all parts of a batcher to one event loop at a time.
 
     Attributes:
-        runtime: The event loop that is served; None before the first call.
+        loop: The event loop that is served; None before the first call.
     """
 
     __slots__ = (
@@ -42,7 +42,7 @@ class Serving:
         "_rules",
         "_settler",
         "_tally",
-        "runtime",
+        "loop",
     )
 
     def __init__(
@@ -66,34 +66,34 @@ class Serving:
         self._settler = settler
         self._dispatcher = dispatcher
         self._entered = False
-        self.runtime: Runtime | None = None
+        self.loop: Loop | None = None
 
-    def bind(self) -> Runtime:
+    def bind(self) -> Loop:
         """Make sure that the running event loop is the one that is served, and return it.
 
         Raises:
             RuntimeError: If none runs, or another one is served that is still alive.
         """
-        runtime = self.runtime
-        if runtime is None or not runtime.is_current():
-            current = current_runtime()
-            if runtime is not None:
-                if not runtime.has_ended():
+        loop = self.loop
+        if loop is None or not loop.is_current():
+            current = current_loop()
+            if loop is not None:
+                if not loop.has_ended():
                     raise RuntimeError(
                         f"batcher {self._rules.name!r} serves another event loop that is still alive: "
                         "make one batcher for each event loop"
                     )
                 self.lose_loop()
-            self.runtime = runtime = current
+            self.loop = loop = current
             self._life.begin()
             self._backoffs.open = True
-            self._door.loop = current.loop
+            self._door.native = current.native
             self._door.create_waiter = current.create_waiter
             self._settler.now = current.now
             self._room.bind(current)
             self._dispatcher.bind(current)
             self._room.look()
-        return runtime
+        return loop
 
     def lose_loop(self) -> None:
         """Say what was lost with an event loop that has ended, and serve none."""
@@ -109,7 +109,7 @@ class Serving:
 
     def forget(self) -> None:
         """Drop what belonged to an event loop that is gone, or to the process that forked this one."""
-        self.runtime = None
+        self.loop = None
         self._entered = False
         self._door.close()
         self._tally.forget()
@@ -144,9 +144,9 @@ class Serving:
         if self._life.phase is not OPEN:
             raise BatcherClosed(self._rules.name)
 
-    def serves(self, runtime: Runtime) -> bool:
+    def serves(self, loop: Loop) -> bool:
         """Tell whether an event loop is still the one that is served: what it left behind is nobody's."""
-        return runtime is self.runtime and (runtime.is_current() or not runtime.has_ended())
+        return loop is self.loop and (loop.is_current() or not loop.has_ended())
 
     def pending(self) -> int:
         """Return how many items were accepted and are not resolved."""

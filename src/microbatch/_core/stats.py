@@ -47,17 +47,17 @@ class BatcherStats:
 
 def stats_of(engine: Engine) -> BatcherStats:
     """Count; in another thread than the loop's, callers that went a moment ago may still be counted."""
-    runtime, tally, dispatcher = engine.serving.runtime, engine.tally, engine.dispatcher
+    loop, tally, dispatcher = engine.serving.loop, engine.tally, engine.dispatcher
     oldest: float | None = None
-    if runtime is not None:
-        if runtime.is_current():
+    if loop is not None:
+        if loop.is_current():
             engine.sweep()
-        elif runtime.has_ended():
+        elif loop.has_ended():
             engine.serving.lose_loop()
         runs = [slot.run for slot in list(dispatcher.slots.held)]
         started = [run.started for run in runs if run is not None and not run.ended]
         if started:
-            oldest = max(0.0, runtime.now() - min(started))
+            oldest = max(0.0, loop.now() - min(started))
     buffered = engine.room.buffered()
     return BatcherStats(
         pending=buffered + tally.flying + tally.backing_off,

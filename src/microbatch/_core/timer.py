@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from microbatch._loops.protocol import Handle, Runtime
+    from microbatch._loops.protocol import Handle, Loop
 
 
 class Timer:
@@ -17,11 +17,11 @@ class Timer:
         ring: Called then with the time, by the loop's clock or a tick ahead of it: loops ring early.
     """
 
-    __slots__ = ("_at", "_handle", "_now", "_ring", "_runtime")
+    __slots__ = ("_at", "_handle", "_loop", "_now", "_ring")
 
     def __init__(self, ring: Callable[[float], None]) -> None:
         self._ring = ring
-        self._runtime: Runtime
+        self._loop: Loop
         self._now: Callable[[], float]
         self.forget()
 
@@ -30,10 +30,10 @@ class Timer:
         self._handle: Handle | None = None
         self._at = 0.0
 
-    def bind(self, runtime: Runtime) -> None:
+    def bind(self, loop: Loop) -> None:
         """Serve an event loop."""
-        self._runtime = runtime
-        self._now = runtime.now
+        self._loop = loop
+        self._now = loop.now
 
     def at_latest(self, when: float) -> None:
         """Ring then, if not before."""
@@ -44,7 +44,7 @@ class Timer:
         """Ring then, and not before."""
         self.stop()
         self._at = when
-        self._handle = self._runtime.call_at(when, self._due)
+        self._handle = self._loop.call_at(when, self._due)
 
     def stop(self) -> None:
         """Let nothing become due by itself."""

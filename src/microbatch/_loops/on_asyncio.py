@@ -75,17 +75,17 @@ class _ItemFuture(_WatchedFuture):
         return cancelled
 
 
-class AsyncioRuntime:
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop: asyncio.AbstractEventLoop | None = loop
-        self._loop = loop
+class AsyncioLoop:
+    def __init__(self, native: asyncio.AbstractEventLoop) -> None:
+        self.native: asyncio.AbstractEventLoop | None = native
+        self._native = native
         # The context of callbacks: never a submitter's. One each: a context runs in one thread at a time.
         self._nothing = contextvars.Context()
         # Not loop.create_future, nor with loop=: that is 1,000 instructions more for each item. Who
         # calls has made sure that this loop is the running one.
         self.create_waiter: Callable[[], Any] = asyncio.Future
         # Not time.monotonic, which saves a call: tests replace the loop's clock.
-        self.now = loop.time
+        self.now = native.time
 
     def breathe(self) -> Awaitable[None]:
         """Give everybody who is runnable a turn."""
@@ -95,12 +95,12 @@ class AsyncioRuntime:
         return _TracedFuture()
 
     def watched_waiter(self, on_cancel: Callable[[Any], None] | None) -> Any:
-        future = _WatchedFuture(loop=self._loop)
+        future = _WatchedFuture(loop=self._native)
         future.on_cancel = on_cancel
         return future
 
     def item_waiter(self, on_cancel: Callable[[Any], None] | None) -> Any:
-        future = _ItemFuture(loop=self._loop)
+        future = _ItemFuture(loop=self._native)
         future.on_cancel = on_cancel
         return future
 
@@ -116,10 +116,10 @@ class AsyncioRuntime:
         waiter.add_done_callback(done, context=self._nothing)
 
     def call_at(self, when: float, callback: Callable[[], None]) -> Handle:
-        return self._loop.call_at(when, callback, context=self._nothing)
+        return self._native.call_at(when, callback, context=self._nothing)
 
     def call_from_thread(self, callback: Callable[[], None]) -> None:
-        self._loop.call_soon_threadsafe(callback, context=self._nothing)
+        self._native.call_soon_threadsafe(callback, context=self._nothing)
 
     def spawn(self, function: Callable[[Any], Any], argument: Any, name: str) -> Handle:
         """Start a task; the first that its coroutine awaits must be `started`.
@@ -131,7 +131,7 @@ class AsyncioRuntime:
         coroutine.send(None)
         # Not loop.create_task: a task factory may start tasks eagerly, which would cut a batch before
         # the other callers had their turn.
-        return asyncio.Task(coroutine, loop=self._loop, name=name, context=contextvars.Context())
+        return asyncio.Task(coroutine, loop=self._native, name=name, context=contextvars.Context())
 
     def started(self) -> Awaitable[None]:
         return _bare_yield()
@@ -141,10 +141,10 @@ class AsyncioRuntime:
         return bool(task.cancelling())
 
     def is_current(self) -> bool:
-        return running_loop() is self._loop
+        return running_loop() is self._native
 
     def has_ended(self) -> bool:
-        return self._loop.is_closed()
+        return self._native.is_closed()
 
     def raises_fatal(self, error: BaseException, task: Any) -> bool:
         """Tell whether a task may raise what must end the program: asyncio lets it out of the loop."""

@@ -145,11 +145,11 @@ class _TrioHandle:
         return bool(self._scope.cancel_called)
 
 
-class TrioRuntime:
-    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+class TrioLoop:
+    def __init__(self, native: asyncio.AbstractEventLoop | None) -> None:
         import trio  # noqa: PLC0415 - only who runs trio needs it
 
-        self.loop = loop  # of the host, should trio run as its guest
+        self.native = native  # of the host, should trio run as its guest
         self._trio = trio
         self._token = trio.lowlevel.current_trio_token()
         # Not trio.current_time: stats() and readers of gauges ask in other threads too.

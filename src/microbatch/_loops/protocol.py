@@ -1,9 +1,9 @@
 """The few primitives that asyncio and trio each do their own way: waiter, timer, spawn.
 
-Only this module and the two behind it, `_asyncio` and `_trio`, know either. A batcher talks to the event loop
-that it serves through one `Runtime`, made when the first call arrives. On asyncio (uvloop too) a waiter is a
-native future, since anything else per item costs half as much again; on trio it is a slotted object over
-``wait_task_rescheduled``.
+Only this module and the two behind it, `on_asyncio` and `on_trio`, know either. A batcher talks to the
+event loop that it serves through one `Loop`, made when the first call arrives. On asyncio (uvloop too) a
+waiter is a native future, since anything else per item costs half as much again; on trio it is a slotted
+object over ``wait_task_rescheduled``.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Handle(Protocol):
     def cancel(self) -> Any: ...
 
 
-class Runtime(Protocol):
-    """One event loop, seen by a batcher."""
+class Loop(Protocol):
+    """One event loop, seen by a batcher; ``native`` is asyncio's own object for it, None under trio alone."""
 
-    loop: asyncio.AbstractEventLoop | None
+    native: asyncio.AbstractEventLoop | None
     now: Callable[[], float]
 
     @property

@@ -97,18 +97,18 @@ class Observer:
             self.look_at = math.inf
         self.tracing = recorder.tracer is not None
 
-    def creator(self, runtime: Any, clock: Callable[[], float]) -> Callable[[], Any]:
+    def creator(self, loop: Any, clock: Callable[[], float]) -> Callable[[], Any]:
         """Return what makes the waiters of usual calls."""
         recorder = self.recorder
         if recorder is not None and self.per_item:
-            return lambda: self.watched(runtime, None, clock)
+            return lambda: self.watched(loop, None, clock)
         if recorder is not None and self.tracing:
-            return recorder.creator(runtime.traced_waiter)
-        return runtime.create_waiter  # type: ignore[no-any-return]
+            return recorder.creator(loop.traced_waiter)
+        return loop.create_waiter  # type: ignore[no-any-return]
 
-    def watched(self, runtime: Any, on_cancel: Any, clock: Callable[[], float]) -> Any:
+    def watched(self, loop: Any, on_cancel: Any, clock: Callable[[], float]) -> Any:
         """Return a waiter that tells of its cancellation; call it in the caller's context."""
-        make = runtime.item_waiter if self.per_item else runtime.watched_waiter
+        make = loop.item_waiter if self.per_item else loop.watched_waiter
         waiter = make(on_cancel)
         self.mark(waiter, clock)
         return waiter

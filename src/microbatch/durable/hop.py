@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import aiosqlite
 
-from microbatch._loops.current import current_runtime
+from microbatch._loops.current import current_loop
 
 from .errors import QueueUnavailable
 
@@ -148,7 +148,7 @@ def connect(path: Path) -> aiosqlite.Connection:
     (connection,) = made
     with contextlib.suppress(AttributeError):  # it is private, and only ends more tidily for this
         thread: threading.Thread = connection._thread  # noqa: SLF001
-        thread.run = partial(_run, thread.run, opened, current_runtime().has_ended)  # type: ignore[method-assign]
+        thread.run = partial(_run, thread.run, opened, current_loop().has_ended)  # type: ignore[method-assign]
     return connection
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
-from microbatch._loops.current import current_runtime
+from microbatch._loops.current import current_loop
 from microbatch._pure import checks
 from microbatch._pure.exceptions import BatcherClosed
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from types import TracebackType
 
-    from microbatch._loops.protocol import Runtime
+    from microbatch._loops.protocol import Loop
 
 logger: logging.Logger = logging.getLogger("microbatch.durable")
 
@@ -54,7 +54,7 @@ class Opened:
 
     def _forget(self) -> None:
         """Set the state of what serves no event loop."""
-        self._runtime: Runtime | None = None
+        self._loop: Loop | None = None
         self._opening: anyio.Lock = anyio.Lock(fast_acquire=True)
 
     def _check_place(self) -> None:
@@ -65,9 +65,9 @@ class Opened:
                 "make a new one here"
             )
             raise RuntimeError(message)
-        runtime = self._runtime
-        if runtime is not None and not runtime.is_current():
-            if not runtime.has_ended():
+        loop = self._loop
+        if loop is not None and not loop.is_current():
+            if not loop.has_ended():
                 message = (
                     f"queue {self._name!r} serves another event loop that is still alive: "
                     "make one for each"
@@ -78,33 +78,33 @@ class Opened:
             self._state = "new" if self._state in ("new", "open") else "closed"
             self._lose_loop()
 
-    def _opened(self) -> Runtime | None:
+    def _opened(self) -> Loop | None:
         """Return the event loop that is served if the queue is open, in this process and in that loop."""
-        runtime = self._runtime
+        loop = self._loop
         if (
             self._state == "open"
-            and runtime is not None
-            and runtime.is_current()
+            and loop is not None
+            and loop.is_current()
             and self._process == os.getpid()
         ):
-            return runtime
+            return loop
         return None
 
-    async def _open(self) -> Runtime:
+    async def _open(self) -> Loop:
         """Make sure that the queue is open, in this process and this event loop."""
-        if (runtime := self._opened()) is not None:
-            return runtime
+        if (loop := self._opened()) is not None:
+            return loop
         self._check_place()
         if self._state in ("closing", "closed"):
             raise BatcherClosed(self._name)
-        current = current_runtime()
+        current = current_loop()
         if not hasattr(current.create_waiter(), "add_done_callback"):
             message = (
                 "the durable mode needs asyncio: aiosqlite, which runs its connection, "
                 "does not work under trio"
             )
             raise RuntimeError(message)
-        self._runtime = current
+        self._loop = current
         async with self._opening:
             if self._state == "new":
                 await self._start_wholly()
@@ -125,10 +125,10 @@ class Opened:
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None], what: str) -> OwnTask:
         """Start a task of the queue's own, in an empty context."""
-        runtime = self._runtime
-        assert runtime is not None  # noqa: S101 - it is open, and only asyncio gets that far
-        assert runtime.loop is not None  # noqa: S101
-        task = runtime.loop.create_task(
+        loop = self._loop
+        assert loop is not None  # noqa: S101 - it is open, and only asyncio gets that far
+        assert loop.native is not None  # noqa: S101
+        task = loop.native.create_task(
             coroutine, name=f"{self._name} {what}", context=contextvars.Context()
         )
         return OwnTask(task, f"queue {self._name!r}: its {what} failed")

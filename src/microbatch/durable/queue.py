@@ -281,9 +281,9 @@ class DurableQueue(Administered[T], Generic[T, R]):
         Cancellation stops the waiting, never a stored item.
         """
         request = request_of(self._items, item, key, priority, delay)
-        runtime = self._opened() or await self._open()
+        loop = self._opened() or await self._open()
         self._guard("submit")
-        waiter = runtime.create_waiter()
+        waiter = loop.create_waiter()
         try:
             if isinstance(request, Plain):
                 number = await self._intake.hand_in(request._replace(waiter=waiter))
@@ -428,9 +428,9 @@ class DurableQueue(Administered[T], Generic[T, R]):
         number = ticket_id(ticket)
         if timeout is not None:
             checks.number("timeout", timeout, minimum=0)
-        runtime = await self._open()
+        loop = await self._open()
         self._guard("result")
-        waiter = runtime.create_waiter()
+        waiter = loop.create_waiter()
         # Known before the look, so that an end that comes between the two is not missed.
         self._waiters.add(number, waiter)
         try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from microbatch._loops.current import current_runtime
+from microbatch._loops.current import current_loop
 
 from .errors import QueueUnavailable
 
@@ -87,13 +87,13 @@ class Watch:
     async def _rest(self) -> None:
         # No scope with a deadline: before 4.16 anyio's may take the cancellation that ends this task for
         # its own, if both come in the same turn of the event loop, and closing would wait for ever.
-        runtime = current_runtime()
-        self._alarm = runtime.create_waiter()
+        loop = current_loop()
+        self._alarm = loop.create_waiter()
         pauses = (self._pause(), self._counting.due_in())
         pause = min((p for p in pauses if p is not None), default=None)
         timer = None
         if pause is not None:
-            timer = runtime.call_at(anyio.current_time() + pause, self.ring)
+            timer = loop.call_at(anyio.current_time() + pause, self.ring)
         try:
             await self._alarm
         finally:

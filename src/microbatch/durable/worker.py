@@ -229,9 +229,9 @@ class DurableBatcher(DurableQueue[T, R]):
 
     async def _start(self) -> None:
         await self._store.open()
-        runtime = self._runtime
-        assert runtime is not None  # noqa: S101 - `_open` has just set it
-        await self._neighbours.register(lambda: not runtime.has_ended())
+        loop = self._loop
+        assert loop is not None  # noqa: S101 - `_open` has just set it
+        await self._neighbours.register(lambda: not loop.has_ended())
         self._hands.consumer = self._neighbours.consumer
         await super()._start()
         self._hands.taking = self._hands.more = True

@@ -1,4 +1,4 @@
-"""What a loop's runtime gives: timers, calls from threads, the clock, and which loop it is."""
+"""What a loop's loop gives: timers, calls from threads, the clock, and which loop it is."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import trio
 import trio.lowlevel
 from support import run
 
-from microbatch._loops.current import current_runtime
-from microbatch._loops.on_asyncio import AsyncioRuntime
+from microbatch._loops.current import current_loop
+from microbatch._loops.on_asyncio import AsyncioLoop
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
 
@@ -33,12 +33,12 @@ def on_trio() -> bool:
 
 async def test_a_timer_rings_at_its_time_in_a_context_of_nobody() -> None:
     """Not in that of whoever happened to set it: that would keep a request's context alive."""
-    runtime = current_runtime()
+    loop = current_loop()
     rung: list[Any] = []
     variable.set("a caller's")
     start = anyio.current_time()
-    assert runtime.now() == pytest.approx(start, abs=1e-3)
-    runtime.call_at(start + 5, lambda: rung.append((runtime.now(), variable.get())))
+    assert loop.now() == pytest.approx(start, abs=1e-3)
+    loop.call_at(start + 5, lambda: rung.append((loop.now(), variable.get())))
     await anyio.sleep(4.9)
     assert rung == []
     await anyio.sleep(0.2)
@@ -47,10 +47,10 @@ async def test_a_timer_rings_at_its_time_in_a_context_of_nobody() -> None:
 
 async def test_a_cancelled_timer_does_not_ring() -> None:
     """Cancelled before, or while it is being set up."""
-    runtime = current_runtime()
+    loop = current_loop()
     rung: list[int] = []
-    runtime.call_at(runtime.now() + 5, lambda: rung.append(1)).cancel()
-    handle = runtime.call_at(runtime.now() + 5, lambda: rung.append(2))
+    loop.call_at(loop.now() + 5, lambda: rung.append(1)).cancel()
+    handle = loop.call_at(loop.now() + 5, lambda: rung.append(2))
     await anyio.sleep(1)
     handle.cancel()
     await anyio.sleep(10)
@@ -60,7 +60,7 @@ async def test_a_cancelled_timer_does_not_ring() -> None:
 @pytest.mark.real_time
 async def test_another_thread_calls_into_the_loop() -> None:
     """In the loop's thread, and in nobody's context."""
-    runtime = current_runtime()
+    loop = current_loop()
     called = anyio.Event()
     seen: list[Any] = []
     variable.set("a caller's")
@@ -69,7 +69,7 @@ async def test_another_thread_calls_into_the_loop() -> None:
         seen.append((threading.current_thread() is threading.main_thread(), variable.get()))
         called.set()
 
-    await anyio.to_thread.run_sync(runtime.call_from_thread, call)
+    await anyio.to_thread.run_sync(loop.call_from_thread, call)
     await called.wait()
     assert seen == [(True, "nothing")]
 
@@ -79,11 +79,11 @@ async def test_another_thread_calls_into_the_loop() -> None:
 
 async def test_a_runtime_knows_its_own_loop() -> None:
     """From anywhere in it, and from no other thread."""
-    runtime = current_runtime()
-    assert runtime.is_current()
-    assert not runtime.has_ended()
+    loop = current_loop()
+    assert loop.is_current()
+    assert not loop.has_ended()
     elsewhere: list[bool] = []
-    thread = threading.Thread(target=lambda: elsewhere.append(runtime.is_current()))
+    thread = threading.Thread(target=lambda: elsewhere.append(loop.is_current()))
     thread.start()
     thread.join()
     assert elsewhere == [False]
@@ -91,22 +91,22 @@ async def test_a_runtime_knows_its_own_loop() -> None:
 
 def test_a_runtime_knows_that_its_loop_has_ended(backend_name: str) -> None:
     """What was left in it is lost, and a batcher may serve the next one."""
-    runtimes: list[Any] = []
+    loops: list[Any] = []
 
     async def main() -> None:
-        runtimes.append(current_runtime())
+        loops.append(current_loop())
 
     run(backend_name, main)
-    assert runtimes[0].has_ended()
-    assert not runtimes[0].is_current()
+    assert loops[0].has_ended()
+    assert not loops[0].is_current()
     with pytest.raises(RuntimeError):
-        runtimes[0].call_from_thread(print)
+        loops[0].call_from_thread(print)
 
 
 def test_without_an_event_loop_there_is_no_runtime() -> None:
     """The message says what to do."""
     with pytest.raises(RuntimeError, match=r"no event loop is running here.*submit_from_thread"):
-        current_runtime()
+        current_loop()
 
 
 def test_trio_as_a_guest_of_asyncio_is_served_as_trio() -> None:
@@ -114,12 +114,12 @@ def test_trio_as_a_guest_of_asyncio_is_served_as_trio() -> None:
     seen: list[Any] = []
 
     async def guest() -> str:
-        seen.append(type(current_runtime()).__name__)
+        seen.append(type(current_loop()).__name__)
         return "done"
 
     async def host() -> str:
         ended: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        seen.append(type(current_runtime()).__name__)
+        seen.append(type(current_loop()).__name__)
         trio.lowlevel.start_guest_run(
             guest,
             run_sync_soon_threadsafe=asyncio.get_running_loop().call_soon_threadsafe,
@@ -128,12 +128,12 @@ def test_trio_as_a_guest_of_asyncio_is_served_as_trio() -> None:
         return (await ended).unwrap()  # type: ignore[no-any-return]
 
     assert asyncio.run(host()) == "done"
-    assert seen == ["AsyncioRuntime", "TrioRuntime"]
+    assert seen == ["AsyncioLoop", "TrioLoop"]
 
 
 async def test_a_breath_lets_everybody_have_a_turn() -> None:
     """A batch is cut after all who are runnable have put their item in; asyncio needs one turn."""
-    runtime = current_runtime()
+    loop = current_loop()
     seen: list[str] = []
 
     async def other() -> None:
@@ -141,7 +141,7 @@ async def test_a_breath_lets_everybody_have_a_turn() -> None:
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(other)
-        await runtime.breathe()
+        await loop.breathe()
         seen.append("us")
     assert sorted(seen) == ["other", "us"]
     if not on_trio():  # trio shuffles, on purpose
@@ -153,6 +153,6 @@ def test_the_clock_is_the_loops_own_be_it_replaced_by_a_test() -> None:
     loop = asyncio.new_event_loop()
     try:
         loop.time = lambda: 12345.0
-        assert AsyncioRuntime(loop).now() == 12345.0
+        assert AsyncioLoop(loop).now() == 12345.0
     finally:
         loop.close()
