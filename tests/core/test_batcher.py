@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
 @pytest.mark.real_time
 async def test_a_thread_without_a_timeout_waits_as_long_as_it_takes(monkeypatch: Any) -> None:
     """It looks now and then whether the loop is still there."""
-    monkeypatch.setattr(from_thread, "_GLANCE", 0.005)
+    monkeypatch.setattr(from_thread, "_PROBE_INTERVAL", 0.005)
     gate = Gate()
     async with Batcher(gate) as batcher:
         thread, results = in_thread(batcher.submit_from_thread, 1)

@@ -75,12 +75,12 @@ def test_a_groups_report_has_every_outcome_in_the_items_order(
 def test_a_run_of_values_goes_in_at_once() -> None:
     """A batch of one group's items costs one copy, not a call for each."""
     whole = group(5, 7)
-    whole.settle_run(1, ["b", "c"])
+    whole.take_in(1, ["b", "c"])
     assert whole.left == 3
     assert not whole.waiter.done()
-    whole.settle_run(3, ["d", "e"])
+    whole.take_in(3, ["d", "e"])
     assert not whole.waiter.done()
-    whole.settle_run(0, ["a"])
+    whole.take_in(0, ["a"])
     assert whole.left == 0
     assert whole.waiter.results == [None]
     assert whole.report().values() == ["a", "b", "c", "d", "e"]
@@ -110,7 +110,7 @@ def test_attempts_are_told_of_a_group_without_errors_too() -> None:
     """An item that came through at the second attempt is a success with a history."""
     whole = group(2)
     whole.attempts[1] = 3
-    whole.settle_run(0, ["a", "b"])
+    whole.take_in(0, ["a", "b"])
     assert [outcome.attempts for outcome in whole.report()] == [1, 3]
 
 
@@ -124,7 +124,7 @@ def test_a_group_whose_caller_has_gone_wakes_nobody(end: str) -> None:
     elif end == "error":
         Member((whole, 0)).set_exception(KeyError())
     else:
-        whole.settle_run(0, [5])
+        whole.take_in(0, [5])
     assert whole.left == 0
     assert whole.waiter.results == []
 

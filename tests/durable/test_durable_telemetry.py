@@ -239,7 +239,7 @@ async def test_an_sdk_that_is_set_up_later_gets_gauges_too(path, quick, monkeypa
     sdk = Sdk()
     providers = [NoOpMeterProvider()]
     monkeypatch.setattr(recorder, "get_meter_provider", lambda: providers[0])
-    monkeypatch.setattr(observer, "LOOK_INTERVAL", 0.02)
+    monkeypatch.setattr(observer, "OBSERVE_INTERVAL", 0.02)
     async with (
         batcher(path, Handler(), name="worker") as durable,
         DurableQueue(path, item_type=int) as queue,

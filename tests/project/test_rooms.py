@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
 from rooms_support import FILES, FLOORS, PACKAGE, floor_of, imported, imports, module_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 #: What acts: neither is anything of it in `_pure`, nor does anything there know what time it is.
@@ -18,6 +22,12 @@ ACTING = {
 
 #: Parts of the durable mode whose waiters are asyncio's own futures, since it needs asyncio.
 ON_ASYNCIO = {"durable/hands.py", "durable/opening.py", "durable/outcomes.py"}
+
+#: Names that two things may have: those of the durable mode's own records, which are its insides.
+NAMED_TWICE = {"Entry", "Found", "Outcome", "State"}
+
+#: Modules that two packages may have: `errors` is a public face of each, `waiters` are the durable mode's own.
+MODULES_TWICE = {"errors", "waiters"}
 
 
 def test_imports_are_seen_however_they_are_written() -> None:
@@ -72,6 +82,50 @@ def test_the_loops_are_imported_in_one_place(path: Path) -> None:
 def test_what_decides_does_not_act(path: Path) -> None:
     """No loop, no clock, no log, no I/O: what the time is comes in as an argument."""
     assert imported(path) & ACTING == set()
+
+
+def test_the_batchers_parts_ask_only_those_above_them_in_the_table() -> None:
+    """Each part can be understood with those that it asks, and no more."""
+    text = (PACKAGE.parents[1] / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    parts = re.findall(r"^\| `\w+` \(`(\w+)`\) \|", text, re.MULTILINE)
+    assert parts[0] == "rules"
+    assert parts[-1] == "engine"
+    for place, part in enumerate(parts):
+        asked = {name.rpartition(".")[2] for name in imported(PACKAGE / "_core" / f"{part}.py")}
+        assert asked & set(parts[place + 1 :]) == set(), part
+
+
+def named(text: str) -> Iterator[str]:
+    """Yield the classes, functions and aliases of types that a text makes at its top."""
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name
+        elif isinstance(node, ast.Assign) and not isinstance(node.value, ast.Call):
+            yield from (
+                target.id
+                for target in node.targets
+                if isinstance(target, ast.Name)
+                and not target.id.isupper()
+                and target.id[0].isupper()
+            )
+
+
+def twice(names: Iterator[str]) -> set[str]:
+    return {name for name, count in Counter(names).items() if count > 1}
+
+
+def test_names_are_seen_whatever_they_are_of() -> None:
+    """The test below is worth what this sees."""
+    text = "class A: ...\nasync def b(): ...\nCd = A | int\nT = TypeVar('T')\nD = 5\nif x:\n    E = 1\n"
+    assert list(named(text)) == ["A", "b", "Cd"]
+
+
+def test_no_two_things_have_one_name() -> None:
+    """Who searches for a word finds one thing; dunder modules aside, and overloads, which are one function."""
+    modules = [path for path in FILES if not path.stem.startswith("__")]
+    names = (name for path in modules for name in set(named(path.read_text(encoding="utf-8"))))
+    assert twice(names) <= NAMED_TWICE
+    assert twice(path.stem for path in modules) <= MODULES_TWICE
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microbatch import ResultCountError
-from microbatch._pure.handler import kind_of, name_of, results_of
+from microbatch._pure.handler import handler_kind, name_of, results_of
 
 # --- what a handler is ------------------------------------------------------------------------------------------
 
@@ -111,7 +111,7 @@ class Odd(metaclass=Meta):
 )
 def test_how_a_handler_is_run(handler: Any, kind: str) -> None:
     """Partials and `__call__` are looked through; what only returns an awaitable is seen when it does."""
-    assert kind_of(handler) == kind
+    assert handler_kind(handler) == kind
 
 
 @pytest.mark.parametrize("handler", [None, 5, "handler", [coroutine]])
@@ -119,7 +119,7 @@ def test_what_cannot_be_called_is_no_handler(handler: Any) -> None:
     """Refused where it was written, not at the first item."""
     message = f"handler must be a function that takes a list of items, got {handler!r}"
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
-        kind_of(handler)
+        handler_kind(handler)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_plain_generator_function_is_refused(handler: Any, name: str) -> None:
         "return a list, or make it `async def` and yield (index, result) pairs"
     )
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
-        kind_of(handler)
+        handler_kind(handler)
 
 
 def test_a_handlers_name_is_its_qualified_one() -> None:

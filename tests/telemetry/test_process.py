@@ -82,7 +82,7 @@ async def main():
         provider.add_span_processor(SimpleSpanProcessor(exporter))
         trace.set_tracer_provider(provider)
         metrics.set_meter_provider(MeterProvider([reader]))
-        await asyncio.sleep({names.LOOK_INTERVAL})
+        await asyncio.sleep({names.OBSERVE_INTERVAL})
         await batcher.submit(2)
         with trace.get_tracer("app").start_as_current_span("request"):
             await batcher.submit(3)

@@ -6,7 +6,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from microbatch._loops.calling import call_in_thread
-from microbatch._pure.handler import kind_of, name_of, results_of
+from microbatch._pure.handler import handler_kind, name_of, results_of
 
 from .info import batcher_name
 
@@ -20,7 +20,7 @@ def bulk(handler: Any) -> Callable[[list[Any]], Awaitable[list[Any]]]:
     Raises:
         TypeError: If it is a generator function or cannot be called.
     """
-    kind = kind_of(handler)
+    kind = handler_kind(handler)
     if kind == "generator":
         raise TypeError(f"a generator handler is not allowed here, got {name_of(handler)}")
 

@@ -158,8 +158,8 @@ class Call:
             self._prepare(run)
         observer = self._observer
         if observer is not None:
-            if run.started >= observer.look_at:
-                self._room.look()
+            if run.started >= observer.observe_at:
+                self._room.observe()
             if observer.recorder is not None:
                 observer.begin(run)
         if self._giving_up.stuck:

@@ -6,7 +6,7 @@ import functools
 import weakref
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, Unpack, overload
 
-from microbatch._pure.handler import Results, Silent, kind_of
+from microbatch._pure.handler import Results, Silent, handler_kind
 
 from .batcher import Batcher
 from .keywords import Settings
@@ -114,12 +114,12 @@ class BatchedFunction(Bound[T, R]):
         plain: Any = (
             function.__func__ if isinstance(function, (staticmethod, classmethod)) else function
         )
-        kind_of(plain)
+        handler_kind(plain)
         Batcher(plain, **settings)  # refuse wrong settings where they stand
         self._about, self._about_bound = About(plain), About(plain)
         self.__module__, self.__qualname__ = self._about.module, self._about.qualname
         self._attribute = self._about.name
-        self._about.look_for_owner()
+        self._about.find_owner()
         if isinstance(function, staticmethod):
             self._about.owner = ""
         elif isinstance(function, classmethod):
@@ -209,7 +209,7 @@ class BatchedFunction(Bound[T, R]):
                 )
             return owner
 
-        kind = kind_of(function)
+        kind = handler_kind(function)
         if kind == "async":
 
             @functools.wraps(function)

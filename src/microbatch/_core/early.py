@@ -54,13 +54,13 @@ class Early:
         if promised.setdefault(index, promise) is not promise:
             raise RuntimeError(refusal)
         if loop.is_current():
-            self._settle_early(run, index)
+            self._keep(run, index)
         elif run.decided and promised.pop(index, None) is not None:
             raise RuntimeError(refusal)
         else:
-            loop.call_from_thread(partial(self._settle_early, run, index))
+            loop.call_from_thread(partial(self._keep, run, index))
 
-    def _settle_early(self, run: Run, index: int) -> None:
+    def _keep(self, run: Run, index: int) -> None:
         if not run.ended:
             self._settler.keep_promise(run, index)
             self._giving_up.cancel_if_abandoned(run)

@@ -121,9 +121,9 @@ class Entrance:
             return waiter
         return self._enter_entry(entry_of(rules, item, priority), wait=wait, waiter=waiter)
 
-    def enter_marked(self, item: Any, waiter: Any) -> None:
+    def enter_from_thread(self, item: Any, waiter: Any) -> None:
         """Take in an item of another thread, whose waiter comes with it; call it in its context."""
-        self._mark(waiter)
+        self._note_caller(waiter)
         self.enter(item, waiter=waiter)
 
     def fill(self, fifo: Fifo, waiter: Any, *, wait: bool = True) -> Any:
@@ -180,7 +180,7 @@ class Entrance:
                 room.add(entry, lane)
             self._dispatcher.pump()
         if mine is not waiter:
-            self._mark(mine)
+            self._note_caller(mine)
         return mine
 
     def _find_gone(self, refusals: int = 1) -> None:
@@ -205,7 +205,7 @@ class Entrance:
         waiter = group.waiter = self._new_watched(loop)
         waiter.on_cancel = partial(self._leaving.group_cancelled, loop, group)
         if total:  # a call without items has nothing to tell of
-            self._mark(waiter)
+            self._note_caller(waiter)
             if self._life.phase is not OPEN:  # whom telemetry told has closed it
                 end_item(waiter, None, cancelled=True)
                 raise BatcherClosed(self._rules.name)
@@ -238,7 +238,7 @@ class Entrance:
             return loop.item_waiter(None)
         return loop.watched_waiter(None)
 
-    def _mark(self, waiter: Any) -> None:
+    def _note_caller(self, waiter: Any) -> None:
         """Let telemetry know whose waiter this is: of who calls here."""
         if self._observer is not None:
-            self._observer.mark(waiter, self._room.now)
+            self._observer.note_caller(waiter, self._room.now)

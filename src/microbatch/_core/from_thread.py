@@ -16,8 +16,8 @@ from .life import CLOSED
 if TYPE_CHECKING:
     from .engine import Engine
 
-#: Seconds after which a blocked thread looks whether its event loop is still there.
-_GLANCE = 0.5
+#: Seconds after which a blocked thread probes whether its event loop still lives.
+_PROBE_INTERVAL = 0.5
 
 
 def submit_from_thread(engine: Engine, item: Any, timeout: float | None) -> Any:
@@ -44,7 +44,7 @@ def submit_from_thread(engine: Engine, item: Any, timeout: float | None) -> Any:
         if waiter.done():  # timed out before the loop had a turn
             return
         try:
-            context.run(engine.entrance.enter_marked, item, waiter)
+            context.run(engine.entrance.enter_from_thread, item, waiter)
         except Exception as error:  # noqa: BLE001 - the calling thread's to raise
             waiter.set_exception(error)
 
@@ -59,8 +59,8 @@ def submit_from_thread(engine: Engine, item: Any, timeout: float | None) -> Any:
         raise BatcherClosed(name) from None
     ends = None if timeout is None else time.monotonic() + timeout
     while True:
-        left = _GLANCE if ends is None else max(0.0, ends - time.monotonic())
-        if waiter.wait(min(left, _GLANCE)):
+        left = _PROBE_INTERVAL if ends is None else max(0.0, ends - time.monotonic())
+        if waiter.wait(min(left, _PROBE_INTERVAL)):
             return waiter.result()
         if ends is not None and time.monotonic() >= ends and waiter.cancel():
             with contextlib.suppress(RuntimeError):  # the loop has ended: nothing to withdraw from

@@ -101,12 +101,12 @@ class Room:
 
     # Telemetry
 
-    def look(self) -> None:
+    def observe(self) -> None:
         """See whether anybody records: then it matters who submits, and since when items wait."""
         observer, loop = self.observer, self._loop
         if observer is None or loop is None:
             return
-        observer.look(self, self.now())
+        observer.observe(self, self.now())
         if observer.recorder is not None:
             self.timed = True
             if self.fifo is not None:

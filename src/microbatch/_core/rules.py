@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from microbatch._pure import checks
 from microbatch._pure.adaptive import AdaptiveSize
-from microbatch._pure.handler import Kind, kind_of, name_of
+from microbatch._pure.handler import HandlerKind, handler_kind, name_of
 from microbatch._pure.retry import Retry
 
 from .scale import Scale
@@ -90,7 +90,7 @@ class Rules:
         capture_context: bool = False,
         name: str | None = None,
     ) -> None:
-        self.kind: Kind = kind_of(handler)
+        self.kind: HandlerKind = handler_kind(handler)
         self.handler: Callable[[list[Any]], Any] = handler
         learns = isinstance(max_batch_size, AdaptiveSize)
         self.adaptive: AdaptiveSize | None = (

@@ -92,7 +92,7 @@ class Serving:
             self._settler.now = current.now
             self._room.bind(current)
             self._dispatcher.bind(current)
-            self._room.look()
+            self._room.observe()
         return loop
 
     def lose_loop(self) -> None:

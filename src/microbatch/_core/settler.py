@@ -65,7 +65,7 @@ class Settler:
             if mixed or not run.uniform:
                 self._deliver_each(run, results)
             elif run.group is not None:
-                run.group.settle_run(run.first, results)
+                run.group.take_in(run.first, results)
             elif self._observer is not None and self._observer.per_item:
                 # Once somebody listens waiters tell of their end; one C method would pass over that.
                 self._deliver_each(run, results)

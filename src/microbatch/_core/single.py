@@ -30,7 +30,7 @@ class About:
         self.owner: str | None = ""
         self._signature: inspect.Signature | None = None
 
-    def look_for_owner(self) -> None:
+    def find_owner(self) -> None:
         """See whether the bulk function is a method, with ``self`` or ``cls`` before its items."""
         self.owner = owner_of(self.function)
 
@@ -108,11 +108,11 @@ def signature_of(function: Any, owner: str | None) -> inspect.Signature:
     names = globals_of(function)
     taken = [p for p in bulk.parameters.values() if p.kind in POSITIONAL]
     place = 1 if owner_of(function) else 0
-    items = _read(taken[place].annotation, names) if len(taken) > place else EMPTY
+    items = _evaluated(taken[place].annotation, names) if len(taken) > place else EMPTY
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     item = inspect.Parameter("item", kind, annotation=_only(items))
     front = [inspect.Parameter(owner, inspect.Parameter.POSITIONAL_ONLY)] if owner else []
-    returned = _read(bulk.return_annotation, names)
+    returned = _evaluated(bulk.return_annotation, names)
     return inspect.Signature([*front, item], return_annotation=_result(returned))
 
 
@@ -126,7 +126,7 @@ def globals_of(function: Any) -> dict[str, Any]:
     return getattr(function, "__globals__", {})
 
 
-def _read(annotation: Any, names: dict[str, Any]) -> Any:
+def _evaluated(annotation: Any, names: dict[str, Any]) -> Any:
     """Evaluate a postponed annotation; one that cannot be (an import for type checkers only) is none."""
     if not isinstance(annotation, str):
         return annotation

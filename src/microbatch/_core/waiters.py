@@ -53,9 +53,9 @@ class Group:
         """Record that an item failed without a handler call."""
         self.errors[index] = error
         self.attempts[index] = attempts
-        self.settle()
+        self.count()
 
-    def settle(self) -> None:
+    def count(self) -> None:
         """Count one outcome; the last one wakes the caller."""
         self.left -= 1
         if not self.left and not self.waiter.done():
@@ -65,7 +65,7 @@ class Group:
         """Tell whether the caller has gone."""
         return bool(self.waiter.done())
 
-    def settle_run(self, first: int, values: list[Any]) -> None:
+    def take_in(self, first: int, values: list[Any]) -> None:
         """Take in the values of items that stand in a row."""
         self.values[first : first + len(values)] = values
         self.left -= len(values)
@@ -115,7 +115,7 @@ class Member(tuple[Group, int]):
     def set_exception(self, error: Exception) -> None:
         group, index = self
         group.errors[index] = error
-        group.settle()
+        group.count()
 
 
 def dressed(waiters: list[Any]) -> list[Any]:

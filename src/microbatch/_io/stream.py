@@ -15,7 +15,7 @@ from microbatch._core.batcher import Batcher
 from microbatch._core.bulk import bulk
 from microbatch._pure.copying import copy_exception
 from microbatch._pure.exceptions import MicrobatchError
-from microbatch._pure.handler import kind_of, name_of, results_of
+from microbatch._pure.handler import handler_kind, name_of, results_of
 from microbatch._pure.report import BatchReport, Outcome, outcome_of
 from microbatch.layers._passing import crash_of, is_asked_for
 from microbatch.layers._withheld import without_batcher
@@ -38,7 +38,7 @@ def handling(handler: Any) -> Callable[[list[Any], Any], Awaitable[list[Any]]]:
 
         return submit
     name = name_of(handler)
-    call = _in_own_thread(handler) if kind_of(handler) == "thread" else bulk(handler)
+    call = _in_own_thread(handler) if handler_kind(handler) == "thread" else bulk(handler)
 
     async def handle(items: list[Any], reason: Any) -> list[Any]:
         count = len(items)

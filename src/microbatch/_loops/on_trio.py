@@ -47,12 +47,12 @@ class _TrioWaiter:
         return self._state == _CANCELLED
 
     def set_result(self, result: Any) -> None:
-        self._settle(_VALUE, result)
+        self._end(_VALUE, result)
 
     def set_exception(self, exception: Exception) -> None:
-        self._settle(_ERROR, exception)
+        self._end(_ERROR, exception)
 
-    def _settle(self, state: int, result: Any) -> None:
+    def _end(self, state: int, result: Any) -> None:
         if self._state == _PENDING:
             self._state = state
             self._result = result
@@ -116,9 +116,9 @@ class _TrioItemWaiter(_TrioWaiter):
 
     on_end: Callable[[Exception | None, bool], None] | None
 
-    def _settle(self, state: int, result: Any) -> None:
+    def _end(self, state: int, result: Any) -> None:
         if self._state == _PENDING:
-            super()._settle(state, result)
+            super()._end(state, result)
             end_item(self, result if state == _ERROR else None)
 
     def _leave(self) -> None:

@@ -26,10 +26,10 @@ Results = (
 )
 
 
-Kind = Literal["async", "thread", "generator"]
+HandlerKind = Literal["async", "thread", "generator"]
 
 
-def kind_of(handler: Any) -> Kind:
+def handler_kind(handler: Any) -> HandlerKind:
     """Tell how a handler is run: awaited, iterated as an async generator, or in a worker thread.
 
     Partials and ``__call__`` are looked through.

@@ -157,7 +157,7 @@ ERROR_TYPES_MAX: Final = 100
 
 
 #: Seconds between two looks for an SDK, while there is none.
-LOOK_INTERVAL: Final = 1.0
+OBSERVE_INTERVAL: Final = 1.0
 
 
 #: Seconds between two counts of a durable queue's file, while somebody collects metrics: a third of what

@@ -12,7 +12,7 @@ from microbatch._pure.exceptions import Full, ItemError, Skipped
 
 from .kinds import _KNOWN, Kind
 from .log import LOG_INTERVAL, write
-from .names import ERROR_TYPES_MAX, LOOK_INTERVAL, OTHER
+from .names import ERROR_TYPES_MAX, OBSERVE_INTERVAL, OTHER
 from .settings import _DEFAULT, Telemetry
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .counted import Counted
     from .recorder import Recorder
-    from .seen import Run
+    from .seen import SeenRun
 
 
 class Observer:
@@ -34,7 +34,7 @@ class Observer:
         per_item: True if a waiter has to tell of its end.
         recorder: What records, while somebody listens.
         tracing: True while spans are recorded, so that it matters who submits.
-        look_at: When to look again whether somebody listens, by the loop's clock.
+        observe_at: When to look again whether somebody listens, by the loop's clock.
     """
 
     __slots__ = (
@@ -43,8 +43,8 @@ class Observer:
         "_muted",
         "_muted_items",
         "counted",
-        "look_at",
         "name",
+        "observe_at",
         "per_item",
         "queue",
         "recorder",
@@ -62,7 +62,7 @@ class Observer:
         self.per_item: bool = self.settings.trace_items or self.settings.item_metrics
         self.recorder: Recorder | None = None
         self.tracing: bool = False
-        self.look_at: float = -math.inf
+        self.observe_at: float = -math.inf
         self._kinds: dict[Kind, str] = {}
         self._logged_at = -math.inf
         self._muted = self._muted_items = 0
@@ -72,13 +72,13 @@ class Observer:
         """Tell whether somebody takes figures."""
         return self.recorder is not None and self.recorder.instruments is not None
 
-    def look(self, batcher: Any, now: float) -> None:
+    def observe(self, batcher: Any, now: float) -> None:
         """See whether anybody listens.
 
         An SDK may be set up after the batcher, so this is asked again until spans and metrics have
         both found somebody.
         """
-        self.look_at = now + LOOK_INTERVAL
+        self.observe_at = now + OBSERVE_INTERVAL
         settings = self.settings
         given = settings.tracer_provider is not None or settings.meter_provider is not None
         if not given and "opentelemetry.trace" not in sys.modules:
@@ -87,14 +87,14 @@ class Observer:
 
         recorder = self.recorder or Recorder(self)  # of a queue without batches: batcher is None
         try:
-            recorder.look(batcher)
+            recorder.observe(batcher)
         except Exception as error:  # noqa: BLE001 - a provider's: the items go their way
             self.stop(error)
             return
         if recorder.tracer is not None or recorder.instruments is not None:
             self.recorder = recorder
         if recorder.tracer is not None and recorder.instruments is not None:
-            self.look_at = math.inf
+            self.observe_at = math.inf
         self.tracing = recorder.tracer is not None
 
     def creator(self, loop: Any, clock: Callable[[], float]) -> Callable[[], Any]:
@@ -110,23 +110,23 @@ class Observer:
         """Return a waiter that tells of its cancellation; call it in the caller's context."""
         make = loop.item_waiter if self.per_item else loop.watched_waiter
         waiter = make(on_cancel)
-        self.mark(waiter, clock)
+        self.note_caller(waiter, clock)
         return waiter
 
-    def mark(self, waiter: Any, clock: Callable[[], float]) -> None:
+    def note_caller(self, waiter: Any, clock: Callable[[], float]) -> None:
         """Note on a waiter whose it is; call it in the caller's context."""
         recorder = self.recorder
         if recorder is None:
             return
         try:
             if self.per_item:
-                recorder.mark_item(waiter, clock)
+                recorder.note_caller_timed(waiter, clock)
             elif self.tracing:
-                recorder.mark(waiter)
+                recorder.note_caller(waiter)
         except Exception as error:  # noqa: BLE001 - an SDK's or a sampler's: the item goes its way
             self.stop(error)
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: SeenRun) -> None:
         """Tell that a handler is about to be called; call it in the batch's own context."""
         recorder = self.recorder
         assert recorder is not None  # noqa: S101 - else there is nobody to tell
@@ -135,7 +135,7 @@ class Observer:
         except Exception as error:  # noqa: BLE001 - an SDK's or a sampler's: the batch goes its way
             self.stop(error)
 
-    def end(self, run: Run, now: float) -> None:
+    def end(self, run: SeenRun, now: float) -> None:
         """Tell that all items of a batch have their outcome, or are sent again."""
         if run.errors:
             self._log(run, now)
@@ -154,8 +154,8 @@ class Observer:
     @contextlib.contextmanager
     def sending(self, count: int, now: float) -> Iterator[bytes | None]:
         """Tell that items are being stored; give what to store with them: whose they are."""
-        if now >= self.look_at:
-            self.look(None, now)
+        if now >= self.observe_at:
+            self.observe(None, now)
         recorder, span, trace, failure = self.recorder, None, None, None
         if recorder is not None and self.tracing:
             try:
@@ -220,7 +220,7 @@ class Observer:
         )
         self.recorder = None
         self.tracing = False
-        self.look_at = math.inf
+        self.observe_at = math.inf
 
     def type_of(self, kind: Kind) -> str:
         """Return the ``error.type`` of a kind of error."""
@@ -244,7 +244,7 @@ class Observer:
         name = cls.__qualname__
         return name if cls.__module__ == "builtins" else f"{cls.__module__}.{name}"
 
-    def _log(self, run: Run, now: float) -> None:
+    def _log(self, run: SeenRun, now: float) -> None:
         """Log a failed batch once, at most one in LOG_INTERVAL; never what items and errors hold."""
         counts: dict[str, int] = {}
         for (cls, code), number in (run.errors or {}).items():

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from .observer import Observer
-    from .seen import Run
+    from .seen import SeenRun
 
 _NOBODY = Context()
 
@@ -62,7 +62,7 @@ class Record:
 
     __slots__ = ("context", "dropped", "span", "wait")
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: SeenRun) -> None:
         self.span: Span | None = None
         self.context: Context | None = None
         self.dropped = 0
@@ -104,7 +104,7 @@ class Recorder:
             }
             self._sent = {**self._messaging, names.MESSAGING_OPERATION: names.SPAN_SEND}
 
-    def look(self, batcher: Any) -> None:
+    def observe(self, batcher: Any) -> None:
         """Take up what providers there are by now."""
         settings = self._settings
         if self.tracer is None:
@@ -132,11 +132,11 @@ class Recorder:
 
         return create
 
-    def mark(self, waiter: Any) -> None:
+    def note_caller(self, waiter: Any) -> None:
         """Note who submits."""
         waiter.parent = get_current()
 
-    def mark_item(self, waiter: Any, clock: Callable[[], float]) -> None:
+    def note_caller_timed(self, waiter: Any, clock: Callable[[], float]) -> None:
         """Note who submits, and begin what is recorded of this call."""
         span = None
         parent = get_current()
@@ -206,7 +206,7 @@ class Recorder:
 
     # Batches
 
-    def begin(self, run: Run) -> None:
+    def begin(self, run: SeenRun) -> None:
         """Begin the span of a handler call, and make it current in the batch's own context."""
         record = run.record = Record(run)
         if self.tracer is None:
@@ -240,7 +240,7 @@ class Recorder:
                 if submitter.is_recording():
                     submitter.add_link(span.get_span_context())
 
-    def _links(self, run: Run, record: Record) -> list[Link]:
+    def _links(self, run: SeenRun, record: Record) -> list[Link]:
         """Link a batch of a durable queue to what sent its items, be it in another process."""
         links: dict[tuple[int, int], Link] = {}
         for trace, number in run.origins or ():
@@ -255,7 +255,7 @@ class Recorder:
             links[key] = Link(sender, {names.MESSAGING_ID: str(number)})
         return list(links.values())
 
-    def end(self, run: Run, now: float) -> None:
+    def end(self, run: SeenRun, now: float) -> None:
         """Record what became of a batch."""
         figures = _Figures(run, now)
         error = None if run.error is None else self.observer.type_of(run.error)
@@ -282,7 +282,7 @@ class Recorder:
     def _measure(
         self,
         instruments: Instruments,
-        run: Run,
+        run: SeenRun,
         figures: _Figures,
         error: str | None,
         record: Record,
@@ -343,7 +343,7 @@ class _Figures:
 
     __slots__ = ("duration", "failed", "skipped", "succeeded")
 
-    def __init__(self, run: Run, now: float) -> None:
+    def __init__(self, run: SeenRun, now: float) -> None:
         errors = run.errors or {}
         self.skipped = sum(n for (cls, _), n in errors.items() if issubclass(cls, Skipped))
         self.failed = sum(errors.values()) - self.skipped
@@ -358,7 +358,7 @@ def tracer_of(provider: Any) -> Tracer:
     return tracer
 
 
-def _submitters(run: Run) -> Iterable[Span]:
+def _submitters(run: SeenRun) -> Iterable[Span]:
     """Return the distinct spans that submitted a batch's items, the first ones first."""
     group = run.group
     try:

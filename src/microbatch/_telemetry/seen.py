@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .kinds import Kind
 
 
-class Run(Protocol):
+class SeenRun(Protocol):
     """A running batch, as `microbatch._core.run.Run` keeps it."""
 
     record: Any

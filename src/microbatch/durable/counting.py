@@ -58,8 +58,8 @@ class Counting:
     def see(self) -> None:
         """See whether somebody listens, if it is time to ask again."""
         observer = self._observer
-        if observer is not None and (now := self._clock.now()) >= observer.look_at:
-            observer.look(None, now)
+        if observer is not None and (now := self._clock.now()) >= observer.observe_at:
+            observer.observe(None, now)
 
     def due_in(self) -> float | None:
         """Return the seconds until the next count; None while nobody would read it."""

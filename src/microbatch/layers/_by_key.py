@@ -9,7 +9,7 @@ from microbatch._loops.calling import call_in_thread
 from microbatch._pure import checks
 from microbatch._pure.copying import copy_exception
 from microbatch._pure.exceptions import ItemNotFound
-from microbatch._pure.handler import is_mapping, is_table, kind_of, name_of
+from microbatch._pure.handler import handler_kind, is_mapping, is_table, name_of
 
 from ._passing import BulkHandler, T, named_after
 
@@ -100,9 +100,9 @@ def by_key(
         TypeError: If the handler is a generator function or an argument cannot be called; when
             called, if what the handler returned is no mapping, or with ``row_key`` no iterable of rows.
     """
-    if kind_of(handler) == "generator":
+    if handler_kind(handler) == "generator":
         raise TypeError(f"a generator handler is not allowed here, got {name_of(handler)}")
-    in_thread = kind_of(handler) == "thread"
+    in_thread = handler_kind(handler) == "thread"
     checks.function("key", key)
     checks.function("row_key", row_key)
 

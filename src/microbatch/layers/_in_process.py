@@ -16,7 +16,7 @@ from anyio.lowlevel import RunVar
 from microbatch._core.info import batcher_name, current_batch
 from microbatch._pure import checks
 from microbatch._pure.exceptions import HandlerCrashed
-from microbatch._pure.handler import kind_of, name_of, results_of
+from microbatch._pure.handler import handler_kind, name_of, results_of
 
 from ._passing import R, T, hand_over
 from ._workers import Died, Pool
@@ -91,7 +91,7 @@ class ProcessHandler(Generic[T, R]):
 
     def __init__(self, handler: Any, workers: int | None) -> None:
         name = name_of(handler)
-        if kind_of(handler) != "thread":
+        if handler_kind(handler) != "thread":
             raise TypeError(f"in_process runs plain functions, got {name}, which is async")
         try:
             self._handler = pickle.dumps(handler, pickle.HIGHEST_PROTOCOL)

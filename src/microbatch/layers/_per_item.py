@@ -9,7 +9,7 @@ import anyio
 
 from microbatch._core.info import current_batch, narrowed
 from microbatch._pure import checks
-from microbatch._pure.handler import FATAL, find, kind_of, name_of
+from microbatch._pure.handler import FATAL, find, handler_kind, name_of
 
 from ._passing import BulkHandler, R, T, crash_of, hand_over, is_asked_for, named_after
 
@@ -36,7 +36,7 @@ def per_item(
             it returns cannot be awaited.
         ValueError: If ``max_concurrency`` is below 1.
     """
-    if kind_of(function) == "generator":
+    if handler_kind(function) == "generator":
         raise TypeError(f"a generator function is not allowed here, got {name_of(function)}")
     checks.whole_number("max_concurrency", max_concurrency, 1)
     name = name_of(function)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from microbatch._core.bulk import bulk
 from microbatch._core.info import batcher_name, current_batch, narrowed
 from microbatch._pure.exceptions import BatchAborted
-from microbatch._pure.handler import kind_of
+from microbatch._pure.handler import handler_kind
 
 from ._passing import BulkHandler, Handler, R, SilentHandler, T, hand_over, named_after
 
@@ -43,7 +43,7 @@ def validated(handler: Any, validate: Any, *, mode: Mode = "skip") -> BulkHandle
         ValueError: If the mode is neither of the two.
     """
     call = bulk(handler)
-    if not callable(validate) or kind_of(validate) != "thread":
+    if not callable(validate) or handler_kind(validate) != "thread":
         raise TypeError(f"validate must be a plain function, got {validate!r}")
     if mode not in {"skip", "reject"}:
         raise ValueError(f"mode must be 'skip' or 'reject', got {mode!r}")
