@@ -61,8 +61,8 @@ MUTATIONS = [
     Mutation(
         "max_pending is one too many",
         "_core/room",
-        "return most - self.fifo.count - self._tally.flying",
-        "return most + 1 - self.fifo.count - self._tally.flying",
+        "return most - len(fifo.items)",
+        "return most + 1 - len(fifo.items)",
     ),
     Mutation(
         "items in back-off take no room",
@@ -98,7 +98,7 @@ MUTATIONS = [
     Mutation(
         "a handler sees withdrawn items",
         "_core/fifo",
-        "uniform = not _gone(waiters)",
+        "uniform = not (waiters[0].done() if len(waiters) == 1 else _gone(waiters))",
         "uniform = True",
     ),
     Mutation(
@@ -202,8 +202,14 @@ MUTATIONS = [
     Mutation(
         "one who has gone keeps the others from their results",
         "_core/settler",
-        "except InvalidState:  # a caller has gone; the next ones are still to come\n                        continue",
-        "except InvalidState:\n                        break",
+        "except InvalidState:  # a caller has gone; the next ones are still to come\n            continue",
+        "except InvalidState:\n            return",
+    ),
+    Mutation(
+        "the only caller of a batch who has gone breaks it",
+        "_core/settler",
+        "if not run.waiters[0].done():",
+        "if True:",
     ),
     Mutation(
         "an item resolved early stays in flight in the books",

@@ -32,7 +32,7 @@ async def test_a_durable_batch_is_a_consumer_linked_by_what_was_stored() -> None
         observer=observer_of("b", sdk.telemetry(semconv_metrics=True), "jobs"),
     )
     with sdk.tracer.start_as_current_span("in memory"):
-        await engine.entrance.enter_many_and_wait(range(133), 0)
+        await engine.entrance.enter_many(list(range(133)), 0).waiter
     await engine.aclose(None)
     (span,) = sdk.spans("process jobs")
     assert span.kind is SpanKind.CONSUMER

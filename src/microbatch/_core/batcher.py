@@ -22,6 +22,8 @@ from typing import (
     overload,
 )
 
+import anyio.lowlevel
+
 from microbatch._loops.on_asyncio import running_loop
 from microbatch._loops.on_trio import OtherRunError
 from microbatch._pure.adaptive import AdaptiveSize
@@ -303,8 +305,10 @@ class Batcher(Generic[T, R]):
 
         Cancellation withdraws what is still buffered or waits for room.
         """
-        self._engine.guard("submit_many")
-        group = await self._entrance.enter_many_and_wait(items, priority)
+        if info.running() is not None:
+            self._engine.guard("submit_many")
+        group = self._entrance.enter_many(list(items), priority)
+        await (group.waiter if group.left else anyio.lowlevel.checkpoint())
         if group.errors:
             group.report(self._engine.rules.name).values()
         return group.values
@@ -323,8 +327,10 @@ class Batcher(Generic[T, R]):
             WouldDeadlock: Inside a running batch of this batcher.
             RuntimeError: If the batcher serves another event loop that is still alive.
         """
-        self._engine.guard("submit_many_report")
-        group = await self._entrance.enter_many_and_wait(items, priority)
+        if info.running() is not None:
+            self._engine.guard("submit_many_report")
+        group = self._entrance.enter_many(list(items), priority)
+        await (group.waiter if group.left else anyio.lowlevel.checkpoint())
         return group.report(self._engine.rules.name)
 
     def submit_from_thread(self, item: T, timeout: float | None = None) -> R:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from microbatch._loops.context import in_context
-from microbatch._pure.handler import FATAL, find, has_exceptions, listed
+from microbatch._pure.handler import FATAL, find, received
 from microbatch._telemetry.log import write
 
 from .books import Books
@@ -241,8 +241,7 @@ class Dispatcher:
             while (run := self._cut(slot)) is not None:
                 try:
                     returned = await in_context(self.context, self.begin, run, self._pump_more)
-                    results = listed(returned, run.size, self.name)
-                    mixed = has_exceptions(results, self.name)
+                    results, mixed = received(returned, run.size, self.name)
                 except Exception as error:  # noqa: BLE001 - the handler's: every caller gets it
                     self.books.fail(run, error)
                     if not run.cancelled and self._is_cancelled(slot):
@@ -343,7 +342,8 @@ class Dispatcher:
         if slot.starting:
             slot.starting = False
             slots.starting -= 1
-        slots.free(slot)
+        if slot.held:  # not slots.free: a call is 0.2 % of a lone caller's way
+            slots.busy -= 1
         if forced and self._loop.has_ended():  # type: ignore[union-attr]
             return
         if run is not None:

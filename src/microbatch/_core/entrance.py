@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import count
 from typing import TYPE_CHECKING, Any
-
-import anyio.lowlevel
 
 from microbatch._loops.on_asyncio import running_loop
 from microbatch._loops.waiting import end_item
@@ -17,8 +14,6 @@ from .line import Feed, entry_of, priority_of
 from .waiters import Group
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from microbatch._loops.protocol import Loop
     from microbatch._telemetry.observer import Observer
 
@@ -41,9 +36,9 @@ class Entrance:
         "_admission",
         "_dispatcher",
         "_door",
-        "_ids",
         "_leaving",
         "_life",
+        "_next_id",
         "_observer",
         "_room",
         "_rules",
@@ -74,7 +69,7 @@ class Entrance:
         self._serving = serving
         self._leaving = leaving
         self._observer = observer
-        self._ids = count()
+        self._next_id = 0
 
     def enter(
         self, item: Any, priority: float = 0, *, wait: bool = True, waiter: Any = None
@@ -195,13 +190,18 @@ class Entrance:
 
     def enter_many(self, items: list[Any], priority: float) -> Group:
         """Take in the items of a ``submit_many``, as far as there is room; the rest stands in line."""
-        loop, room, dispatcher = self._serving.bind(), self._room, self._dispatcher
-        self._serving.check_open()
-        priority = priority_of(priority)
+        rules, room, dispatcher, door = self._rules, self._room, self._dispatcher, self._door
+        if running_loop() is not door.native or door.native is None:
+            self._serving.bind()
+        if self._life.phase is not OPEN:
+            raise BatcherClosed(rules.name)
+        if priority or type(priority) is not int:
+            priority = priority_of(priority)
         dispatcher.paused = False
+        loop: Any = self._serving.loop
         total = len(items)
-        group = Group(total, next(self._ids))
-        self._ids = count(group.first_id + total)
+        group = Group(total, self._next_id)
+        self._next_id += total
         waiter = group.waiter = self._new_watched(loop)
         waiter.on_cancel = partial(self._leaving.group_cancelled, loop, group)
         if total:  # a call without items has nothing to tell of
@@ -211,24 +211,20 @@ class Entrance:
                 raise BatcherClosed(self._rules.name)
         position = 0
         if room.fifo is not None and not priority:
-            position = room.extend(room.fifo, group, items)
-            if self._rules.max_wait and room.free() <= 0:
+            # As for one item: where a slot is free nobody asks since when they wait.
+            timed = room.timed or self._slots.busy >= rules.max_concurrency
+            position = room.extend(room.fifo, group, items, room.now() if timed else None)
+            if rules.max_wait and room.free() <= 0:
                 self._generalise(loop)  # no more company can come, so all is due
         if position < total:
-            if self._rules.rejects:
+            if rules.rejects:
                 self._find_gone(total - position)
             self._generalise(loop)
             self._admission.feed(Feed(group, items, position, priority))
-        dispatcher.pump()
-        return group
-
-    async def enter_many_and_wait(self, items: Iterable[Any], priority: float) -> Group:
-        """Take in many items and wait until all have their outcome."""
-        group = self.enter_many(list(items), priority)
-        if group.left:
-            await group.waiter
-        else:
-            await anyio.lowlevel.checkpoint()
+        if rules.max_wait or not 0 < position == total:
+            dispatcher.pump()
+        elif self._slots.busy < rules.max_concurrency and not self._slots.starting:
+            dispatcher.start()
         return group
 
     def _new_watched(self, loop: Loop) -> Any:
@@ -240,5 +236,5 @@ class Entrance:
 
     def _note_caller(self, waiter: Any) -> None:
         """Let telemetry know whose waiter this is: of who calls here."""
-        if self._observer is not None:
+        if self._observer is not None and self._observer.recorder is not None:
             self._observer.note_caller(waiter, self._room.now)

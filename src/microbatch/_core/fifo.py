@@ -153,8 +153,8 @@ class Fifo:
                     self.sweep()
                     continue
             items, waiters = self._take(self.size, now)
-            if not full:
-                uniform = not _gone(waiters)
+            if not full:  # of one: what looks at many costs 0.5 % of all that a batch of one does
+                uniform = not (waiters[0].done() if len(waiters) == 1 else _gone(waiters))
             if not uniform:
                 items, waiters, _ = self._alive(items, waiters)
                 while len(items) < self.size and self.head < len(self.items):
@@ -163,7 +163,8 @@ class Fifo:
                     waiters += more[1]
                 if not items:
                     continue
-            run = Run(items, waiters, "size" if len(items) >= self.size else self._reason())
+            reason: Reason = "close" if self.closing else "wait" if self.max_wait else "idle"
+            run = Run(items, waiters, "size" if len(items) >= self.size else reason)
             run.uniform = uniform
             run.since = since
             if uniform and type(group := waiters[0]) is Group:
@@ -256,12 +257,6 @@ class Fifo:
         self.limit -= head
         self._times = deque((max(0, start - head), since) for start, since in self._times)
         self.flushes.move(lambda place: place - head)
-
-    def _reason(self) -> Reason:
-        """Tell why a batch leaves that is not full."""
-        if self.closing:
-            return "close"
-        return "wait" if self.max_wait > 0 else "idle"
 
     def sweep(self) -> None:
         """Drop every item whose caller has gone. Who was about to append one asks again."""

@@ -69,16 +69,11 @@ class Settler:
             elif self._observer is not None and self._observer.per_item:
                 # Once somebody listens waiters tell of their end; one C method would pass over that.
                 self._deliver_each(run, results)
+            elif run.size == 1:  # what serves for many would cost it 1 % of all that it does
+                if not run.waiters[0].done():
+                    run.waiters[0].set_result(results[0])
             else:
-                # One C call an item: 400 instructions less than a loop that looks at each.
-                calls = map(type(run.waiters[0]).set_result, run.waiters, results)
-                while True:
-                    try:
-                        for _ in calls:
-                            pass
-                    except InvalidState:  # a caller has gone; the next ones are still to come
-                        continue
-                    break
+                _set_all(run.waiters, results)
 
     def _settle_each(self, run: Run, results: list[Any]) -> None:
         """The same where there are entries, or some outcomes are out already."""
@@ -212,6 +207,19 @@ class Settler:
         run.decided = True
         for index in list(run.promised):
             self.keep_promise(run, index)
+
+
+def _set_all(waiters: list[Any], results: list[Any]) -> None:
+    """Give waiters of one type their results."""
+    # One C call an item: 400 instructions less than a loop that looks at each.
+    calls = map(type(waiters[0]).set_result, waiters, results)
+    while True:
+        try:
+            for _ in calls:
+                pass
+        except InvalidState:  # a caller has gone; the next ones are still to come
+            continue
+        return
 
 
 def _trim(error: BaseException) -> None:

@@ -86,21 +86,20 @@ class AsyncioLoop:
         self.create_waiter: Callable[[], Any] = asyncio.Future
         # Not time.monotonic, which saves a call: tests replace the loop's clock.
         self.now = native.time
-
-    def breathe(self) -> Awaitable[None]:
-        """Give everybody who is runnable a turn."""
-        return _bare_yield()
+        #: Gives everybody who is runnable a turn.
+        self.breathe: Callable[[], Awaitable[None]] = _bare_yield
+        self.started: Callable[[], Awaitable[None]] = _bare_yield
 
     def traced_waiter(self) -> Any:
         return _TracedFuture()
 
     def watched_waiter(self, on_cancel: Callable[[Any], None] | None) -> Any:
-        future = _WatchedFuture(loop=self._native)
+        future = _WatchedFuture()
         future.on_cancel = on_cancel
         return future
 
     def item_waiter(self, on_cancel: Callable[[Any], None] | None) -> Any:
-        future = _ItemFuture(loop=self._native)
+        future = _ItemFuture()
         future.on_cancel = on_cancel
         return future
 
@@ -132,9 +131,6 @@ class AsyncioLoop:
         # Not loop.create_task: a task factory may start tasks eagerly, which would cut a batch before
         # the other callers had their turn.
         return asyncio.Task(coroutine, loop=self._native, name=name, context=contextvars.Context())
-
-    def started(self) -> Awaitable[None]:
-        return _bare_yield()
 
     def was_cancelled(self, task: Any) -> bool:
         """Tell whether a cancellation came from outside the task."""

@@ -112,6 +112,22 @@ def listed(returned: Any, count: int, name: str | None) -> list[Any]:
 
 #: What most results are: none of these is an exception or can be awaited.
 _PLAIN = frozenset((type(None), bool, int, float, str, bytes, tuple, list, dict, set))
+_PLAIN_IDS = frozenset(map(id, _PLAIN))
+
+
+def received(returned: Any, count: int, name: str | None) -> tuple[list[Any], bool]:
+    """Check what a handler returned; return the results, and whether an exception is among them.
+
+    Raises:
+        ResultCountError: If there are not as many results as items.
+        TypeError: If it cannot be a batch's results, or one of them can be awaited.
+    """
+    if type(returned) is not list or len(returned) != count:
+        returned = listed(returned, count, name)
+    # What serves for many costs a batch of one 1 % of all that it does.
+    if count == 1 and id(type(returned[0])) in _PLAIN_IDS:
+        return returned, False
+    return returned, has_exceptions(returned, name)
 
 
 def has_exceptions(results: list[Any], name: str | None) -> bool:
