@@ -53,6 +53,5 @@ class Slots:
 
     def free(self, slot: Slot) -> None:
         """Let another one have its place, though its task may live on."""
-        if slot.held:
-            slot.held = False
-            self.busy -= 1
+        slot.held = False
+        self.busy -= 1
