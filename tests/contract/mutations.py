@@ -177,8 +177,8 @@ MUTATIONS = [
     Mutation(
         "flush makes nothing due in the flat lists",
         "_core/fifo",
-        "            or self.flushes.due > self.head\n            or now",
-        "            or now",
+        "            or self.flushes.due > self.head + full * self.size\n",
+        "",
     ),
     Mutation(
         "flush does not wait for the batches that it made due",
