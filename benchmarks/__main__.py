@@ -25,6 +25,7 @@ NAMES = (
     "instructions",
     "streams",
     "durable",
+    "soak",
     "telemetry",
 )
 COMMAND = "python -m benchmarks"

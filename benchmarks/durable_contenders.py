@@ -1,26 +1,52 @@
 """Who stores items beside the durable mode: the standard library's sqlite3, and other queues on it.
 
-A way to put takes a folder, the number of callers and of items, and returns items a second and what
-each call took.
+A way takes a folder and numbers, and returns what an item cost it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import sqlite3
 import time
+from typing import NamedTuple
 
-from microbatch.durable import DurableQueue
+from microbatch.durable import DurableBatcher, DurableQueue
 
 PAYLOAD = os.urandom(1000)
+RESULT = b"x" * 20
+
+
+class Cost(NamedTuple):
+    """Seconds of CPU, of all threads, and by the wall clock, for each item; how long each call took."""
+
+    cpu: float
+    wall: float
+    waits: tuple[float, ...] = ()
+
+
+class Meter:
+    """Measures from here on."""
+
+    def __init__(self):
+        gc.collect()
+        self._cpu, self._wall = time.process_time(), time.perf_counter()
+
+    def cost(self, items, waits=()):
+        cpu, wall = time.process_time() - self._cpu, time.perf_counter() - self._wall
+        return Cost(cpu / items, wall / items, tuple(waits))
+
+
+# The standard library
 
 
 def raw(path):
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA journal_size_limit = 16777216")
     connection.execute(
         "CREATE TABLE IF NOT EXISTS items (id INTEGER PRIMARY KEY, state INTEGER, payload BLOB, result BLOB)"
     )
@@ -28,81 +54,191 @@ def raw(path):
     return connection
 
 
-def raw_put(folder, callers, total):
+def _raw_group(connection, items):
+    connection.execute("BEGIN IMMEDIATE")
+    connection.executemany(
+        "INSERT INTO items (state, payload) VALUES (0, ?)", [(PAYLOAD,) for _ in range(items)]
+    )
+    connection.execute("COMMIT")
+
+
+def raw_put(folder, group, total):
+    """Insert so many items in each transaction."""
     connection = raw(folder / "raw.db")
-    began = time.perf_counter()
-    for _ in range(total // callers):
-        connection.execute("BEGIN IMMEDIATE")
-        connection.executemany(
-            "INSERT INTO items (state, payload) VALUES (0, ?)", [(PAYLOAD,) for _ in range(callers)]
-        )
-        connection.execute("COMMIT")
-    took = time.perf_counter() - began
+    meter = Meter()
+    for _ in range(total // group):
+        _raw_group(connection, group)
+    cost = meter.cost(total)
     connection.close()
-    return total / took, []
+    return cost
 
 
 def each_put(folder, callers, total):
     """One transaction for each item: more callers do not help, as SQLite has one writer."""
-    return raw_put(folder, 1, min(total, 1_000))
+    del callers
+    return raw_put(folder, 1, min(total, 500))
 
 
-def asynchronous(open_queue):
-    def put(folder, callers, total):
-        async def main():
-            async with open_queue(folder) as enqueue:
-                latencies = []
-                left = iter(range(total))
-
-                async def caller():
-                    for _ in left:
-                        began = time.perf_counter()
-                        await enqueue(PAYLOAD)
-                        latencies.append(time.perf_counter() - began)
-
-                await enqueue(PAYLOAD)
-                gc.collect()
-                began = time.perf_counter()
-                await asyncio.gather(*(caller() for _ in range(callers)))
-                return total / (time.perf_counter() - began), latencies
-
-        return asyncio.run(main())
-
-    return put
-
-
-class Ours:
-    """DurableQueue.enqueue."""
-
-    def __init__(self, folder):
-        self.queue = DurableQueue(folder / "ours.db", item_type=bytes)
-
-    async def __aenter__(self):
-        await self.queue.__aenter__()
-        return self.queue.enqueue
-
-    async def __aexit__(self, *_):
-        await self.queue.aclose()
+def raw_work(folder, total, size):
+    """Claim and acknowledge with a result, row by row, in two transactions for each batch."""
+    connection = raw(folder / "raw.db")
+    for _ in range(total // size):
+        _raw_group(connection, size)
+    meter = Meter()
+    while True:
+        connection.execute("BEGIN IMMEDIATE")
+        rows = connection.execute(
+            "UPDATE items SET state = 1 WHERE id IN (SELECT id FROM items WHERE state = 0 ORDER BY id LIMIT ?) "
+            "RETURNING id, payload",
+            (size,),
+        ).fetchall()
+        connection.execute("COMMIT")
+        if not rows:
+            break
+        connection.execute("BEGIN IMMEDIATE")
+        connection.executemany(
+            "UPDATE items SET state = 2, result = ? WHERE id = ?",
+            [(RESULT, row[0]) for row in rows],
+        )
+        connection.execute("COMMIT")
+    connection.close()
+    return meter.cost(total)
 
 
-class CairnQ:
+# The durable mode
+
+
+async def _call(enqueue, callers, total):
+    """Let so many callers enqueue one item after another, so many in all."""
+    waits = []
+    left = itertools.count(1)
+
+    async def caller():
+        while next(left) <= total:
+            await enqueue()
+
+    async def timed():  # one of them, so that this costs the others nothing
+        while next(left) <= total:
+            began = time.perf_counter()
+            await enqueue()
+            waits.append(time.perf_counter() - began)
+
+    meter = Meter()
+    await asyncio.gather(timed(), *(caller() for _ in range(callers - 1)))
+    return meter.cost(total, waits)
+
+
+def our_put(folder, callers, total, keyed=False):
+    """DurableQueue.enqueue; with a key for each item, or without."""
+
+    async def main():
+        keys = itertools.count()
+        async with DurableQueue(folder / "ours.db", item_type=bytes) as queue:
+            await queue.enqueue(PAYLOAD)
+            if keyed:
+                return await _call(
+                    lambda: queue.enqueue(PAYLOAD, key=f"k{next(keys)}"), callers, total
+                )
+            return await _call(lambda: queue.enqueue(PAYLOAD), callers, total)
+
+    return asyncio.run(main())
+
+
+def our_many(folder, group, total):
+    """DurableQueue.enqueue_many of so many each."""
+
+    async def main():
+        async with DurableQueue(folder / "ours.db", item_type=bytes) as queue:
+            await queue.enqueue(PAYLOAD)
+            meter = Meter()
+            for _ in range(total // group):
+                await queue.enqueue_many([PAYLOAD for _ in range(group)])
+            return meter.cost(total)
+
+    return asyncio.run(main())
+
+
+def our_queues(folder, queues, callers, total):
+    """Enqueue in so many queues of one file, with so many callers each."""
+
+    async def main():
+        opened = [
+            DurableQueue(folder / "ours.db", item_type=bytes, queue=f"q{number}")
+            for number in range(queues)
+        ]
+        for queue in opened:
+            await queue.enqueue(PAYLOAD)
+        turn = itertools.cycle(opened)
+        cost = await _call(lambda: next(turn).enqueue(PAYLOAD), queues * callers, total)
+        for queue in opened:
+            await queue.aclose()
+        return cost
+
+    return asyncio.run(main())
+
+
+def our_submit(folder, callers, total):
+    """DurableBatcher.submit to its result, with a handler that returns at once."""
+
+    async def handler(items):
+        return [RESULT] * len(items)
+
+    async def main():
+        path = folder / "ours.db"
+        async with DurableBatcher(path, handler, item_type=bytes, max_batch_size=100) as durable:
+            await durable.submit(PAYLOAD)
+            return await _call(lambda: durable.submit(PAYLOAD), callers, total)
+
+    return asyncio.run(main())[:2]
+
+
+def our_work(folder, total, size):
+    """Claim, handle at once, and settle with a result, in batches of so many."""
+    handled = asyncio.Event()
+    seen = 0
+
+    async def handler(items):
+        nonlocal seen
+        seen += len(items)
+        if seen == total:
+            handled.set()
+        return [RESULT] * len(items)
+
+    async def main():
+        path = folder / "ours.db"
+        durable = DurableBatcher(path, handler, item_type=bytes, max_batch_size=size)
+        await durable.pause()
+        for _ in range(total // size):
+            await durable.enqueue_many([PAYLOAD] * size)
+        meter = Meter()
+        await durable.resume()
+        await handled.wait()
+        await durable.aclose()  # which waits until all is on the disk
+        return meter.cost(total)
+
+    return asyncio.run(main())
+
+
+# Other queues
+
+
+def cairnq_put(folder, callers, total):
     """The one peer that groups commits too."""
+    import cairnq
 
-    def __init__(self, folder):
-        import cairnq as library
+    async def main():
+        queue = cairnq.CairnQ.sqlite(str(folder / "cairnq.db"))
+        await queue.connect()
 
-        self.queue = library.CairnQ.sqlite(str(folder / "cairnq.db"))
+        async def put():
+            await queue.submit("work", {"payload": PAYLOAD.hex()[:1000]})
 
-    async def __aenter__(self):
-        await self.queue.connect()
+        await put()
+        cost = await _call(put, callers, total)
+        await queue.close()
+        return cost
 
-        async def put(payload):
-            await self.queue.submit("work", {"payload": payload.hex()[:1000]})
-
-        return put
-
-    async def __aexit__(self, *_):
-        await self.queue.close()
+    return asyncio.run(main())
 
 
 def _persist_queue(folder):

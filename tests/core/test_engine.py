@@ -21,7 +21,7 @@ async def test_a_durable_batch_is_a_consumer_linked_by_what_was_stored() -> None
     assert observer is not None
     traces: list[bytes | None] = []
     for _ in range(130):
-        with observer.sending(1, 0.0) as trace:
+        with observer.sending(lambda: 1, 0.0) as trace:
             traces.append(trace)
     traces += [None, b"nonsense", traces[0]]
     engine = Engine(

@@ -56,10 +56,10 @@ def ended_loops() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def quick_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers in this process look about, keep up and try again more often, so that tests wait less."""
-    monkeypatch.setattr("microbatch.durable.neighbours.ALIVE_INTERVAL", 0.05)
-    monkeypatch.setattr("microbatch.durable.neighbours.UPKEEP_INTERVAL", 0.1)
-    monkeypatch.setattr("microbatch.durable.watching.TROUBLE_PAUSE", 0.05)
-    monkeypatch.setattr("microbatch.durable.settling.TROUBLE_PAUSE", 0.05)
+    monkeypatch.setattr("microbatch.durable._life.neighbours.ALIVE_INTERVAL", 0.05)
+    monkeypatch.setattr("microbatch.durable._life.upkeep.UPKEEP_INTERVAL", 0.1)
+    monkeypatch.setattr("microbatch.durable._file.writer.TROUBLE_PAUSE", 0.05)
+    monkeypatch.setattr("microbatch.durable._flow.settling.TROUBLE_PAUSE", 0.05)
 
 
 @pytest.fixture(autouse=True)

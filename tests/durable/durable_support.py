@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -87,11 +89,35 @@ async def until(condition: Any, seconds: float = 20.0) -> None:
         await anyio.sleep(0.005)
 
 
+def writer_of(durable: Any) -> Any:
+    """The writer of a queue's file."""
+    return durable._service.store._writer
+
+
+async def on_writer(durable: Any, *statements: str) -> list[list[Any]]:
+    """Run statements on the writer's own connection, between two transactions; return their rows."""
+    answer: Future[list[list[Any]]] = Future()
+    connection = writer_of(durable).connection
+
+    def run() -> None:
+        answer.set_result([connection._raw.execute(one).fetchall() for one in statements])
+
+    writer_of(durable).post(run)
+    return await asyncio.wrap_future(answer)
+
+
+async def empty_log(durable: Any) -> None:
+    """Have everything in the file itself, so that its log can be thrown away."""
+    [[(busy, _, _)]] = await on_writer(durable, "PRAGMA wal_checkpoint(TRUNCATE)")
+    assert not busy
+
+
 async def looked(durable: Any, times: int = 2) -> None:
     """Wait until a worker has looked so many times at who lives, from beginning to end."""
+    neighbours = writer_of(durable).neighbours
     for _ in range(times + 1):
-        before = durable._neighbours._next_look
-        await until(lambda before=before: durable._neighbours._next_look > before, 20)
+        before = neighbours.next
+        await until(lambda before=before: neighbours.next > before, 20)
 
 
 def ends_loops(test: Any) -> Any:
@@ -145,18 +171,19 @@ def execute(path: Path, *statements: str) -> None:
 
 def check_counts(path: Path) -> None:
     """The counts in the queues' rows must be what is really there."""
+    names = "ready, scheduled, claimed, done, skipped, cancelled, expired, dead, staged"
     connection = sqlite3.connect(path, timeout=20)
     try:
         connection.execute("BEGIN")
         for queue, *kept in connection.execute(
-            "SELECT id, ready, scheduled, claimed, done, cancelled, dead FROM microbatch_queues"
+            f"SELECT id, {names} FROM microbatch_queues"
         ).fetchall():
             real = [
                 connection.execute(
-                    "SELECT count(*) FROM microbatch_items WHERE queue = ? AND state = ?",
+                    "SELECT ifnull(sum(count), 0) FROM microbatch_ranges WHERE queue = ? AND state = ?",
                     (queue, state),
                 ).fetchone()[0]
-                for state in range(6)
+                for state in range(9)
             ]
             assert kept == real
     finally:
@@ -267,3 +294,25 @@ def locked_out(path: Path) -> Any:
         yield
     finally:
         away.rename(path)
+
+
+def states(path: Path) -> dict[int, str]:
+    """What each item is that the file knows, by id."""
+    names = [
+        "ready",
+        "scheduled",
+        "claimed",
+        "done",
+        "skipped",
+        "cancelled",
+        "expired",
+        "dead",
+        "staged",
+    ]
+    return {
+        number: names[state]
+        for first, count, state in rows(
+            path, "SELECT first_id, count, state FROM microbatch_ranges"
+        )
+        for number in range(first, first + count)
+    }

@@ -7,10 +7,13 @@ import random
 import sys
 
 from microbatch.durable import DurableBatcher
+from microbatch.durable._file import schema
 
 
 async def main(path: str, seed: int) -> None:
     chance = random.Random(seed)
+    if chance.random() < 0.5:  # a checkpoint every other transaction, so that cuts hit some
+        schema.PRAGMAS += ("PRAGMA wal_autocheckpoint = 20",)
 
     async def handler(items):
         await asyncio.sleep(chance.choice([0, 0.001]))
@@ -19,8 +22,8 @@ async def main(path: str, seed: int) -> None:
     async def on_settle(connection, items, results):
         await connection.executemany("INSERT INTO effects VALUES (?)", [(item,) for item in items])
 
-    def say(word: str, *numbers: int) -> None:
-        sys.stdout.write("".join(f"{word} {number}\n" for number in numbers))
+    def say(*words: object) -> None:
+        sys.stdout.write(" ".join(map(str, words)) + "\n")
         sys.stdout.flush()
 
     durable = DurableBatcher(path, handler, item_type=int, on_settle=on_settle, max_batch_size=20)
@@ -28,10 +31,10 @@ async def main(path: str, seed: int) -> None:
     async def produce(first: int) -> None:
         for number in range(first, first + 1_000_000):
             if chance.random() < 0.5:
-                await durable.enqueue(number)
-                say("stored", number)
+                ticket = await durable.enqueue(number)
+                say("stored", number, ticket.id)
             else:
-                await durable.submit(number)
+                await durable.submit(number, key=str(number))
                 say("done", number)
 
     async with durable:

@@ -14,7 +14,8 @@ import time
 
 from durable_support import looked
 
-from microbatch.durable import DurableBatcher, DurableQueue, neighbours
+from microbatch.durable import DurableBatcher, DurableQueue
+from microbatch.durable._life import neighbours
 
 
 def say(*words: object) -> None:

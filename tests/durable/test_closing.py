@@ -6,7 +6,7 @@ import time
 
 import anyio
 import pytest
-from durable_support import Handler, batcher, rows, until
+from durable_support import Handler, batcher, rows, states, until
 
 from microbatch import BatcherClosed
 
@@ -20,13 +20,32 @@ async def _is(durable, **counts):
 
 async def test_closing_gives_back_what_no_handler_has_seen(path):
     """At once, with the attempt not counted; what runs may finish."""
-    handler = Handler(seconds=0.2)
-    async with batcher(path, handler, max_wait=10, max_batch_size=10) as durable:
-        ticket = await durable.enqueue(1)
-        await until(lambda: _is(durable, claimed=1))
-    assert handler.batches == []
-    assert rows(path, "SELECT state, attempts, suspect FROM microbatch_items") == [(0, 0, 0)]
+    handler = Handler()
+    handler.hold()
+    apart = {"partition": lambda item: item, "max_batch_size": 2}
+    async with batcher(path, handler, **apart) as durable, anyio.create_task_group() as tasks:
+        first, second = await durable.enqueue_many([1, 2])
+        await until(lambda: _is(durable, claimed=2))
+        await until(lambda: handler.batches == [[1]])
+        tasks.start_soon(durable.aclose)
+        await until(lambda: states(path) == {first.id: "claimed", second.id: "ready"})
+        handler.free.set()
+    assert handler.batches == [[1]]
+    assert states(path) == {first.id: "done", second.id: "ready"}
+    assert rows(path, "SELECT attempts FROM microbatch_items WHERE state = 'ready'") == [(0,)]
     assert rows(path, "SELECT * FROM microbatch_consumers") == []
+    async with batcher(path, handler) as durable:
+        assert await durable.result(second) == 4
+
+
+async def test_closing_does_not_wait_for_company(path):
+    """An item waits for its mates on the disk, ready for whichever process has them: closing leaves it there."""
+    handler = Handler()
+    async with batcher(path, handler, max_wait=3600, max_batch_size=10) as durable:
+        ticket = await durable.enqueue(1)
+        assert (await durable.stats()).ready == 1
+    assert handler.batches == []
+    assert rows(path, "SELECT state, attempts FROM microbatch_items") == [("ready", 0)]
     async with batcher(path, handler) as durable:
         assert await durable.result(ticket) == 2
 
@@ -37,7 +56,7 @@ async def test_closing_waits_for_running_batches(path):
     async with batcher(path, handler) as durable:
         await durable.enqueue(1)
         await until(lambda: handler.batches)
-    assert rows(path, "SELECT state FROM microbatch_items") == [(3,)]
+    assert states(path) == {1: "done"}
     assert handler.cancelled == 0
 
 
@@ -58,7 +77,7 @@ async def test_closing_cancels_what_takes_too_long_and_gives_it_back(path):
         await durable.aclose(0.1)
         assert time.monotonic() - started < 20  # else the default of 30 s, or for ever
     assert handler.cancelled == 1
-    assert rows(path, "SELECT state, attempts, suspect FROM microbatch_items") == [(0, 1, 0)]
+    assert rows(path, "SELECT state, attempts FROM microbatch_items") == [("ready", 1)]
     with pytest.raises(BatcherClosed):
         await durable.submit(2)
     await durable.aclose()
@@ -85,6 +104,6 @@ async def test_closing_that_is_cancelled_closes_at_once_and_wholly(path):
     await until(lambda: handler.batches)
     with anyio.move_on_after(0.05):
         await durable.aclose(None)
-    await until(lambda: durable._state == "closed")
-    assert rows(path, "SELECT state FROM microbatch_items") == [(0,)]
+    await until(lambda: durable._opening.state == "closed")
+    assert states(path) == {1: "ready"}
     assert rows(path, "SELECT * FROM microbatch_consumers") == []

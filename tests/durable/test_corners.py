@@ -6,45 +6,54 @@ import asyncio
 import os
 import sqlite3
 import threading
+import time
 
 import aiosqlite
 import anyio
 import pytest
-from durable_support import Handler, batcher, check_counts, execute, rows, until
+from durable_support import (
+    Handler,
+    batcher,
+    check_counts,
+    execute,
+    on_writer,
+    rows,
+    states,
+    until,
+)
 from test_faults import locked
 
 from microbatch import BatcherClosed
-from microbatch.durable import DurableQueue, QueueFull, QueueUnavailable, SchemaTooNew, alive
-from microbatch.durable.hop import create
-from microbatch.durable.store import wal_size
+from microbatch.durable import DurableQueue, QueueFull, QueueUnavailable
+from microbatch.durable._file import place
+from microbatch.durable._file.schema import wal_size
+from microbatch.durable._file.writer import Writer
+from microbatch.durable._life.lock_file import files
 
 pytestmark = pytest.mark.anyio
 
 
-def database(durable):
-    return durable._store._database
-
-
 async def test_a_transaction_that_was_left_open_is_rolled_back(path):
-    """A cancellation by force may leave one; whoever comes next must not fail for it."""
+    """Whatever left one, whoever comes next must not fail for it."""
     async with DurableQueue(path, item_type=int) as queue:
-        for call in (queue.stats, lambda: queue.enqueue(1)):
-            await database(queue).glance(lambda raw: raw.execute("BEGIN IMMEDIATE"))
-            await call()
-        await database(queue).glance(
-            lambda raw: [raw.executescript("SELECT 1"), raw.commit(), raw.rollback()]
-        )
+        await on_writer(queue, "BEGIN IMMEDIATE", "DELETE FROM microbatch_queues")
+        await queue.enqueue(1)
         assert (await queue.stats()).ready == 1
 
 
 async def test_a_disk_that_hangs(path, monkeypatch):
-    """The caller goes on after a while; the thread cannot be stopped."""
+    """Who reads goes on after a while; the thread cannot be stopped."""
     answers = threading.Event()
+
+    def steps():
+        answers.wait(20)
+        yield "SELECT 1", (), False
+
     async with DurableQueue(path, item_type=int) as queue:
         await queue.enqueue(1)
-        monkeypatch.setattr("microbatch.durable.connection.HOP_TIMEOUT", 0.05)
+        monkeypatch.setattr("microbatch.durable._file.reader.ANSWER_TIMEOUT", 0.05)
         with pytest.raises(QueueUnavailable, match=r"the disk did not answer for 0\.05 s"):
-            await database(queue).glance(lambda raw: answers.wait(20))
+            await queue._service.store._readers.read(steps)
         monkeypatch.undo()
         answers.set()
         assert (await queue.stats()).ready == 1
@@ -52,12 +61,15 @@ async def test_a_disk_that_hangs(path, monkeypatch):
 
 def test_two_processes_create_the_file_at_the_same_time(path, monkeypatch):
     """The second one finds it, between two looks."""
+    make = os.open
 
     def exists(*arguments):
+        os.close(make(*arguments))
         raise FileExistsError
 
     monkeypatch.setattr(os, "open", exists)
-    create(path, allowed=True)
+    found = place.create_and_check(path)
+    assert found == (path.stat().st_dev, path.stat().st_ino)
 
 
 async def test_a_full_file_is_full_for_items_with_keys_and_priorities_too(path):
@@ -97,63 +109,214 @@ async def test_a_connection_whose_file_is_gone(path, tmp_path):
         connection.close()
 
 
+async def crowd(queue):
+    """Fill the inbox with the file locked; return who did so, and what is in a transaction already."""
+    first = asyncio.create_task(queue.enqueue(1))  # the writer has it, and waits for the file
+    await until(lambda: queue._service.store.lock_waits)
+    rest = [asyncio.create_task(queue.enqueue(number)) for number in (2, 3)]
+    await until(lambda: queue._service.intake.crowded)
+    return [first, *rest]
+
+
+async def standing(queue, count):
+    await until(lambda: len(queue._service.intake._standing) == count)
+
+
 async def test_callers_beyond_the_bound_wait_for_room(path, monkeypatch):
-    """Every line has an end; this one lets callers wait."""
-    monkeypatch.setattr("microbatch.durable.intake.PENDING_MAX", 2)
-    async with batcher(path, Handler()) as durable:
-        results = await asyncio.gather(*(durable.submit(number) for number in range(9)))
-    assert results == [number * 2 for number in range(9)]
+    """Every line has an end: beyond so many bytes in the inbox callers wait, first come, first served."""
+    monkeypatch.setattr("microbatch.durable._life.seat.INBOX_BYTES", 1)
+    async with DurableQueue(path, item_type=int) as queue:
+        with locked(path):
+            tasks = await crowd(queue)
+            for number in (4, 5, 6):
+                tasks.append(asyncio.create_task(queue.enqueue(number)))
+                await standing(queue, number - 3)
+            tasks.pop(4).cancel()
+            await standing(queue, 2)
+        tickets = await asyncio.gather(*tasks)
+    assert [ticket.id for ticket in tickets] == [1, 2, 3, 4, 5]
+    assert rows(path, "SELECT payload FROM microbatch_items WHERE id = 5") == [(b"\x06",)]
+
+
+async def test_who_waited_for_room_goes_on_together(path, monkeypatch):
+    """Not one by one, each with a sync of its own."""
+    monkeypatch.setattr("microbatch.durable._life.seat.INBOX_BYTES", 1)
+    transactions = []
+    write = Writer._write
+    monkeypatch.setattr(
+        Writer, "_write", lambda writer, asks: transactions.append(asks) or write(writer, asks)
+    )
+    async with DurableQueue(path, item_type=int) as queue:
+        with locked(path):
+            tasks = await crowd(queue)
+            tasks += [asyncio.create_task(queue.enqueue(number)) for number in range(200)]
+            await standing(queue, 200)
+            monkeypatch.setattr("microbatch.durable._life.seat.INBOX_BYTES", 100)
+            transactions.clear()
+        await asyncio.gather(*tasks)
+    assert len(transactions) < 50
+
+
+async def test_who_waits_for_room_hears_of_the_close(path, monkeypatch):
+    """Nobody is left in a line that no longer moves."""
+    monkeypatch.setattr("microbatch.durable._life.seat.INBOX_BYTES", 1)
+    queue = DurableQueue(path, item_type=int)
+    await queue.__aenter__()
+    with locked(path):
+        tasks = await crowd(queue)
+        late = asyncio.create_task(queue.enqueue(4))
+        await standing(queue, 1)
+        closing = asyncio.create_task(queue.aclose())
+        with pytest.raises(BatcherClosed):
+            await late
+    await closing
+    assert [(await task).id for task in tasks] == [1, 2, 3]
 
 
 async def test_another_process_is_refused(path):
     """As a forked child sees it."""
     async with DurableQueue(path, item_type=int) as queue:
-        queue._process = -1
+        queue._opening._process, queue._opening.native = -1, None  # as the hook at a fork does
         for call in (queue.stats, queue.aclose):
             with pytest.raises(RuntimeError, match="belongs to another process"):
                 await call()
-        queue._process = os.getpid()
+        queue._opening._process = os.getpid()
 
 
-def test_a_forked_child_forgets_the_lock_files(monkeypatch):
-    """It has the descriptors and none of the locks."""
-    monkeypatch.setattr(alive, "_open_files", {1: None})
-    monkeypatch.setattr(alive, "_mutex", None)
-    alive._forget_in_child()
-    assert alive._open_files == {}
+def test_a_forked_child_forgets_the_lock_files():
+    """It has the descriptors and none of the locks; nor may it find the mutex held for ever."""
+    before, mutex = files.open, files.mutex
+    files.open = {"1:2": object()}
+    try:
+        files.forget()
+        assert files.open == {}
+        assert files.mutex is not mutex
+    finally:
+        files.open, files.mutex = before, mutex
 
 
-async def test_a_statement_that_fails_in_the_watch_does_not_end_it(path, monkeypatch, caplog):
-    """Whatever it was, items must still be found."""
-    async with batcher(path, Handler()) as durable:
-        await durable.submit(1)
-        peek, failures = durable._store.peek, [sqlite3.ProgrammingError("odd")]
-
-        async def odd(seen):
-            if failures:
-                raise failures.pop()
-            return await peek(seen)
-
-        monkeypatch.setattr(durable._store, "peek", odd)
-        await until(lambda: "a statement failed" in caplog.text)
-        async with DurableQueue(path, item_type=int) as queue:
-            assert await queue.submit(2) == 4
+#: What the writer does on its own account, and a statement of it that an application's trigger may refuse.
+ON_ITS_OWN = {
+    "claiming": "BEFORE INSERT ON microbatch_ranges WHEN new.state = 2",
+    "retention": "BEFORE DELETE ON microbatch_ranges WHEN old.state = 3",
+}
 
 
-async def test_an_older_schema_is_migrated_in_one_transaction(path, monkeypatch):
-    """And then belongs to the newer version."""
+@pytest.mark.parametrize("what", ON_ITS_OWN)
+async def test_what_the_writer_fails_in_on_its_own_account_does_not_end_it(path, caplog, what):
+    """Callers of all queues are served meanwhile; it is tried again, said once, and works when it may."""
+    handler = Handler()
+    async with (
+        batcher(path, handler, keep_done=0) as durable,
+        batcher(path, Handler(), queue="other") as other,
+    ):
+        await durable.pause()
+        await durable.enqueue_many([1, 2, 3], priority=1)
+        execute(
+            path,
+            f"CREATE TRIGGER odd {ON_ITS_OWN[what]} AND "
+            f"{'old' if 'DELETE' in ON_ITS_OWN[what] else 'new'}.queue = 1 "
+            "BEGIN SELECT RAISE(ABORT, 'unlucky'); END",
+        )
+        await durable.resume()
+        await until(lambda: "unlucky" in caplog.text)
+        for number in range(5):
+            assert await other.submit(number) == number * 2
+            await durable.enqueue(number, delay=1000)
+        await anyio.sleep(0.2)
+        assert caplog.text.count("a statement failed, trying again") == 1
+        execute(path, "DROP TRIGGER odd")
+        await until(lambda: sorted(handler.items) == [1, 2, 3])
+
+        async def pruned():
+            return (await durable.stats()).done == 0
+
+        await until(pruned)
+    check_counts(path)
+
+
+@pytest.mark.parametrize("what", ["a fault", "an odd statement"])
+async def test_trouble_with_a_claim_does_not_keep_the_processor_busy(path, monkeypatch, what):
+    """It is tried again after a pause, as everything else."""
+    monkeypatch.undo()  # the pauses as in use
+    tries = []
+    transact = Writer.transact
+
+    def counted(writer, function):
+        tries.append(function)
+        return transact(writer, function)
+
+    monkeypatch.setattr(Writer, "transact", counted)
+    handler = Handler()
+    handler.hold()
+    async with batcher(path, handler) as durable:
+        await durable.pause()
+        await durable.enqueue(2)
+        trigger = "BEFORE INSERT ON microbatch_ranges WHEN new.state = 2"
+        execute(path, f"CREATE TRIGGER odd {trigger} BEGIN SELECT RAISE(ABORT, 'unlucky'); END")
+        if what == "a fault":
+            monkeypatch.setattr(
+                "microbatch.durable._file.connection.FAULTS", {sqlite3.SQLITE_CONSTRAINT}
+            )
+        execute(path, "UPDATE microbatch_queues SET paused = 0")
+        await until(lambda: tries)
+        tries.clear()
+        before = time.process_time()
+        await anyio.sleep(1)
+        spent = time.process_time() - before
+        assert 1 <= len(tries) <= 8
+        assert spent < 0.3
+        execute(path, "DROP TRIGGER odd")
+        handler.free.set()
+        assert await durable.result(1, 20) == 4
+
+
+async def test_who_waited_for_company_in_vain_does_not_keep_the_processor_busy(path):
+    """Another process has taken what was there: the time that it waited is over, and nothing is to be done."""
+    async with batcher(path, Handler(), max_wait=0.3) as durable:
+        await durable.enqueue(1)
+        await until(lambda: durable._service.store._client.wanted_since)
+        await durable.pause()
+        await anyio.sleep(0.5)
+        before = time.process_time()
+        await anyio.sleep(0.5)
+        assert time.process_time() - before < 0.15
+        await durable.resume()
+        assert await durable.result(1, 20) == 2
+
+
+async def test_a_writer_that_fails_refuses_everything(path, monkeypatch, caplog):
+    """A bug of ours must not let anybody wait for ever; whoever opens the file anew gets a new one."""
     async with DurableQueue(path, item_type=int) as queue:
         await queue.enqueue(1)
-    monkeypatch.setattr("microbatch.durable.store.SCHEMA_VERSION", 2)
-    monkeypatch.setattr(
-        "microbatch.durable.store.MIGRATIONS", {1: ("CREATE TABLE microbatch_new (x)",)}
-    )
+        monkeypatch.setattr(Writer, "_committed", lambda *_: 1 / 0)
+        tasks = [asyncio.create_task(queue.enqueue(2)) for _ in range(2)]
+        for task in tasks:
+            with pytest.raises(QueueUnavailable, match="its writer failed; the log says why"):
+                await task
+        with pytest.raises(QueueUnavailable, match="its writer failed"):
+            await queue.enqueue(2)
+        with pytest.raises(QueueUnavailable, match="its writer failed"):
+            await queue._service.store._client.turn(lambda: None)
+        await queue._service.store.ask_for_nothing()
+        monkeypatch.undo()
+    assert "ZeroDivisionError" in caplog.text
     async with DurableQueue(path, item_type=int) as queue:
-        assert (await queue.stats()).ready == 1
-    assert rows(path, "SELECT version FROM microbatch_schema") == [(2,)]
-    monkeypatch.undo()
-    with pytest.raises(SchemaTooNew):
-        await DurableQueue(path, item_type=int).stats()
+        assert (await queue.stats()).ready == 3  # the first two had reached the disk, once
+    caplog.clear()
+
+
+async def test_claims_that_on_settle_has_ended_are_forgotten(path):
+    """A worker that runs for a year must not remember each of its batches."""
+
+    async def on_settle(connection, items, results):
+        pass
+
+    async with batcher(path, Handler(), on_settle=on_settle) as durable:
+        for number in range(20):
+            await durable.submit(number)
+        assert len(durable._service.store._client.claims) <= 2
+        assert len(durable._service.consumer.settling._finished) <= 2
 
 
 def test_no_log_has_no_size(path):
@@ -163,12 +326,12 @@ def test_no_log_has_no_size(path):
 
 async def test_closing_while_another_program_holds_the_file(path, monkeypatch, caplog):
     """It ends in a bounded time; the lock goes with the consumer, so its items are taken back later."""
-    monkeypatch.setattr("microbatch.durable.connection.LOCK_TIMEOUT", 0.1)
+    monkeypatch.setattr("microbatch.durable._file.connection.LOCK_TIMEOUT", 0.1)
     durable = batcher(path, Handler())
     await durable.submit(1)
     with locked(path):
         await durable.aclose()
-    assert "its items go back when this process ends" in caplog.text
+    assert "its items go back once others look" in caplog.text
     async with batcher(path, Handler()) as other:
         await until(lambda: len(rows(path, "SELECT * FROM microbatch_consumers")) == 1)
         assert await other.submit(2) == 4
@@ -176,7 +339,7 @@ async def test_closing_while_another_program_holds_the_file(path, monkeypatch, c
 
 async def test_on_settle_waits_for_a_locked_file_too(path, monkeypatch):
     """The item is settled once, when the lock is gone."""
-    monkeypatch.setattr("microbatch.durable.connection.LOCK_TIMEOUT", 0.1)
+    monkeypatch.setattr("microbatch.durable._file.connection.LOCK_TIMEOUT", 0.1)
     execute(path, "CREATE TABLE effects (item)")
     handler = Handler()
     handler.hold()
@@ -199,17 +362,18 @@ async def test_a_worker_follows_its_deleted_lock_file(path):
     async with batcher(path, Handler()) as durable:
         await durable.submit(1)
         lock_file = path.with_name("queue.db-alive")
-        held = os.open(lock_file, os.O_RDONLY)
+        before = rows(path, "SELECT lock_file FROM microbatch_consumers")
         lock_file.unlink()
         await until(lock_file.exists)
-        now = lock_file.stat().st_ino
-        await until(lambda: rows(path, "SELECT lock_file FROM microbatch_consumers") == [(now,)])
-        os.close(held)
+        now = lock_file.stat()
+        wanted = [(f"{now.st_dev}:{now.st_ino}",)]
+        assert wanted != before
+        await until(lambda: rows(path, "SELECT lock_file FROM microbatch_consumers") == wanted)
 
 
 async def test_retention_goes_on_until_it_is_done(path, monkeypatch):
     """Step after step, with others in between."""
-    monkeypatch.setattr("microbatch.durable.store.PRUNE_STEP", 3)
+    monkeypatch.setattr("microbatch.durable._file.keeping.PRUNE_STEP", 3)
     async with batcher(path, Handler(), keep_done=1) as durable:
         await asyncio.gather(*(durable.submit(number) for number in range(20)))
 
@@ -220,27 +384,54 @@ async def test_retention_goes_on_until_it_is_done(path, monkeypatch):
     check_counts(path)
 
 
-async def test_an_inner_batcher_that_closes_gives_items_back(path, monkeypatch):
-    """Whatever closed it, they are not lost."""
-    async with batcher(path, Handler(), max_wait=10) as durable:
-        first = await durable.enqueue(1)
-        await until(lambda: durable._hands._unstarted == 1)
-        await durable.pause()
-        await durable._hands.engine.aclose(0)
-        await until(lambda: rows(path, "SELECT state, attempts FROM microbatch_items") == [(0, 0)])
-    async with batcher(path, Handler()) as durable:
-        await durable.resume()
-        assert await durable.result(first, 20) == 2
-
-        engine, refusals = durable._hands.engine, [BatcherClosed("x")]
-        entrance = engine.entrance
-        enter = entrance.enter
+async def test_what_the_engine_refuses_goes_back(path, monkeypatch):
+    """It may close between a claim and its arrival; the items are not lost, and no attempt is counted."""
+    handler = Handler()
+    async with batcher(path, handler) as durable:
+        entrance, refusals = durable._service.hands.engine.entrance, [BatcherClosed("x")]
+        enter = type(entrance).enter
 
         def refuse(self, *arguments, **settings):
             if self is entrance and refusals:
                 raise refusals.pop()
-            return enter.__func__(self, *arguments, **settings)
+            return enter(self, *arguments, **settings)
 
         monkeypatch.setattr(type(entrance), "enter", refuse)
         assert await durable.submit(3) == 6
+        assert refusals == []
+        assert handler.infos[0].attempts == (1,)
+    check_counts(path)
+
+
+async def test_a_group_that_is_being_brought_goes_with_its_queue(path, monkeypatch):
+    """Closing leaves nothing of it in the file, and whoever brings it is told so, and not left to wait."""
+    monkeypatch.setattr("microbatch.durable.queue.HANDED_ITEMS", 10)
+    queue = DurableQueue(path, item_type=int)
+
+    def items():
+        yield from range(25)
+        closing.append(asyncio.create_task(queue.aclose()))
+        yield from range(25, 100_000)
+
+    closing = []
+    with pytest.raises(BatcherClosed):
+        await queue.enqueue_many(items())
+    await closing[0]
+    assert states(path) == {}
+    assert rows(path, "SELECT count(*) FROM microbatch_blobs") == [(0,)]
+    assert rows(path, "SELECT count(*) FROM microbatch_consumers") == [(0,)]
+    check_counts(path)
+
+
+async def test_a_group_whose_bringer_goes_while_the_queue_closes_leaves_nothing(path, monkeypatch):
+    """Both clean up; neither waits for the other."""
+    monkeypatch.setattr("microbatch.durable.queue.HANDED_ITEMS", 10)
+    async with DurableQueue(path, item_type=int) as queue:
+        bringing = asyncio.create_task(queue.enqueue_many(range(100_000)))
+        await until(lambda: rows(path, "SELECT sum(staged) FROM microbatch_queues") > [(30,)])
+        bringing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await bringing
+    assert states(path) == {}
+    assert rows(path, "SELECT count(*) FROM microbatch_consumers") == [(0,)]
     check_counts(path)

@@ -83,8 +83,8 @@ def test_documented_settings_and_defaults_are_the_codes(
 
 def test_types_know_the_same_settings() -> None:
     """The overloads that type checkers read name each setting once more."""
+    from microbatch.durable.batcher import BatcherSettings
     from microbatch.durable.queue import QueueSettings
-    from microbatch.durable.worker import BatcherSettings
 
     apart = {"path", "item_type", "result_type"}
     assert set(QueueSettings.__annotations__) == set(QUEUE_SETTINGS) - apart

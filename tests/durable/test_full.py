@@ -6,7 +6,7 @@ import time
 
 import anyio
 import pytest
-from durable_support import Handler, Shim, batcher, check_counts, until
+from durable_support import Handler, Shim, batcher, check_counts, on_writer, states, until
 
 from microbatch.durable import DurableQueue, QueueFull, QueueUnavailable
 
@@ -15,9 +15,7 @@ pytestmark = pytest.mark.anyio
 
 async def limit_pages(durable, pages: int) -> None:
     """A disk that is full, as SQLite sees it: this many pages and no more."""
-    await durable._store._database.glance(
-        lambda raw: raw.execute(f"PRAGMA max_page_count = {pages}").fetchall()
-    )
+    await on_writer(durable, f"PRAGMA max_page_count = {pages}")
 
 
 async def test_a_full_disk_refuses_new_items_and_keeps_the_old_ones(path):
@@ -65,17 +63,18 @@ async def test_a_settle_that_finds_the_disk_full_is_tried_until_there_is_room(pa
 
 async def test_closing_gives_up_what_cannot_be_settled(path, monkeypatch):
     """In a bounded time; the item goes back and is handled again."""
-    monkeypatch.setattr("microbatch.durable.worker.SETTLE_GRACE", 0.2)
+    monkeypatch.setattr("microbatch.durable._flow.consumer.SETTLE_GRACE", 0.2)
 
     async def handler(items):
         await limit_pages(durable, 1)
         return [b"x" * 100_000 for _ in items]
 
-    async with batcher(path, handler, result_type=bytes) as durable:
+    async with batcher(path, handler, result_type=bytes, drain_timeout=0.2) as durable:
         ticket = await durable.enqueue(1)
-        await until(lambda: durable._hands.unsettled)
+        await until(lambda: durable._service.consumer.settling.unsettled)
         started = time.monotonic()
-    assert time.monotonic() - started < 20  # else for ever
+    assert time.monotonic() - started < 15  # else for ever
+    assert set(states(path).values()) == {"ready"}
     async with batcher(path, Handler()) as durable:
         assert await durable.result(ticket, 20) == 2
 

@@ -157,7 +157,7 @@ async def test_it_needs_a_transaction_on_the_same_durable_file(path, tmp_path):
                 await queue.enqueue_in(asynchronous, 1)
             await asynchronous.execute("BEGIN IMMEDIATE")
             await asynchronous.execute(
-                "CREATE TRIGGER no BEFORE INSERT ON microbatch_items BEGIN SELECT RAISE(ABORT, 'no'); END"
+                "CREATE TRIGGER no BEFORE INSERT ON microbatch_ranges BEGIN SELECT RAISE(ABORT, 'no'); END"
             )
             with pytest.raises(QueueUnavailable, match="no"):
                 await queue.enqueue_in(asynchronous, 1)

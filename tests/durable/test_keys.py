@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 
+import msgspec
 import pytest
 import time_machine
-from durable_support import Handler, batcher, check_counts, until
+from durable_support import Handler, batcher, check_counts, rows, until
 
-from microbatch.durable import DurableQueue, IdempotencyConflict, ItemFailed, UnknownTicket
+from microbatch.durable import (
+    DurableQueue,
+    IdempotencyConflict,
+    ItemCancelled,
+    ItemFailed,
+    UnknownTicket,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -100,19 +109,26 @@ async def test_an_expired_key_runs_again(path):
             await until(lambda: handler.items == [7, 7])
 
 
-async def test_keep_done_may_drop_the_result_but_not_the_key(path):
-    """A second run would be worse than no answer."""
+async def test_keep_done_leaves_an_item_whose_key_lives(path):
+    """A ticket always stands for an item, and a second run would be worse than one item too many."""
     handler = Handler()
     async with batcher(path, handler, keep_done=0) as durable:
         await durable.submit(7, key="k")
-        await until(lambda: _gone(durable))
-        with pytest.raises(UnknownTicket):
-            await durable.submit(7, key="k")
-    assert handler.items == [7]
+        other = await durable.enqueue(8)
+        await until(lambda: _is_gone(durable, other))
+        assert (await durable.stats()).done == 1
+        assert await durable.submit(7, key="k") == 14
+    assert handler.items == [7, 8]
 
 
-async def _gone(durable):
-    return (await durable.stats()).done == 0
+async def _is_gone(durable, ticket):
+    try:
+        await durable.result(ticket)
+    except UnknownTicket:
+        return True
+    except (ItemCancelled, ItemFailed):
+        return False
+    return False
 
 
 @pytest.mark.parametrize("key", ["", "a\nb", "x" * 1001])
@@ -123,3 +139,109 @@ async def test_odd_keys_are_refused(path, key):
             await queue.enqueue(1, key=key)
         with pytest.raises(TypeError, match="key must be a str or None"):
             await queue.enqueue(1, key=1)  # type: ignore[arg-type]
+
+
+# A ticket always stands for an item
+
+
+async def test_the_key_of_a_purged_dead_letter_is_free(path):
+    """Else its ticket would stand for nothing, and the item be nowhere."""
+    handler = Handler(fails={7: ValueError("bad")})
+    async with batcher(path, handler) as durable:
+        first = await durable.enqueue(7, key="k")
+        with pytest.raises(ItemFailed):
+            await durable.result(first)
+        assert await durable.purge([first]) == 1
+        assert rows(path, "SELECT * FROM microbatch_keys") == []
+        handler.fails.clear()
+        second = await durable.enqueue(7, key="k")
+        assert second.id != first.id
+        assert await durable.result(second, 20) == 14
+    check_counts(path)
+
+
+async def test_the_key_of_a_dead_letter_beyond_keep_dead_is_free(path):
+    """It went by itself: nobody can know of it any more."""
+    handler = Handler(fails={7: ValueError("bad")})
+    async with batcher(path, handler, keep_dead=0) as durable:
+        first = await durable.enqueue(7, key="k")
+        await until(lambda: _is_gone(durable, first))
+        assert rows(path, "SELECT * FROM microbatch_keys") == []
+        handler.fails.clear()
+        assert await durable.submit(7, key="k") == 14
+    check_counts(path)
+
+
+async def test_the_key_of_a_cancelled_item_is_free(path):
+    """At once, and still once the cancelled item has been removed."""
+    handler = Handler()
+    async with batcher(path, handler, result_ttl=0) as durable:
+        first = await durable.enqueue(7, key="k", delay=60)
+        assert await durable.cancel(first)
+        second = await durable.enqueue(7, key="k", delay=60)
+        assert second.id != first.id
+        await until(lambda: _is_gone(durable, first))
+        assert (await durable.enqueue(7, key="k")).id == second.id
+        assert (await durable.stats()).scheduled == 1
+    check_counts(path)
+
+
+async def test_a_key_lives_as_long_as_its_item(path):
+    """Longer than key_ttl, if the item waits longer: a second one would be a second effect."""
+    with time_machine.travel("2026-01-01 12:00Z") as traveller:
+        async with batcher(path, Handler(), key_ttl=60) as durable:
+            first = await durable.enqueue(7, key="k", delay=7200)
+            traveller.shift(3600)
+            assert (await durable.enqueue(7, key="k")).id == first.id
+            assert (await durable.stats()).depth == 1
+    check_counts(path)
+
+
+# Equal payloads
+
+
+class Before(msgspec.Struct):
+    number: int
+
+
+class After(msgspec.Struct):
+    number: int
+    name: str = "tea"
+
+
+@pytest.mark.parametrize(
+    ("types", "values"),
+    [
+        ((set[int], set[int]), ({0, 8}, {8, 0})),
+        ((dict[str, int], dict[str, int]), ({"a": 1, "b": 2}, {"b": 2, "a": 1})),
+        ((float, float), (1, 1.0)),
+        ((Before, After), (Before(1), After(1))),
+        ((After, Before), (After(1), Before(1))),
+    ],
+    ids=["set", "dict", "number", "a default more", "a default less"],
+)
+@pytest.mark.parametrize("way", ["enqueue", "enqueue_in"])
+async def test_equal_values_are_no_conflict(path, types, values, way):
+    """A client that sends again may have been restarted, or be a release newer."""
+    async with DurableQueue(path, item_type=types[0]) as queue:
+        first = await queue.enqueue(values[0], key="k")
+    async with DurableQueue(path, item_type=types[1]) as queue:
+        if way == "enqueue":
+            again = await queue.enqueue(values[1], key="k")
+        else:
+            with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                again = queue.enqueue_in(connection, values[1], key="k")
+                connection.execute("COMMIT")
+        assert again == first
+        assert (await queue.stats()).ready == 1
+
+
+async def test_equal_values_in_one_transaction_are_no_conflict(path):
+    """The first one's payload is not on the disk yet."""
+    async with DurableQueue(path, item_type=dict[str, int]) as queue:
+        tickets = await asyncio.gather(
+            queue.enqueue({"a": 1, "b": 2}, key="k"), queue.enqueue({"b": 2, "a": 1}, key="k")
+        )
+        assert tickets[0] == tickets[1]
+        assert (await queue.stats()).ready == 1

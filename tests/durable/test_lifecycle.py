@@ -11,12 +11,20 @@ import warnings
 
 import anyio
 import pytest
-from durable_support import Handler, NewThreads, batcher, check_counts, ends_loops, rows, until
+from durable_support import (
+    Handler,
+    NewThreads,
+    batcher,
+    check_counts,
+    ends_loops,
+    rows,
+    states,
+    until,
+)
 from support import run, scaled
 
 from microbatch import BatcherClosed
 from microbatch.durable import DurableBatcher, DurableQueue, QueueUnavailable
-from microbatch.durable.watching import Watch
 
 in_a_loop = pytest.mark.anyio
 
@@ -95,7 +103,7 @@ async def test_who_waits_for_a_result_is_told_when_it_closes(path):
             tasks.start_soon(wait)
             await anyio.sleep(0.05)
             await queue.aclose()
-    assert rows(path, "SELECT state FROM microbatch_items") == [(0,)]
+    assert states(path) == {1: "ready"}
 
 
 @in_a_loop
@@ -137,7 +145,10 @@ def test_one_object_serves_one_loop_after_the_other(path):
 
 @ends_loops
 def test_another_object_takes_over_from_an_ended_loop(path):
-    """The process still holds the lock: its consumers are told apart in memory."""
+    """The process still holds the lock: its consumers are told apart in memory.
+
+    Nothing of the first one is left running, though nobody closed it.
+    """
     handler = Handler()
     handler.hold()
     dead = batcher(path, handler)
@@ -153,7 +164,6 @@ def test_another_object_takes_over_from_an_ended_loop(path):
             assert await durable.result(1, 20) == 2
 
     asyncio.run(second())
-    dead._lose_loop()
 
 
 @in_a_loop
@@ -278,47 +288,28 @@ async def cancel_scope(call, steps):
     return not ended
 
 
-@pytest.mark.parametrize("turns", range(12))
-@in_a_loop
-async def test_a_watch_that_is_cancelled_at_the_end_of_its_pause_ends(path, turns):
-    """An older anyio's scope would take that cancellation for its own, and closing would wait for ever."""
-    watch = Watch("queue", lambda: asyncio.sleep(0), lambda: 0.0, Uncounted())
-    task = asyncio.ensure_future(watch.run())
-    for _ in range(turns):
-        await asyncio.sleep(0)
-    task.cancel()
-    done, _ = await asyncio.wait([task], timeout=20)
-    assert done
-    assert task.cancelled()
+@ends_loops
+def test_a_dropped_worker_holds_no_items_for_ever(path):
+    """Nobody closed it and nobody has it any more: it goes on while its loop lives, and no longer."""
+    handler = Handler()
 
+    async def first():
+        await batcher(path, handler).submit(1)
+        gc.collect()
+        async with DurableQueue(path, item_type=int, result_type=int) as queue:
+            assert await queue.submit(2) == 4
+            handler.hold()
+            ticket = await queue.enqueue(3)
+            await until(lambda: handler.batches[2:])
+            return ticket
 
-class Uncounted:
-    """Nobody reads gauges."""
+    ticket = asyncio.run(first())
 
-    def due_in(self):
-        return None
+    async def second():
+        async with batcher(path, Handler()) as durable:
+            assert await durable.result(ticket, 20) == 6
 
-    async def look(self):
-        await asyncio.sleep(0)
-
-
-@in_a_loop
-async def test_a_dropped_worker_gives_up_its_items(path):
-    """An object that nobody closed and nobody has any more must not hold items for ever."""
-    from microbatch.durable.alive import Presence
-    from microbatch.durable.records import Consumer
-
-    presence = Presence(path, lives=lambda: True)
-    path.touch()
-    byte = presence.take(7)
-    assert byte == presence.identity
-    row = Consumer(7, presence.identity, os.getpid(), None)
-    other = Presence(path)
-    other.take(8)
-    assert other.sees(row)
-    presence.release()
-    assert not other.sees(row)
-    other.release()
+    asyncio.run(second())
 
 
 @in_a_loop
@@ -399,6 +390,11 @@ async def test_errors_name_the_file(path):
             ValueError,
             "synchronous must be 'full', 'extra' or 'normal', got 'off'",
         ),
+        (
+            {"queue": "a\ud800"},
+            ValueError,
+            "queue must not have lone surrogates, which have no UTF-8 form, got 'a\\ud800'",
+        ),
         ({"queue": ""}, TypeError, "queue must be a str that is not empty, got ''"),
         ({"name": 5}, TypeError, "name must be a str that is not empty, got 5"),
         ({"retry": 3}, TypeError, "retry must be a Retry or None, got 3"),
@@ -418,6 +414,31 @@ def test_bad_settings_are_refused_by_name(path, settings, error, message):
     with pytest.raises(error) as caught:
         DurableBatcher(path, Handler(), **{"item_type": int} | settings)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        (":memory:", "a queue in memory would not be durable: in tests, use a file"),
+        ("file:queue.db?mode=rwc", "give the path itself, not a URI"),
+        ("queue\0.db", "it has a NUL in it"),
+    ],
+)
+def test_a_path_that_is_none_is_refused_by_name(place, reason):
+    """In the constructor; SQLite would make a file of that name, or lose all of it at the end."""
+    with pytest.raises(ValueError, match="path must name a file, got") as caught:
+        DurableBatcher(place, Handler(), item_type=int)
+    assert reason in str(caught.value)
+
+
+@in_a_loop
+async def test_a_result_that_does_not_come_says_what_was_waited_for(path):
+    """An empty TimeoutError in a log tells nobody anything."""
+    async with DurableQueue(path, item_type=int) as queue:
+        await queue.enqueue(1)
+        with pytest.raises(TimeoutError, match=r"^item 1 has not ended within 0\.05 s$"):
+            await queue.result(1, timeout=0.05)
+        assert not queue._service.callers
 
 
 @in_a_loop

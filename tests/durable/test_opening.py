@@ -17,7 +17,9 @@ from durable_support import (
     ends_loops,
     locked,
     rows,
+    states,
     until,
+    writer_of,
 )
 
 from microbatch import BatcherClosed, Retry
@@ -34,9 +36,7 @@ async def make(path):
 
 async def opening(durable):
     """Wait until somebody is opening it: for ever, as the caller holds the file's lock."""
-    await until(
-        lambda: durable._opening.locked() and durable._store._database._connection is not None
-    )
+    await until(lambda: (writer := writer_of(durable)) is not None and writer.lock_waits)
 
 
 @in_a_loop
@@ -53,7 +53,7 @@ async def test_closing_while_it_opens(path):
 
     async def close():
         await durable.aclose()
-        closed.append(durable._store._database._connection)
+        closed.append(writer_of(durable).connection._raw)
 
     async with anyio.create_task_group() as tasks:
         with locked(path):
@@ -61,7 +61,7 @@ async def test_closing_while_it_opens(path):
             await opening(durable)
             tasks.start_soon(close)
             tasks.start_soon(close)
-            await until(lambda: durable._state == "closed")
+            await until(lambda: durable._opening.state == "closed")
             assert not closed
     assert closed == [None, None]
     assert rows(path, "SELECT * FROM microbatch_consumers") == []
@@ -88,7 +88,8 @@ async def test_an_opening_that_is_cancelled_leaves_nothing_open(path, native):
                 tasks.start_soon(durable.__aenter__)
                 await opening(durable)
                 tasks.cancel_scope.cancel()
-        await until(lambda: not threads.running())
+    await until(lambda: not threads.running())
+    assert rows(path, "SELECT * FROM microbatch_consumers") == []
     assert await durable.submit(1) == 2
     await durable.aclose()
     check_counts(path)
@@ -100,7 +101,7 @@ async def test_an_opening_that_fails_halfway_leaves_nothing_open(path, monkeypat
     await make(path)
     threads = NewThreads()
     durable = batcher(path, Handler())
-    monkeypatch.setattr("microbatch.durable.connection.LOCK_TIMEOUT", 0.1)
+    monkeypatch.setattr("microbatch.durable._file.connection.LOCK_TIMEOUT", 0.1)
     with locked(path), pytest.raises(QueueUnavailable, match="kept it locked"):
         await durable.submit(1)
     await until(lambda: not threads.running())
@@ -125,39 +126,51 @@ async def test_closing_between_a_submit_and_its_commit(path):
 
     async with anyio.create_task_group() as tasks:
         with locked(path):
-            before = durable._store._database.lock_waits
+            before = durable._service.store.lock_waits
             tasks.start_soon(submit)
-            await until(lambda: durable._store._database.lock_waits > before)
+            await until(lambda: durable._service.store.lock_waits > before)
             tasks.start_soon(durable.aclose)
-            await until(lambda: durable._state == "closing")
+            await until(lambda: durable._opening.state == "closing")
     assert ends in ([2], [True])
-    assert rows(path, "SELECT state FROM microbatch_items") == [(3,) if ends == [2] else (0,)]
+    assert states(path) == {1: "done" if ends == [2] else "ready"}
     check_counts(path)
 
 
 @in_a_loop
-async def test_closing_at_once_between_a_submit_and_its_commit(path):
-    """A transaction that has not begun by then never does."""
-    durable = batcher(path, Handler())
+async def test_closing_at_once_between_a_submit_and_its_commit(path, monkeypatch):
+    """Callers hear that it closed, and closing ends, while somebody keeps the file locked.
+
+    What the writer has begun it does once it can: the item is stored then, and in nobody's hand.
+    """
+    monkeypatch.setattr("microbatch.durable._flow.consumer.SETTLE_GRACE", 0.3)
+    monkeypatch.setattr("microbatch.durable._flow.service.CLOSE_GRACE", 0.3)
+    threads = NewThreads()
+    handler = Handler()
+    durable = batcher(path, handler)
     await durable.stats()
     ended = []
 
-    async def submit():
+    async def bring(call):
         with pytest.raises(BatcherClosed) as caught:
-            await durable.submit(1)
+            await call(1)
         assert str(caught.value).startswith(f"batcher {durable.name!r}")
-        ended.append(True)
+        assert caught.value.started  # whether it was stored is open
+        ended.append(call)
 
     async with anyio.create_task_group() as tasks:
         with locked(path):
-            before = durable._store._database.lock_waits
-            tasks.start_soon(submit)
-            await until(lambda: durable._store._database.lock_waits > before)
-            tasks.start_soon(durable.aclose, 0)
-            await until(lambda: ended)
-            waits = durable._store._database.lock_waits  # the attempt under way ends with the first
-            await until(lambda: durable._store._database.lock_waits >= waits + 2)
-    assert rows(path, "SELECT state FROM microbatch_items") == []
+            before = durable._service.store.lock_waits
+            tasks.start_soon(bring, durable.submit)
+            tasks.start_soon(bring, durable.enqueue)
+            await until(lambda: durable._service.store.lock_waits > before)
+            await durable.aclose(0)
+            await until(lambda: len(ended) == 2)
+            assert rows(path, "SELECT * FROM microbatch_items") == []
+    await until(lambda: not threads.running())
+    assert handler.batches == []
+    assert states(path) == {1: "ready", 2: "ready"}
+    assert rows(path, "SELECT * FROM microbatch_consumers") == []
+    check_counts(path)
 
 
 def end_without_cancelling(loop):
@@ -167,6 +180,7 @@ def end_without_cancelling(loop):
 
 
 @ends_loops
+@pytest.mark.asyncio_logs
 def test_a_loop_that_ends_while_it_opens(path):
     """The next loop opens it: the lock that guards the opening has gone with its loop."""
     asyncio.run(make(path))
@@ -187,6 +201,8 @@ def test_a_loop_that_ends_while_it_opens(path):
         await durable.aclose()
 
     asyncio.run(second())
+    submitted.clear()
+    gc.collect()  # asyncio says that the first call was never ended
 
 
 @ends_loops
@@ -202,7 +218,7 @@ def test_a_loop_that_ends_while_it_closes(path, caplog):
         await durable.enqueue(1)
         await until(lambda: handler.batches)
         closing.append(asyncio.ensure_future(durable.aclose(None)))
-        await until(lambda: durable._state == "closing")
+        await until(lambda: durable._opening.state == "closing")
 
     loop.run_until_complete(first())
     end_without_cancelling(loop)
@@ -240,53 +256,41 @@ def test_a_loop_that_ends_after_an_opening_failed(path):
 async def test_closing_while_a_claim_is_under_way(path):
     """What it brings goes back at once, as if nobody had claimed it."""
     handler = Handler()
-    durable = batcher(path, handler)
-    await durable.stats()
-    hands = durable._hands
-    hands.taking = False
-    ticket = await durable.enqueue(1)
+    durable = batcher(path, handler, poll_interval=3600)
+    ticket = await durable.enqueue(1, delay=0.3)  # then it is claimed in a transaction of its own
     async with anyio.create_task_group() as tasks:
         with locked(path):
-            hands.taking = True
-            hands.more_to_do()
-            assert hands.claiming
-            waits = durable._store._database.lock_waits
-            await until(lambda: durable._store._database.lock_waits > waits)
+            waits = durable._service.store.lock_waits
+            await until(lambda: durable._service.store.lock_waits > waits)
             tasks.start_soon(durable.aclose)
-            await until(lambda: durable._state == "closing")
+            await until(lambda: durable._opening.state == "closing")
     assert handler.batches == []
-    assert rows(path, "SELECT state, attempts, suspect FROM microbatch_items") == [(0, 0, 0)]
+    assert rows(path, "SELECT state, attempts FROM microbatch_items") == [("ready", 0)]
     check_counts(path)
     async with batcher(path, handler) as other:
         assert await other.result(ticket, 20) == 2
 
 
 @in_a_loop
-async def test_a_close_in_the_middle_of_a_commit_buries_nothing(path, monkeypatch):
-    """The item was claimed as it was stored, and its only attempt counted; but no handler has seen it."""
+async def test_a_close_in_the_middle_of_a_commit_buries_nothing(path):
+    """The item is claimed as it is stored, and it has one attempt; but no handler has seen it."""
     handler = Handler()
     durable = batcher(path, handler, retry=Retry(on=OSError, attempts=1))
     await durable.stats()
-    append, stored = durable._store.append, anyio.Event()
-
-    async def late(payloads, take):
-        answer = await append(payloads, take)
-        stored.set()
-        await anyio.sleep_forever()
-        return answer
-
-    monkeypatch.setattr(durable._store, "append", late)
     async with anyio.create_task_group() as tasks:
 
-        async def enqueue():
+        async def submit():
             with pytest.raises(BatcherClosed):
-                await durable.enqueue(1)
+                await durable.submit(1)
 
-        tasks.start_soon(enqueue)
-        await stored.wait()
-        assert rows(path, "SELECT state, attempts FROM microbatch_items") == [(2, 1)]
-        await durable.aclose(0)
-    assert rows(path, "SELECT state FROM microbatch_items") == [(0,)]
+        with locked(path):
+            waits = durable._service.store.lock_waits
+            tasks.start_soon(submit)
+            await until(lambda: durable._service.store.lock_waits > waits)
+            tasks.start_soon(durable.aclose, 0)
+            await until(lambda: durable._opening.state == "closing")
+    assert handler.batches == []
+    assert rows(path, "SELECT state, attempts FROM microbatch_items") == [("ready", 0)]
     async with batcher(path, handler) as other:
         assert await other.result(1, 20) == 2
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import random
 import shutil
 import sqlite3
+import sys
+import tempfile
+from pathlib import Path
 
 import anyio
-import msgspec
 import pytest
-from durable_support import Handler, Shim, batcher, check_counts, execute, rows, until
+from durable_support import Handler, Shim, batcher, check_counts, execute, rows, states, until
 from support import scaled
 
 pytestmark = [
@@ -59,41 +61,40 @@ async def one_cut(tmp_path, seed: int) -> int:
     )
     assert process.stdout is not None
     first = await anyio.to_thread.run_sync(process.stdout.readline)
-    await anyio.sleep(chance.uniform(0.0, 0.15))
+    await anyio.sleep(chance.uniform(0.0, 0.3))
     process.kill()
     lines = [first, *process.stdout.readlines()]
     process.stdout.close()
     process.wait()
     lines = [line for line in lines if line.endswith("\n")]
-    stored = {int(line.split()[1]) for line in lines}
+    stored = {int(line.split()[2]) for line in lines if line.startswith("stored")}
     done = {int(line.split()[1]) for line in lines if line.startswith("done")}
     for number, how in enumerate(("lost", "kept", "mixed", "mixed")):
         after = tmp_path / f"after-{seed}-{number}"
         cut_power(folder, shadow, after, how, chance)
         await check(after / "queue.db", stored, done)
     shutil.rmtree(folder)
-    return len(stored)
+    return len(stored) + len(done)
 
 
 async def check(path, stored: set[int], done: set[int]) -> None:
+    """``stored``: ids that were acknowledged; ``done``: items whose results were given out, which are their keys."""
     assert rows(path, "PRAGMA integrity_check") == [("ok",)]
-    there = {
-        msgspec.msgpack.decode(item): state
-        for item, state in rows(path, "SELECT payload, state FROM microbatch_items")
-    }
+    found = states(path)
     effects = [item for (item,) in rows(path, "SELECT item FROM effects")]
-    assert stored <= set(there), "acknowledged and lost"
-    assert done <= {item for item, state in there.items() if state == 3}, (
-        "a result was given out and is gone"
-    )
-    assert sorted(effects) == sorted(item for item, state in there.items() if state == 3), (
+    assert stored <= set(found), "acknowledged and lost"
+    assert done <= set(effects), "a result was given out and is gone"
+    assert len(set(effects)) == len(effects) == list(found.values()).count("done"), (
         "an effect without its settle"
     )
     check_counts(path)
     handler = Handler()
     async with batcher(path, handler, max_batch_size=1000) as durable:
         await until(lambda: _empty(durable))
+        for item in sorted(done)[:5]:
+            assert await durable.submit(item, key=str(item)) == item * 2
     assert set(handler.items).isdisjoint(effects), "settled and handled again"
+    assert set(states(path).values()) <= {"done"}
 
 
 async def _empty(durable):
@@ -138,3 +139,16 @@ async def test_the_simulation_can_lose_things(tmp_path):
     cut_power(folder, shadow, tmp_path / "after", "lost", random.Random(0))
     with pytest.raises(sqlite3.OperationalError, match="no such table"):
         rows(tmp_path / "after" / "queue.db", "SELECT * FROM t")
+
+
+def main(cuts: int, first: int) -> None:
+    """Cut the power so often: ``python tests/durable/test_power.py CUTS SEED``."""
+    acknowledged = 0
+    for seed in range(first, first + cuts):
+        with tempfile.TemporaryDirectory() as folder:
+            acknowledged += anyio.run(one_cut, Path(folder), seed)
+        print(seed, acknowledged, flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections import Counter
@@ -18,9 +19,12 @@ from durable_support import (
     looked,
     rows,
     until,
+    writer_of,
 )
 
-from microbatch.durable import DurableQueue, ItemFailed, neighbours
+from microbatch.durable import DurableQueue, ItemFailed
+from microbatch.durable._life import neighbours
+from microbatch.durable._life.polling import Polling
 
 #: As in use: in the tests workers look about more often (`conftest.quick_pace`).
 ALIVE_INTERVAL = neighbours.ALIVE_INTERVAL
@@ -101,22 +105,25 @@ async def test_a_living_process_keeps_its_items_though_its_lock_file_was_deleted
             ticket = await queue.enqueue(1)
         await other.hear()
         alive = path.with_name("queue.db-alive")
-        before = alive.stat().st_ino
-        held = os.open(alive, os.O_RDONLY)  # so that its number is not given again
+        before = _identity(alive)
         alive.unlink()
         handler = Handler()
         async with batcher(path, handler) as durable:
             await looked(durable)
             assert handler.batches == []
             await until(  # the other one has moved too
-                lambda: alive.exists() and _locks(path) == {alive.stat().st_ino}, 20
+                lambda: alive.exists() and _locks(path) == {_identity(alive)}, 20
             )
-            assert alive.stat().st_ino != before
+            assert _identity(alive) != before
             await looked(durable)
             assert handler.batches == []
             other.signal(signal.SIGKILL)
             assert await durable.result(ticket, 20) == 2
-        os.close(held)
+
+
+def _identity(file):
+    found = file.stat()
+    return f"{found.st_dev}:{found.st_ino}"
 
 
 def _locks(path):
@@ -170,6 +177,30 @@ async def test_closing_one_of_two_consumers_leaves_the_others_lock(path):
     assert handler.batches == [[1]]
 
 
+@pytest.mark.parametrize("how", ["closed", "copied", "deleted"])
+async def test_whatever_this_process_does_to_its_lock_file_its_items_stay_here(path, tmp_path, how):
+    """A backup program that reads it drops all locks of its process: nobody may take that for a death."""
+    handler = Handler()
+    handler.hold()
+    lock_file = path.with_name("queue.db-alive")
+    async with batcher(path, handler) as durable:
+        await durable.enqueue(1)
+        await until(lambda: handler.batches)
+        for _ in range(3):
+            async with Process(path, "look_about", "default") as rival:
+                if how == "closed":
+                    lock_file.open("rb").close()
+                elif how == "copied":
+                    shutil.copy(lock_file, tmp_path / "copy")
+                else:
+                    lock_file.unlink()
+                assert await rival.hear() == ["handled"]
+        handler.free.set()
+        assert await durable.result(1, 20) == 2
+    assert handler.batches == [[1]]
+    check_counts(path)
+
+
 async def _is_locked(path, byte: int) -> bool:
     program = (
         "import fcntl, sys\n"
@@ -207,7 +238,7 @@ async def test_a_stopped_process_keeps_its_items_and_goes_on(path):
 
 @pytest.mark.slow
 async def test_an_item_that_kills_every_process_ends_as_a_dead_letter(path):
-    """After three of them; its neighbours are handled, once."""
+    """After three of them: in company once, alone twice. Its neighbours are handled."""
     async with DurableQueue(path, item_type=int) as queue:
         tickets = await queue.enqueue_many([11, 12, 13, 14, 15])
     handled: Counter[str] = Counter()
@@ -238,18 +269,17 @@ async def test_the_next_look_finds_an_item_that_another_process_has_enqueued(pat
         return items
 
     async with (
-        batcher(path, handler, poll_interval=0.05) as durable,
+        batcher(path, handler, poll_interval=0.05),
         Process(path, "enqueue_late", 5) as other,
     ):
-        peek = durable._store.peek
+        do = Polling.do
 
-        async def peeking(seen):
+        def looking(polling, now):
             begun = time.time()
-            found = await peek(seen)
-            looks.append((begun, found is not None))
-            return found
+            do(polling, now)
+            looks.append((begun, bool(polling.writer.stirred)))
 
-        monkeypatch.setattr(durable._store, "peek", peeking)
+        monkeypatch.setattr(Polling, "do", looking)
         await other.hear()
         for number in range(1, 6):
             other.tell()
@@ -313,7 +343,7 @@ async def test_an_sqlite_with_the_wal_bug_is_warned_of_once(
     path, monkeypatch, caplog, version, warnings
 ):
     """Where several processes share a file; one alone cannot meet it."""
-    monkeypatch.setattr("microbatch.durable.store._warned_of_wal_bug", False)
+    monkeypatch.setattr("microbatch.durable._file.schema._warned_of_wal_bug", False)
     monkeypatch.setattr("sqlite3.sqlite_version_info", version)
     async with batcher(path, Handler()) as durable:
         await durable.submit(1)
@@ -330,7 +360,7 @@ async def test_an_sqlite_with_the_wal_bug_is_warned_of_once(
 
 
 def _known(durable):
-    return {consumer.id for consumer in durable._neighbours._others}
+    return {consumer.id for consumer in writer_of(durable).neighbours._known}
 
 
 async def test_queues_in_one_file_are_apart(path):

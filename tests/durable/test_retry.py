@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sqlite3
+import time
 
 import pytest
 from durable_support import Handler, batcher, check_counts, execute, rows, until
 
 from microbatch import Backoff, HandlerStuck, ItemError, Retry
-from microbatch.durable import ItemFailed
+from microbatch.durable import DurableQueue, ItemFailed
+from microbatch.durable._file.records import Demand
+from microbatch.durable._file.session import Session, run
+from microbatch.durable._life.processes import birth_of
 
 pytestmark = pytest.mark.anyio
+
+
+def attempts(path):
+    return [number for (number,) in rows(path, "SELECT attempts FROM microbatch_ranges")]
 
 
 def soon(attempts: int = 3, delay: float = 0.01) -> Retry:
@@ -71,7 +81,7 @@ async def test_a_back_off_holds_across_a_restart(path):
         stats = await durable.stats()
         assert (stats.scheduled, stats.ready) == (1, 0)
         assert await durable.result(ticket, 20) == 1
-    assert rows(path, "SELECT attempts FROM microbatch_items") == [(2,)]
+    assert attempts(path) == [2]
 
 
 async def _scheduled(durable):
@@ -93,11 +103,11 @@ async def test_a_predicate_that_raises_means_no_retry(path, caplog):
 
 async def test_stuck_handlers_do_not_use_up_an_items_attempts(path, monkeypatch):
     """No handler has seen it."""
-    monkeypatch.setattr("microbatch.durable.outcomes.STUCK_PAUSE", 0.05)
+    monkeypatch.setattr("microbatch.durable._flow.verdicts.STUCK_PAUSE", 0.05)
     handler = Flaky(2, HandlerStuck("x", 9, 8))
     async with batcher(path, handler) as durable:
         assert await durable.submit(1) == 1
-    assert rows(path, "SELECT attempts FROM microbatch_items") == [(1,)]
+    assert attempts(path) == [1]
 
 
 async def test_a_handler_that_crashes_is_tried_again_like_a_dead_process(path):
@@ -119,85 +129,176 @@ async def test_a_handler_that_crashes_is_tried_again_like_a_dead_process(path):
             await durable.submit(2)
 
 
-def die_with(path, attempts: int, *items: int) -> None:
-    """Leave the file as a process does that died with these items in its hands."""
-    marks = ",".join(map(str, items))
-    execute(
-        path,
-        "BEGIN",
-        "INSERT INTO microbatch_consumers (queue, lock_file, pid, born) VALUES (1, 1, 999999999, 'x')",
-        f"UPDATE microbatch_items SET state = 2, claim = 1, attempts = {attempts}, "
-        f"consumer = (SELECT max(id) FROM microbatch_consumers) WHERE id IN ({marks})",
-        "UPDATE microbatch_queues SET ready = (SELECT count(*) FROM microbatch_items WHERE state = 0), "
-        "claimed = (SELECT count(*) FROM microbatch_items WHERE state = 2)",
-        "COMMIT",
-    )
+async def test_an_item_of_a_newer_release_waits_for_a_newer_worker(path):
+    """An old worker cannot read it: `retry` is asked, so that a rolling deployment loses nothing."""
+    async with DurableQueue(path, item_type=str) as queue:
+        ticket = await queue.enqueue("new")
+    asked = []
 
+    def once_more(error):
+        asked.append(error)
+        return True
 
-async def enqueue(path, *items: int) -> None:
-    async with batcher(path, Handler()) as durable:
-        await durable.pause()
-        await durable.enqueue_many(items)
-        await durable.resume()
-        await durable.pause()
-    execute(path, "UPDATE microbatch_queues SET paused = 0")
-
-
-async def test_items_of_a_dead_process_are_handled_alone(path):
-    """One of them may have killed it: nobody else may suffer for that."""
-    await enqueue(path, 0, 1, 2, 3, 4, 5)
-    die_with(path, 1, 1, 2, 3)
-    handler = Handler()
-    async with batcher(path, handler, max_concurrency=4) as durable:
-        assert await durable.result(6, 20) == 10
-        assert await durable.result(3, 20) == 4
-    with_suspects = [batch for batch in handler.batches if {0, 1, 2} & set(batch)]
-    assert sorted(with_suspects) == [[0], [1], [2]]
-    assert sorted(handler.items) == [0, 1, 2, 3, 4, 5]
-    assert rows(path, "SELECT sum(suspect), max(attempts) FROM microbatch_items") == [(0, 2)]
+    retry = Retry(on=once_more, attempts=9, backoff=Backoff(initial=0.01, maximum=0.01))
+    old, new = Handler(), Handler()
+    async with batcher(path, old, retry=retry):
+        await until(lambda: len(asked) >= 2)
+    assert old.batches == []
+    assert {type(error) for error in asked} == {ValueError}
+    assert "no longer decode as int" in str(asked[0])
+    async with batcher(path, new, item_type=str, result_type=str) as durable:
+        assert await durable.result(ticket, 20) == "newnew"
     check_counts(path)
 
 
-async def test_an_item_that_killed_three_processes_is_a_dead_letter(path):
-    """Not a crash loop."""
-    await enqueue(path, 0, 1)
-    die_with(path, 3, 1)
+async def test_an_item_that_nobody_can_read_is_a_dead_letter_in_the_end(path):
+    """Without `retry` at once, with it after its attempts; its neighbours are handled."""
+    async with DurableQueue(path, item_type=str) as queue:
+        ticket = await queue.enqueue("new")
+    handler = Handler()
+    for retry, tries in ((None, 1), (Retry(on=ValueError, attempts=3, backoff=soon().backoff), 3)):
+        async with batcher(path, handler, retry=retry) as durable:
+            await durable.requeue([ticket.id])
+            with pytest.raises(ItemFailed, match="no longer decode as int") as caught:
+                await durable.result(ticket, 20)
+            assert caught.value.attempts == tries
+            assert await durable.submit(2) == 4
+    assert handler.items == [2, 2]
+    check_counts(path)
+
+
+def die_with(path, size: int, slots: int = 1) -> list[list[int]]:
+    """Leave the file as a process does that died with claims of this size; return their items' ids."""
+    born = "/".join([*str(birth_of(os.getpid())).split("/")[:2], "1"])
+    connection = sqlite3.connect(path, isolation_level=None)
+    session = Session(path=path, now=time.time(), ticket=None, ids=None, wal_size=lambda: 0)
+    connection.execute("BEGIN IMMEDIATE")
+    row = run(connection, session.queue("default"))
+    consumer = run(connection, session.register(row.id, 999_999_999, born))
+    run(connection, session.place(consumer, "1:1"))
+    claims, _ = run(connection, session.claim(row.id, Demand(consumer, 1, slots, size)))
+    run(connection, session.finish())
+    connection.execute("COMMIT")
+    connection.close()
+    return [
+        [number for one in claim.ranges for number in range(one.first, one.first + one.count)]
+        for claim in claims
+    ]
+
+
+async def take_back(path, **settings) -> None:
+    """Let a worker see that, while nobody may claim anything."""
+    execute(path, "UPDATE microbatch_queues SET paused = 1")
+    async with batcher(path, Handler(), **settings):
+        await until(lambda: rows(path, "SELECT count(*) FROM microbatch_consumers") == [(1,)])
+    execute(path, "UPDATE microbatch_queues SET paused = 0")
+
+
+async def enqueue(path, count: int) -> None:
+    async with DurableQueue(path, item_type=int) as queue:
+        await queue.enqueue_many(range(1, count + 1))
+
+
+async def _empty(durable):
+    return (await durable.stats()).depth == 0
+
+
+async def test_what_a_dead_process_had_goes_again_in_tenths(path):
+    """One of them may have killed it: few others are with it the next time, and nobody is charged."""
+    await enqueue(path, 40)
+    assert die_with(path, 25) == [list(range(1, 26))]
+    handler = Handler()
+    async with batcher(path, handler, max_concurrency=4) as durable:
+        await until(lambda: _empty(durable))
+    suspects = [batch for batch in handler.batches if min(batch) <= 25]
+    assert sorted(suspects) == [list(range(first, min(first + 3, 26))) for first in range(1, 26, 3)]
+    assert sorted(handler.items) == list(range(1, 41))
+    assert {attempt for info in handler.infos for attempt in info.attempts} == {1}
+    check_counts(path)
+
+
+async def test_suspects_are_handled_beside_everything_else(path):
+    """Nobody waits until the hands are empty, neither they nor the others."""
+    await enqueue(path, 30)
+    die_with(path, 3)
+    handler = Handler()
+    handler.hold()
+    async with batcher(path, handler, max_concurrency=4, max_batch_size=10) as durable:
+        await until(lambda: len(handler.batches) == 4)  # while each of them holds its slot
+        handler.free.set()
+        await until(lambda: _empty(durable))
+    assert sorted(handler.batches[:4]) == [[1], [2], [3], list(range(4, 14))]
+
+
+async def test_who_dies_in_company_is_never_charged(path):
+    """However often: with 100 in a batch a killer is alone the third time, and so are nine of its neighbours."""
+    await enqueue(path, 100)
+    for items in (100, 10):
+        assert die_with(path, 100) == [list(range(1, items + 1))]
+        await take_back(path)
+        assert set(attempts(path)) == {0}
+    assert die_with(path, 100, slots=11) == [
+        *([number] for number in range(1, 11)),
+        list(range(11, 21)),
+    ]
+    await take_back(path)
+    handler = Handler()
+    async with batcher(path, handler) as durable:
+        await until(lambda: _empty(durable))
+        assert (await durable.stats()).done == 100
+    tries = {
+        item: attempt
+        for batch, info in zip(handler.batches, handler.infos, strict=True)
+        for item, attempt in zip(batch, info.attempts, strict=True)
+    }
+    assert tries == {item: 2 if item <= 10 else 1 for item in range(1, 101)}
+    check_counts(path)
+
+
+async def test_who_died_alone_once_goes_again_alone(path):
+    """Its neighbours do not share a batch with it."""
+    await enqueue(path, 3)
+    assert die_with(path, 1) == [[1]]
+    handler = Handler()
+    async with batcher(path, handler) as durable:
+        await until(lambda: _empty(durable))
+    assert [batch for batch in handler.batches if 1 in batch] == [[1]]
+    assert sorted(handler.items) == [1, 2, 3]
+    check_counts(path)
+
+
+async def test_who_died_alone_twice_is_a_dead_letter(path):
+    """Not a crash loop; and what it failed with before is told too."""
+    await enqueue(path, 1)
+
+    async def fail(items):
+        execute(path, "UPDATE microbatch_queues SET paused = 1")
+        raise ConnectionError("gone")
+
+    async with batcher(path, fail, retry=soon(9)) as durable:
+        await until(lambda: _scheduled(durable))
+    for deaths in (1, 2):
+        execute(path, "UPDATE microbatch_queues SET paused = 0")
+        assert die_with(path, 1) == [[1]]
+        await take_back(path, retry=soon(9))
+        assert rows(path, "SELECT deaths FROM microbatch_ranges") == [(deaths,)]
     handler = Handler()
     async with batcher(path, handler) as durable:
         with pytest.raises(
             ItemFailed,
-            match="after 3 attempts: ProcessDied: its process died while it had the item, 3 times",
+            match="after 3 attempts: ProcessDied: its process died while it had this item alone, 2 times; "
+            "attempts: 3; the error before: ConnectionError: gone",
         ):
             await durable.result(1, 20)
-        assert await durable.result(2, 20) == 2
-    assert handler.items == [1]
+        assert await durable.submit(7) == 14
+    assert handler.items == [7]
     check_counts(path)
 
 
 async def test_retry_says_how_many_deaths_are_too_many(path):
-    """attempts=1 means that nothing is ever handled twice."""
-    await enqueue(path, 0)
-    die_with(path, 1, 1)
+    """attempts=1 means that nothing is ever handled twice, as far as one can tell."""
+    await enqueue(path, 1)
+    die_with(path, 1)
     async with batcher(path, Handler(), retry=soon(1)) as durable:
-        with pytest.raises(ItemFailed, match="ProcessDied"):
+        with pytest.raises(ItemFailed, match="alone, once; attempts: 1"):
             await durable.result(1, 20)
-
-
-async def test_suspects_wait_until_the_hands_are_empty(path):
-    """A suspect that kills its process must not take a running batch with it."""
-    await enqueue(path, 0)
-    die_with(path, 1, 1)
-    execute(path, "UPDATE microbatch_items SET priority = -1")
-    handler = Handler()
-    handler.hold()
-    async with batcher(path, handler, max_concurrency=4, max_batch_size=2) as durable:
-        await durable.pause()
-        ticket = (await durable.enqueue_many([7, 8, 9]))[-1]
-        await durable.resume()
-        await until(lambda: len(handler.items) >= 1)
-        held = [list(batch) for batch in handler.batches]
-        handler.free.set()
-        assert await durable.result(1, 20) == 0
-        assert await durable.result(ticket, 20) == 18
-    assert [0] in handler.batches
-    assert not any(0 in batch and len(batch) > 1 for batch in held)

@@ -7,10 +7,10 @@ import sqlite3
 
 import anyio
 import pytest
-from durable_support import Handler, batcher, check_counts, execute, rows, until
+from durable_support import Handler, batcher, check_counts, execute, rows, states, until
 
-from microbatch import Backoff, Retry
-from microbatch.durable import ItemFailed
+from microbatch import Backoff, Retry, WouldDeadlock
+from microbatch.durable import DurableQueue, ItemFailed
 
 pytestmark = pytest.mark.anyio
 
@@ -79,7 +79,7 @@ async def test_a_statement_of_its_that_fails(path, effects):
 
 async def test_it_is_bounded_by_a_timeout(path, monkeypatch):
     """It holds the file's write lock: nobody can write meanwhile."""
-    monkeypatch.setattr("microbatch.durable.file_store.ON_SETTLE_TIMEOUT", 0.05)
+    monkeypatch.setattr("microbatch.durable._life.seat.ON_SETTLE_TIMEOUT", 0.05)
 
     async def slow(connection, items, results):
         await anyio.sleep(60)
@@ -90,6 +90,11 @@ async def test_it_is_bounded_by_a_timeout(path, monkeypatch):
     check_counts(path)
 
 
+async def commit_by_cursor(connection):
+    async with connection.cursor() as cursor:
+        await cursor.execute("COMMIT")
+
+
 @pytest.mark.parametrize(
     "end",
     [
@@ -98,6 +103,7 @@ async def test_it_is_bounded_by_a_timeout(path, monkeypatch):
         lambda connection: connection.execute(" COMMIT"),
         lambda connection: connection.execute("begin"),
         lambda connection: connection.executescript("SELECT 1"),
+        commit_by_cursor,
     ],
 )
 async def test_it_may_not_end_the_transaction(path, effects, end):
@@ -113,24 +119,6 @@ async def test_it_may_not_end_the_transaction(path, effects, end):
         ):
             await durable.submit(1)
     assert rows(path, "SELECT * FROM effects") == []
-
-
-async def test_ending_it_behind_our_back_is_noticed(path, effects):
-    """A cursor's COMMIT cannot be refused; the item is settled with it and must not be handled again."""
-    handler = Handler()
-
-    async def ends(connection, items, results):
-        await write(connection, items, results)
-        cursor = await connection.cursor()
-        await cursor.execute("COMMIT")
-        await cursor.close()
-
-    async with batcher(path, handler, on_settle=ends) as durable:
-        ticket = await durable.enqueue(1)
-        assert await durable.result(ticket, 20) == 2
-    assert rows(path, "SELECT * FROM effects") == [(1, 2)]
-    assert handler.items == [1]
-    check_counts(path)
 
 
 async def test_nothing_else_uses_the_connection_meanwhile(path, effects):
@@ -171,12 +159,12 @@ async def test_closing_while_it_runs_leaves_no_transaction_open(path, effects):
     with anyio.CancelScope() as scope:
         scope.cancel()
         await durable.aclose()
-    await until(lambda: durable._state == "closed")
+    await until(lambda: durable._opening.state == "closed")
     connection = sqlite3.connect(path, timeout=0.1)
     connection.execute("BEGIN IMMEDIATE")
     connection.close()
     assert rows(path, "SELECT * FROM effects") == [(1, 2)]
-    assert rows(path, "SELECT state FROM microbatch_items") == [(3,)]
+    assert states(path) == {1: "done"}
 
 
 async def test_only_items_that_are_still_ours_are_shown_to_it(path, effects):
@@ -184,15 +172,18 @@ async def test_only_items_that_are_still_ours_are_shown_to_it(path, effects):
     handler = Handler()
     handler.hold()
     async with batcher(path, handler, on_settle=write) as durable:
-        await durable.enqueue_many([1, 2])
-        await until(lambda: handler.batches)
-        execute(path, "UPDATE microbatch_items SET claim = claim + 1 WHERE id = 1")
+        await durable.pause()
+        await durable.enqueue(1, priority=1)
+        await durable.enqueue(2)
+        await durable.resume()
+        await until(lambda: handler.batches == [[1, 2]])
+        execute(path, "UPDATE microbatch_ranges SET consumer = 99 WHERE first_id = 1")
         handler.free.set()
         assert await durable.result(2, 20) == 4
     assert rows(path, "SELECT * FROM effects") == [(2, 4)]
 
 
-async def test_it_is_not_called_for_items_that_are_nobodys(path, effects):
+async def test_it_is_not_called_for_items_that_are_nobodys(path, effects, caplog):
     """All of them were taken away."""
     handler = Handler()
     handler.hold()
@@ -204,7 +195,74 @@ async def test_it_is_not_called_for_items_that_are_nobodys(path, effects):
     async with batcher(path, handler, on_settle=on_settle) as durable:
         await durable.enqueue(1)
         await until(lambda: handler.batches)
-        execute(path, "UPDATE microbatch_items SET claim = claim + 1")
+        execute(path, "UPDATE microbatch_ranges SET consumer = 99")
         handler.free.set()
-        await until(lambda: not durable._hands.held)
+        await until(lambda: "1 outcomes dropped" in caplog.text)
     assert called == []
+
+
+async def test_what_it_sets_on_the_connection_is_gone_the_next_time(path, effects):
+    """A row factory of the application's must not turn up where we read rows, nor in its own next call."""
+    found = []
+
+    async def sets(connection, items, results):
+        found.append((connection.row_factory, connection.text_factory))
+        connection.row_factory = sqlite3.Row
+        connection.text_factory = bytes
+        await write(connection, items, results)
+
+    async with batcher(path, Handler(), on_settle=sets) as durable:
+        for number in (1, 2, 3):
+            assert await durable.submit(number, key=str(number)) == number * 2
+        assert (await durable.stats()).done == 3
+        assert await durable.submit(1, key="1") == 2
+    assert found == [(None, str)] * 3
+    check_counts(path)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda queue: queue.submit(5),
+        lambda queue: queue.enqueue(5),
+        lambda queue: queue.enqueue_many([5, 6]),
+        lambda queue: queue.result(1),
+        lambda queue: queue.cancel(1),
+        lambda queue: queue.pause(),
+        lambda queue: queue.requeue([1]),
+        lambda queue: queue.purge([1]),
+    ],
+    ids=["submit", "enqueue", "enqueue_many", "result", "cancel", "pause", "requeue", "purge"],
+)
+@pytest.mark.parametrize("which", ["its own queue", "another queue"])
+async def test_calls_that_wait_for_the_file_are_refused_in_it_at_once(path, call, which):
+    """The file is locked until it ends: they would wait for each other, and everybody else for both."""
+    refused = []
+
+    async with DurableQueue(path, item_type=int, queue="other") as other:
+
+        async def asks(connection, items, results):
+            with pytest.raises(WouldDeadlock) as caught:
+                await call(durable if which == "its own queue" else other)
+            refused.append(caught.value)
+
+        async with batcher(path, Handler(), on_settle=asks) as durable:
+            assert await durable.submit(1) == 2
+            assert len(refused) == 1
+            assert await durable.enqueue(2)  # outside of it everything goes on
+    check_counts(path)
+
+
+@pytest.mark.parametrize("delay", [0, 0.1])
+async def test_what_is_enqueued_in_it_is_noticed(path, delay):
+    """By its own worker, whose looks may be far apart: at once, or when it is due."""
+    handler = Handler()
+
+    async def follows(connection, items, results):
+        if items == [1]:
+            await durable.enqueue_in(connection, 2, delay=delay)
+
+    async with batcher(path, handler, on_settle=follows, poll_interval=3600) as durable:
+        assert await durable.submit(1) == 2
+        await until(lambda: handler.items == [1, 2])
+    check_counts(path)

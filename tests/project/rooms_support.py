@@ -18,6 +18,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {"_pure": 1, "_loops": 2, "_telemetry": 2, "_core": 3, "durable": 4, "layers": 4, "_io": 4}
 FACES = 5
 
+#: The same within the durable mode.
+DURABLE_FLOORS = {"errors": 1, "_file": 2, "records": 3, "_life": 4, "_flow": 5}
+DURABLE_FACES = 6
+
 
 def module_of(path: Path) -> str:
     parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -27,6 +31,11 @@ def module_of(path: Path) -> str:
 def floor_of(module: str) -> int:
     parts = module.split(".")
     return FLOORS.get(parts[1], FACES) if len(parts) > 1 else FACES
+
+
+def durable_floor_of(module: str) -> int:
+    parts = module.split(".")
+    return DURABLE_FLOORS.get(parts[2], DURABLE_FACES) if len(parts) > 2 else DURABLE_FACES
 
 
 def imports(text: str, module: str, *, package: bool = False) -> Iterator[str]:

@@ -233,11 +233,39 @@ def test_the_durable_mode_stands_beside_plain_sqlite(tmp_path):
     """Its figures are ratios: without the others in the same run they say nothing."""
     found = tiny("durable", tmp_path)
     for cell in found["enqueue"]:
-        assert {"raw", "one transaction each", "enqueue"} <= cell["rates"].keys()
-    assert found["claim"]["ratio"]["median"] > 0
+        assert {"raw", "one transaction each"} <= cell["of"].keys()
+        assert cell["of"]["raw"]["cpu"]["median"] > 0
+    rows = {row["what"]: row for row in found["rows"]}
+    for row in rows.values():
+        met = (
+            row["median"] >= (row["goal"] or 0)
+            if row["least"]
+            else row["median"] <= (row["goal"] or 0)
+        )
+        assert row["met"] is (None if row["goal"] is None else met), row
+    ways = (
+        "enqueue_many of",
+        "claim, handle and settle",
+        "submit to",
+        "100 queues",
+        "idle CPU of 100",
+    )
+    ways += ("1,000 waiters", "a claim of 10", "a backlog of 10,000 after kill -9", "kill -9 to")
+    for way in ways:
+        assert any(what.startswith(way) for what in rows), way
     if found["fsyncs"] is not None:  # counted by a shim, where there is a C compiler
-        assert found["fsyncs"]["per group of enqueues"] < 1.5
-        assert found["fsyncs"]["per handled batch"] < 2
+        assert rows["fsyncs of a group of 100 enqueues"]["median"] < 1.5
+        assert rows["fsyncs of 100 submits to their results"]["median"] < 3
+
+
+@slow
+def test_a_queue_is_watched_under_load(tmp_path):
+    """A sample that lacks a figure would show in the picture an hour later."""
+    found = tiny("soak", tmp_path)
+    for sample in found["samples"]:
+        assert sample["worker MB"] > 0
+        assert sample["kept"] > 0
+        assert sample["dead"] == 0
 
 
 @slow

@@ -29,7 +29,9 @@ ROOMS = {*MIRRORS.values(), "contract", "project"}
 #: Private names outside of the mirrors, all of them of others: event loops have no public way to these.
 OF_OTHERS = {
     "contract/fuzz_run.py": {"_ALLOW_DETERMINISTIC_SCHEDULING", "_core", "_r", "_run"},  # trio
-    "contract/test_lost_loops.py": {"_log_destroy_pending"},  # asyncio
+    "contract/test_lost_loops.py": {"_log_destroy_pending"},  # asyncio, as in the next ones
+    "durable/test_around.py": {"_log_destroy_pending"},
+    "durable/test_reader_ends.py": {"_log_destroy_pending"},
     "support.py": {"_run"},  # asyncio
 }
 

@@ -36,14 +36,14 @@ async def test_broken_telemetry_stops_nobody_from_sending(
         assert observer is not None
         caplog.clear()
         if failing:
-            with pytest.raises(OSError, match="full"), observer.sending(1, 0.0):
+            with pytest.raises(OSError, match="full"), observer.sending(lambda: 1, 0.0):
                 raise OSError("full")
         else:
-            with observer.sending(1, 0.0) as trace:
+            with observer.sending(lambda: 1, 0.0) as trace:
                 assert (trace is None) == (when == "begin")
         (record,) = caplog.records
         assert "telemetry failed" in record.getMessage()
-        with observer.sending(1, 0.0) as trace:
+        with observer.sending(lambda: 1, 0.0) as trace:
             assert trace is None
 
 
@@ -53,9 +53,9 @@ async def test_sending_is_a_span_whose_context_is_given_to_be_stored() -> None:
     observer = observer_of("q", sdk.telemetry(semconv_metrics=True), "jobs")
     assert observer is not None
     with sdk.tracer.start_as_current_span("request") as request:
-        with observer.sending(1, 0.0) as one:
+        with observer.sending(lambda: 1, 0.0) as one:
             pass
-        with pytest.raises(OSError, match="full"), observer.sending(2, 0.0):
+        with pytest.raises(OSError, match="full"), observer.sending(lambda: 2, 0.0):
             raise OSError("full")
     good, bad = sdk.spans("send jobs")
     assert (
@@ -84,6 +84,6 @@ async def test_sending_is_nothing_where_nobody_listens() -> None:
     quiet = Telemetry(tracer_provider=NoOpTracerProvider(), meter_provider=NoOpMeterProvider())
     observer = observer_of("q", quiet, "jobs")
     assert observer is not None
-    with observer.sending(1, 0.0) as trace:
+    with observer.sending(lambda: 1, 0.0) as trace:
         assert trace is None
     assert observer_of("q", False) is None

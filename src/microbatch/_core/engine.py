@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -154,6 +154,25 @@ class Engine:
             if run.owner is self.dispatcher and not run.ended:
                 raise WouldDeadlock(self.rules.name, call)
             run = run.outer
+
+    def unfold(self, run: Run, items: list[Any], group: Any) -> None:
+        """Make of a run of one item that stands for many a run of these: for ``prepare``.
+
+        Args:
+            run: A run of one.
+            items: What the handler gets.
+            group: Takes their outcomes, as a `Group` does.
+        """
+        count = len(items)
+        self.tally.flying += count - run.size
+        run.items, run.size, run.left = items, count, count
+        run.waiters = [group] * count
+        run.group, run.first, run.uniform = group, 0, True
+
+    def is_stuck(self) -> bool:
+        """Tell whether so many handlers went on after they were given up that new batches are refused."""
+        loop = self.serving.loop
+        return loop is not None and self.dispatcher.giving_up.is_stuck(loop.now())
 
     def sweep(self) -> None:
         """Drop the items of callers who were cancelled without notice yet."""

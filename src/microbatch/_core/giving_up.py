@@ -72,6 +72,10 @@ class GivingUp:
             run.teaches = False
             raise HandlerStuck(self._rules.name, stuck, STUCK_MAX)
 
+    def is_stuck(self, now: float) -> bool:
+        """Tell whether so many go on that were given up that a run would be refused."""
+        return bool(self.stuck) and self._count(now) > STUCK_MAX
+
     def _count(self, now: float) -> int:
         """Count the calls that go on after they were given up: threads at once, tasks after a while.
 

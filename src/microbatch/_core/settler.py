@@ -94,7 +94,7 @@ class Settler:
         """Tell the members of a group apart, if one stands for all."""
         group = run.group
         if group is not None:
-            run.waiters = [Member((group, run.first + i)) for i in range(run.size)]
+            run.waiters = [group.member(run.first + i) for i in range(run.size)]
             run.group = None
 
     def settle(self, run: Run, index: int, result: Any) -> None:

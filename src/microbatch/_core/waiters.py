@@ -65,6 +65,10 @@ class Group:
         """Tell whether the caller has gone."""
         return bool(self.waiter.done())
 
+    def member(self, index: int) -> Member:
+        """Return who waits for one of the items."""
+        return Member((self, index))
+
     def take_in(self, first: int, values: list[Any]) -> None:
         """Take in the values of items that stand in a row."""
         self.values[first : first + len(values)] = values

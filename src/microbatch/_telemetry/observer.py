@@ -152,14 +152,17 @@ class Observer:
             self.stop(error)
 
     @contextlib.contextmanager
-    def sending(self, count: int, now: float) -> Iterator[bytes | None]:
-        """Tell that items are being stored; give what to store with them: whose they are."""
+    def sending(self, count: Callable[[], int], now: float) -> Iterator[bytes | None]:
+        """Tell that items are being stored; give what to store with them: whose they are.
+
+        How many is asked for at the end: they may come one by one.
+        """
         if now >= self.observe_at:
             self.observe(None, now)
         recorder, span, trace, failure = self.recorder, None, None, None
         if recorder is not None and self.tracing:
             try:
-                span, trace = recorder.begin_sending(count)
+                span, trace = recorder.begin_sending()
             except Exception as error:  # noqa: BLE001 - an SDK's or a sampler's: the items go their way
                 self.stop(error)
         try:
@@ -170,7 +173,7 @@ class Observer:
         finally:
             if recorder is not None and span is not None:
                 try:
-                    recorder.end_sending(span, count, failure)
+                    recorder.end_sending(span, count(), failure)
                 except Exception as error:  # noqa: BLE001 - an SDK's or an exporter's
                     self.stop(error)
             # In a traceback it would keep the exception alive, and that the traceback.

@@ -181,7 +181,7 @@ class Recorder:
         if self.instruments is not None and self._settings.item_metrics:
             self.instruments.item_duration.record(max(0.0, clock() - since), attributes, context)
 
-    def begin_sending(self, count: int) -> tuple[Span, bytes | None]:
+    def begin_sending(self) -> tuple[Span, bytes | None]:
         """Begin the span of storing items for a handler elsewhere; give what to store of it."""
         assert self.tracer is not None  # noqa: S101
         destination = self._messaging[names.MESSAGING_DESTINATION]
@@ -189,14 +189,14 @@ class Recorder:
             **self._sent,
             names.MESSAGING_OPERATION_TYPE: names.SPAN_SEND,
         }
-        if count > 1:  # not for a single one: so the conventions
-            attributes[names.MESSAGING_COUNT] = count
         title = f"{names.SPAN_SEND} {destination}"
         span = self.tracer.start_span(title, kind=SpanKind.PRODUCER, attributes=attributes)
         return span, encode(span.get_span_context())
 
     def end_sending(self, span: Span, count: int, error: BaseException | None) -> None:
-        """Record that they are stored, or why not; who was cancelled does not know."""
+        """Record how many are stored, or why none is; who was cancelled does not know."""
+        if count > 1:  # not for a single one: so the conventions
+            span.set_attribute(names.MESSAGING_COUNT, count)
         if isinstance(error, Exception):
             span.set_attribute(names.ERROR_TYPE, self.observer.type_of(kind_of(error)))
             span.set_status(_ERROR)

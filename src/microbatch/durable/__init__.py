@@ -1,5 +1,6 @@
 """The durable mode: the same ``submit``, on disk before it is acknowledged."""
 
+from .batcher import DurableBatcher
 from .errors import (
     IdempotencyConflict,
     ItemCancelled,
@@ -12,7 +13,6 @@ from .errors import (
 )
 from .queue import DurableQueue
 from .records import DeadLetter, QueueStats, Ticket
-from .worker import DurableBatcher
 
 __all__ = [
     "DeadLetter",

@@ -2,44 +2,53 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import sqlite3
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypedDict, TypeVar, Unpack, overload
 
 import aiosqlite
 import anyio
+import anyio.lowlevel
 
-from microbatch._core.batcher import Batcher
+from microbatch._loops.on_asyncio import running_loop
 from microbatch._pure import checks
-from microbatch._telemetry.observer import observer_of
 
-from .administration import Administered
-from .clock import Clock
-from .codec import Codec
-from .counting import Counting
-from .file_store import FileStore
-from .intake import GROUP_MAX, Intake, Plain, Request, new_item, request_of
-from .joining import Joining, enqueue_on, enqueue_on_aiosqlite
-from .limits import Limits
-from .records import Ticket, ticket_id
-from .store import SYNCHRONOUS
-from .waiters import Waiters
-from .watching import Watch
+from ._file.codec import Codec, decode_error, decode_roughly
+from ._file.joining import Joining, enqueue_on, enqueue_on_aiosqlite
+from ._file.limits import Limits
+from ._file.place import resolve, storable_name
+from ._file.records import Clash, NewItem
+from ._file.schema import SYNCHRONOUS
+from ._flow.intake import HANDED_BYTES, HANDED_ITEMS, Intake, Submitted
+from ._flow.requests import check_order, new_item, new_items
+from ._flow.service import Service, Work
+from ._flow.verdicts import attempts_max
+from ._life.opening import Opening
+from ._life.seat import Seat
+from .errors import IdempotencyConflict, ItemCancelled, UnknownTicket
+from .records import DeadLetter, Ticket, queue_stats, ticket_id
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Sequence
+    import os
+    from collections.abc import Awaitable, Iterable
+    from types import TracebackType
 
     from microbatch._telemetry.settings import Telemetry
 
-    from .file_store import Store
-    from .hands import Hands
-    from .opening import OwnTask
-    from .records import AnyTicket, Found, NewItem, Stored
+    from ._file.records import Stored
+    from .records import AnyTicket, QueueStats
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+_NO_PRIORITY = 0  # compared by identity: False equals it, and is refused
+
+#: The greatest id that a file can hold.
+_ID_MAX = 2**63 - 1
+
+#: Items of an `enqueue_many` after which the others have a turn.
+_TURN = 1_000
 
 
 class QueueSettings(TypedDict, total=False):
@@ -58,7 +67,7 @@ class QueueSettings(TypedDict, total=False):
     telemetry: Telemetry | Literal[False] | None
 
 
-class DurableQueue(Administered[T], Generic[T, R]):
+class DurableQueue(Generic[T, R]):
     """A queue of items on disk, without a handler.
 
     A process holds it that only enqueues, waits for the results of workers elsewhere, or administers.
@@ -77,8 +86,8 @@ class DurableQueue(Administered[T], Generic[T, R]):
         key_ttl: Seconds for which a key is remembered, at least 0. A day, as is usual for them.
         result_ttl: Seconds for which done and cancelled items are kept, at least 0.
         keep_dead: Dead letters kept at most, the newest; None for all.
-        keep_done: Done items kept at most, the newest; None for all within ``result_ttl``. Beyond it a
-            key still prevents a second run, but its result is gone.
+        keep_done: Done items kept at most, the newest; None for all within ``result_ttl``. Those
+            whose key still counts stay, so that it gives their result.
         poll_interval: Seconds, more than 0: how soon a result or an item of another process is noticed.
         synchronous: ``"full"``: what is acknowledged survives a power cut. ``"extra"`` also syncs the
             directory; ``"normal"`` survives only the death of the process.
@@ -146,107 +155,144 @@ class DurableQueue(Administered[T], Generic[T, R]):
         name: str | None = None,
         telemetry: Telemetry | Literal[False] | None = None,
     ) -> None:
-        names: tuple[tuple[str, Any], ...] = (("queue", queue), ("name", name or queue))
-        for setting, value in names:
-            if not isinstance(value, str) or not value:
-                message = f"{setting} must be a str that is not empty, got {value!r}"
-                raise TypeError(message)
-        if synchronous not in SYNCHRONOUS:
+        self._make(
+            path,
+            item_type,
+            result_type,
+            queue=queue,
+            limits=Limits(
+                max_depth=max_depth,
+                max_file_bytes=max_file_bytes,
+                key_ttl=key_ttl,
+                result_ttl=result_ttl,
+                keep_dead=keep_dead,
+                keep_done=keep_done,
+            ),
+            poll_interval=poll_interval,
+            synchronous=synchronous,
+            name=name,
+            telemetry=telemetry,
+            work=None,
+        )
+
+    def _make(
+        self,
+        path: str | os.PathLike[str],
+        item_type: Any,
+        result_type: Any,
+        *,
+        queue: str,
+        limits: Limits,
+        poll_interval: float,
+        synchronous: str,
+        name: str | None,
+        telemetry: Telemetry | Literal[False] | None,
+        work: Work | None,
+    ) -> None:
+        """Check what a queue is made of, and wire it."""
+        storable_name("queue", queue)
+        self._name: str = storable_name("name", queue if name is None else name)
+        if synchronous not in tuple(SYNCHRONOUS):
             message = f"synchronous must be 'full', 'extra' or 'normal', got {synchronous!r}"
             raise ValueError(message)
-        # Absolute now: the working directory may change before the first call.
-        self._path = Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute() keeps "..", which SQLite does not
-        self._name = name or queue
+        # Resolved now: the working directory, and what a link leads to, may change before the first call.
+        self._path = resolve(path)
         self._queue_name = queue
-        self._telemetry = telemetry
-        self._observer = observer_of(self._name, telemetry, queue)
         self._items: Codec[T] = Codec(item_type, "item_type")
-        self._results: Codec[R] = Codec(Any if result_type is None else result_type, "result_type")
-        self._limits = Limits(
-            max_depth=max_depth,
-            max_file_bytes=max_file_bytes,
-            key_ttl=key_ttl,
-            result_ttl=result_ttl,
-            keep_dead=keep_dead,
-            keep_done=keep_done,
-        )
-        self._poll_interval = checks.number("poll_interval", poll_interval, above=0)
+        self._limits = limits
         self._synchronous = synchronous
-        self._clock = Clock()
-        self._store: Store = FileStore(self._path, queue, synchronous, self._limits, self._clock)
-        self._counting = Counting(
-            path=self._path,
+        self._service = Service(
+            title=self._name,
             queue=queue,
-            name=self._name,
-            store=self._store,
-            observer=self._observer,
-            clock=self._clock,
+            path=self._path,
+            store=Seat(
+                self._path,
+                queue,
+                limits=limits,
+                poll_interval=checks.number("poll_interval", poll_interval, above=0),
+                synchronous=synchronous,
+                attempts_max=None if work is None else attempts_max(work.retry),
+                max_wait=0.0 if work is None else work.max_wait,
+            ),
+            items=self._items,
+            results=Codec(Any if result_type is None else result_type, "result_type"),
+            limits=limits,
+            telemetry=telemetry,
+            work=work,
         )
-        super().__init__()
-
-    def _forget(self) -> None:
-        super()._forget()
-        self._watch = Watch(self._name, self._look, self._pause_before_look, self._counting)
-        self._waiters = Waiters(self._results, self._queue_name)
-        self._lookups: Batcher[int, Found | None] = Batcher(
-            self._look_up,
-            max_batch_size=GROUP_MAX,
-            max_pending=None,
-            name=self._name,
-            telemetry=False,
-        )
-        self._intake = Intake(
-            name=self._name,
-            queue=self._queue_name,
-            store=self._store,
-            limits=self._limits,
-            waiters=self._waiters,
-            hands=self._make_hands(),
-            more_to_do=self._more_to_do,
-            watch=self._watch,
-            counting=self._counting,
-            observer=self._observer,
-            clock=self._clock,
-        )
-
-    def _make_hands(self) -> Hands | None:
-        """Return what handles items; None without a handler."""
-        return None
+        self._opening = Opening(self._name, self._service)
+        self._service.spawn = self._opening.spawn
 
     @property
     def name(self) -> str:
         """Return the queue's name for logs and telemetry."""
         return self._name
 
-    async def _start(self) -> None:
-        await self._store.open()
-        self._counting.see()
-        self._watching: OwnTask = self._spawn(self._watch.run(), "watch")
+    # Opening and closing
 
-    async def _stop_halfway(self) -> None:
-        await self._store.close()
+    async def __aenter__(self) -> Self:
+        """Open the file.
 
-    def _lose_loop(self) -> None:
-        self._store.forget()
-        self._counting.forget()
-        super()._lose_loop()
+        Raises:
+            QueueUnavailable: If the file cannot be used; a narrower class where the reason is known.
+            BatcherClosed: If the queue was closed before.
+            RuntimeError: Under trio, in a forked child, or if it serves another event loop.
+        """
+        await self._opening.open()
+        return self
 
-    async def _drain(self) -> None:
-        """Finish what is under way, with all the time that the caller gives."""
-        await self._intake.aclose(None)
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close; at once when the block is left by an exception or a cancellation."""
+        await (self.aclose() if exc_type is None else self.aclose(0))
 
-    async def _shut(self) -> None:
-        """Close at once: in a bounded time."""
-        await self._intake.aclose(0)
-        await self._stop_watching()
-        await self._lookups.aclose(0)
-        self._waiters.close(self._name)
-        await self._store.close()
+    async def aclose(self, drain_timeout: float | None = 30.0) -> None:
+        """Stop taking items, let what is being written reach the disk, and close the file.
 
-    async def _stop_watching(self) -> None:
-        self._watching.task.cancel()
-        await self._watching.ended.wait()
-        self._counting.forget()
+        Who still waits for a result gets ``BatcherClosed``; the items stay. May be called more than
+        once. Cancelling it closes at once.
+
+        Args:
+            drain_timeout: Seconds to wait for the disk, at least 0; None for no limit.
+
+        Raises:
+            WouldDeadlock: Inside ``on_settle`` of a queue in this file.
+        """
+        self._service.guard("aclose", handled=False)
+        await self._opening.close(drain_timeout)
+
+    def _open_here(self, call: str, *, handled: bool = False) -> Service | None:
+        """Return the parts if they are open in this event loop: `_opened` without a coroutine for each item.
+
+        Raises:
+            WouldDeadlock: As there.
+        """
+        native = self._opening.native
+        if native is None or running_loop() is not native:
+            return None
+        service = self._service
+        if handled:
+            service.guard(call)
+        else:
+            service.store.guard(call)
+        return service
+
+    async def _opened(self, call: str, *, handled: bool = False) -> Service:
+        """Return the parts, open, for a call that waits for the file, or until something is ``handled``.
+
+        Raises:
+            WouldDeadlock: If that waits for this very call.
+        """
+        opening = self._opening
+        if opening.native is None or running_loop() is not opening.native:
+            await opening.open()
+        service = self._service
+        service.guard(call, handled=handled)
+        return service
 
     # Enqueueing
 
@@ -280,20 +326,31 @@ class DurableQueue(Administered[T], Generic[T, R]):
 
         Cancellation stops the waiting, never a stored item.
         """
-        request = request_of(self._items, item, key, priority, delay)
-        loop = self._opened() or await self._open()
-        self._guard("submit")
-        waiter = loop.create_waiter()
+        service = self._open_here("submit", handled=True) or await self._opened(
+            "submit", handled=True
+        )
+        intake = service.intake
+        if intake.crowded:
+            await intake.room()
+        if key is None and priority is _NO_PRIORITY and delay == 0:
+            payload, value = self._items.encode(item)
+            new = None
+        else:
+            new, value = new_item(self._items, item, key, priority, delay)
+        submitted = Submitted(service.create_waiter())
         try:
-            if isinstance(request, Plain):
-                number = await self._intake.hand_in(request._replace(waiter=waiter))
+            if service.observer is not None and service.tracing:
+                with service.sending() as trace:
+                    intake.bring(new or NewItem(payload), value, submitted, trace)
+                    await submitted.stored(service.create_waiter())
+            elif new is not None:
+                intake.bring(new, value, submitted, None)
             else:
-                request.waiter = waiter
-                ((number, *_),) = await self._intake.hand_in(request)
+                intake.append(payload, value, submitted)
+            return await submitted.waiter  # type: ignore[no-any-return]
         except BaseException:
-            waiter.cancel()  # the transaction may be under way: its outcome is for nobody then
+            service.callers.leave(submitted.number, submitted.waiter)
             raise
-        return await self._waiters.outcome(number, waiter)  # type: ignore[no-any-return]
 
     async def enqueue(
         self, item: T, *, key: str | None = None, priority: int = 0, delay: float = 0
@@ -303,13 +360,23 @@ class DurableQueue(Administered[T], Generic[T, R]):
         Takes and raises what ``submit`` does up to there. Cancellation before it returns leaves open
         whether the item was stored: use ``key``.
         """
-        request = request_of(self._items, item, key, priority, delay)
-        if self._opened() is None:
-            await self._open()
-        if type(request) is Plain:
-            return Ticket(await self._intake.hand_in(request), self._queue_name)
-        ((number, *_),) = await self._intake.hand_in(request)
-        return Ticket(number, self._queue_name, key)
+        service = self._open_here("enqueue") or await self._opened("enqueue")
+        intake = service.intake
+        if intake.crowded:
+            await intake.room()
+        if key is None and priority is _NO_PRIORITY and delay == 0:
+            payload, value = self._items.encode(item)
+            new = None
+        else:
+            new, value = new_item(self._items, item, key, priority, delay)
+        waiter = service.create_waiter()
+        if new is None and (service.observer is None or not service.tracing):
+            intake.append(payload, value, waiter)
+            return await waiter  # type: ignore[no-any-return]
+        with service.sending() as trace:
+            intake.bring(new or NewItem(payload), value, waiter, trace)
+            stored = await waiter
+        return stored if isinstance(stored, Ticket) else stored[0]
 
     async def enqueue_many(
         self, items: Iterable[T], *, priority: int = 0, delay: float = 0
@@ -318,14 +385,67 @@ class DurableQueue(Administered[T], Generic[T, R]):
 
         Takes and raises what ``enqueue`` does.
         """
-        news, values = [], []
-        for item in items:
-            new, value = new_item(self._items, item, None, priority, delay)
-            news.append(new)
-            values.append(value)
-        await self._open()
-        stored = await self._intake.hand_in(Request(news, values)) if news else []
-        return [Ticket(row.id, self._queue_name) for row in stored]
+        service = await self._opened("enqueue_many")
+        intake = service.intake
+        if intake.crowded:
+            await intake.room()
+        check_order(priority, delay)
+        encode = self._items.encode
+        payloads: list[bytes] = []
+        size = staged = count = 0
+        tickets: list[Ticket] = []
+        with service.sending(lambda: count) as trace:
+            part = service.next_part()
+            try:
+                for count, item in enumerate(items, 1):
+                    payload, _ = encode(item)
+                    payloads.append(payload)
+                    size += len(payload)
+                    if count % _TURN == 0:
+                        await anyio.lowlevel.checkpoint()  # the others' turn
+                    if len(payloads) >= HANDED_ITEMS or size >= HANDED_BYTES:
+                        # More than one transaction takes: nobody sees it before all is there.
+                        news = new_items(payloads, priority, delay, trace)
+                        staged += len(news)
+                        await self._stage(service, intake, part, news, size)
+                        payloads, size = [], 0
+                news = new_items(payloads, priority, delay, trace)
+                if staged:
+                    if news:
+                        staged += len(news)
+                        await self._stage(service, intake, part, news, size)
+                    intake.check_open()
+                    tickets = await self._show_staged(service, part, staged)
+                elif news:
+                    if intake.crowded:
+                        await intake.room()
+                    waiter = service.create_waiter()
+                    intake.enqueue(news, size, waiter)
+                    tickets = await waiter
+            except BaseException:
+                if staged:
+                    service.drop_staged(part)
+                raise
+        return tickets
+
+    @staticmethod
+    async def _stage(
+        service: Service, intake: Intake, part: int, news: list[NewItem], size: int
+    ) -> None:
+        intake.check_open()  # it takes many turns, and a close in one of them would never answer
+        await service.store.stage(part, news, size)
+
+    async def _show_staged(self, service: Service, part: int, count: int) -> list[Ticket]:
+        spans, nonce = await service.store.show_staged(part, count)
+        tickets: list[Ticket] = []
+        for first, length in spans:
+            for start in range(first, first + length, _TURN):
+                numbers = range(start, min(start + _TURN, first + length))
+                tickets += [Ticket(number, self._queue_name, None, nonce) for number in numbers]
+                await (
+                    anyio.lowlevel.cancel_shielded_checkpoint()
+                )  # it is done: nothing takes it back
+        return tickets
 
     @overload
     def enqueue_in(
@@ -378,17 +498,21 @@ class DurableQueue(Administered[T], Generic[T, R]):
         And what ``enqueue`` raises. After an error the transaction is still open, but for SQLite's own.
         """
         new, _ = new_item(self._items, item, key, priority, delay)
-        # The id of an item that is rolled back is given again: the nonce tells the two apart.
-        new = new._replace(nonce=secrets.randbits(62))
-        if self._observer is not None:
-            with self._observer.sending(1, self._clock.now()) as trace:
+        observer = self._service.observer
+        if observer is not None:
+            with observer.sending(lambda: 1, self._service.now()) as trace:
                 new = new._replace(trace=trace)
         joining = Joining(
-            self._path, self._queue_name, self._synchronous, self._limits, self._clock.now()
+            path=self._path,
+            queue=self._queue_name,
+            synchronous=self._synchronous,
+            limits=self._limits,
+            now=self._service.now(),
+            # The id of an item that is rolled back is given again: this tells the two apart.
+            ticket=secrets.randbits(62),
         )
         if isinstance(connection, sqlite3.Connection):
-            stored = enqueue_on(connection, new, joining)
-            return self._provisional(stored, new)
+            return self._provisional(enqueue_on(connection, new, joining), new)
         if isinstance(connection, aiosqlite.Connection):
             return self._enqueue_in(connection, new, joining)
         message = f"connection must be an sqlite3 or aiosqlite connection, got {type(connection).__name__}"
@@ -399,16 +523,10 @@ class DurableQueue(Administered[T], Generic[T, R]):
     ) -> Ticket:
         return self._provisional(await enqueue_on_aiosqlite(connection, new, joining), new)
 
-    def _provisional(self, stored: Stored, new: NewItem) -> Ticket:
-        nonce = None if stored.repeated else new.nonce
-        return Ticket(stored.id, self._queue_name, new.key, nonce)
-
-    def _more_to_do(self) -> None:
-        """Note that there are items to claim, or results to look for."""
-        self._watch.ring()
-
-    def _guard(self, call: str) -> None:
-        """Refuse calls that wait for the very batch that makes them."""
+    def _provisional(self, stored: Stored | Clash, new: NewItem) -> Ticket:
+        if isinstance(stored, Clash) and not self._items.same(new.payload, stored.payload):
+            raise IdempotencyConflict(stored.key, stored.id)
+        return Ticket(stored.id, self._queue_name, new.key, stored.ticket)
 
     # Results
 
@@ -428,47 +546,130 @@ class DurableQueue(Administered[T], Generic[T, R]):
         number = ticket_id(ticket)
         if timeout is not None:
             checks.number("timeout", timeout, minimum=0)
-        loop = await self._open()
-        self._guard("result")
-        waiter = loop.create_waiter()
+        service = await self._opened("result", handled=True)
+        waiter = service.create_waiter()
         # Known before the look, so that an end that comes between the two is not missed.
-        self._waiters.add(number, waiter)
+        service.callers.add(number, waiter)
         try:
-            with anyio.fail_after(timeout):
-                found = await self._lookups.submit(number)
-                if isinstance(ticket, Ticket) and ticket.nonce is not None:
-                    self._check_nonce(ticket, found)
-                self._waiters.tell(number, found)
-                self._watch.ring()
-                return await self._waiters.outcome(number, waiter)  # type: ignore[no-any-return]
+            with anyio.move_on_after(timeout):
+                found = await service.lookups.submit(number)
+                if found is None or not _is_its(ticket, found.ticket):
+                    raise UnknownTicket(number, self._queue_name)
+                service.callers.tell(number, found)
+                return await waiter  # type: ignore[no-any-return]
+            message = f"item {number} has not ended within {timeout:g} s"
+            raise TimeoutError(message)
         finally:
-            self._waiters.leave(number, waiter)
+            service.callers.leave(number, waiter)
 
-    async def _look_up(self, numbers: list[int]) -> list[Found | None]:
-        """Read many items at once: the handler of a Batcher."""
-        rows = {found.ended.id: found for found in await self._store.find(numbers)}
-        return [rows.get(number) for number in numbers]
+    # Looking after it
 
-    # Watching
+    async def cancel(self, ticket: AnyTicket) -> bool:
+        """Cancel an item that no handler has yet; return whether that was in time.
 
-    def _pause_before_look(self) -> float | None:
-        """Return the seconds until the next look; None to wait for the alarm."""
-        return self._poll_interval if self._waiters else None
+        Who waits for it gets ``ItemCancelled``.
 
-    async def _look(self) -> None:
-        """See whether anything has changed, and tell those who wait."""
-        peek = await self._store.peek(self._watch.seen)
-        if peek is not None:
-            await self._tell_ended(list(self._waiters))
-            self._watch.seen = peek.version
+        Raises:
+            UnknownTicket: If there is no such item.
+            QueueUnavailable: If the file cannot be used.
+        """
+        number = ticket_id(ticket)
+        service = await self._opened("cancel")
+        checked = isinstance(ticket, Ticket)
+        nonce = ticket.nonce if isinstance(ticket, Ticket) else None
+        cancelled = await service.store.cancel(number, nonce, checked)
+        if cancelled is None:
+            raise UnknownTicket(number, self._queue_name)
+        if cancelled:
+            service.callers.fail(number, lambda: ItemCancelled(number))
+        return cancelled
 
-    async def _tell_ended(self, numbers: Sequence[int]) -> None:
-        """Look whether items have ended elsewhere, and tell those who wait for them."""
-        for start in range(0, len(numbers), GROUP_MAX):
-            part = numbers[start : start + GROUP_MAX]
-            rows = {found.ended.id: found for found in await self._store.find(part)}
-            for number in part:
-                self._waiters.tell(number, rows.get(number))
+    async def dead_letters(
+        self, cursor: int | None = None, limit: int = 100
+    ) -> list[DeadLetter[T | Any]]:
+        """Return a page of dead letters, oldest id first.
+
+        Args:
+            cursor: The id of the last one of the page before; None for the first page.
+            limit: How many at most, 1 to 10,000.
+
+        Raises:
+            QueueUnavailable: If the file cannot be used.
+        """
+        if cursor is not None:
+            checks.whole_number("cursor", cursor, 0)
+        checks.whole_number("limit", limit, 1)
+        if limit > 10_000:
+            message = f"limit must be at most 10000, got {limit}"
+            raise ValueError(message)
+        service = await self._opened("dead_letters")
+        letters: list[DeadLetter[T | Any]] = []
+        for row in await service.store.dead_letters(min(cursor or 0, _ID_MAX), limit):
+            try:
+                item: Any = self._items.decode(row.payload)
+            except ValueError:
+                item = decode_roughly(row.payload)
+            error = decode_error(row.error, row.id, row.attempts)
+            letters.append(
+                DeadLetter(row.id, item, error, row.attempts, row.enqueued, row.ended_at)
+            )
+        return letters
+
+    async def requeue(self, ids: Iterable[AnyTicket]) -> int:
+        """Make dead letters ready again, with all their attempts; return how many there were.
+
+        Raises:
+            QueueUnavailable: If the file cannot be used.
+        """
+        numbers = [ticket_id(ticket) for ticket in ids]
+        service = await self._opened("requeue")
+        return await service.store.requeue(numbers)
+
+    async def purge(self, ids: Iterable[AnyTicket]) -> int:
+        """Remove items that have ended, dead letters above all; return how many were removed.
+
+        Raises:
+            QueueUnavailable: If the file cannot be used.
+        """
+        numbers = [ticket_id(ticket) for ticket in ids]
+        service = await self._opened("purge")
+        return await service.store.purge(numbers)
+
+    async def pause(self) -> None:
+        """Start no more items, in any process, until ``resume()``; it holds across restarts.
+
+        Items may still be enqueued, and batches in flight go on.
+
+        Raises:
+            QueueUnavailable: If the file cannot be used.
+        """
+        service = await self._opened("pause")
+        await service.store.pause(True)
+
+    async def resume(self) -> None:
+        """End a pause.
+
+        Raises:
+            QueueUnavailable: If the file cannot be used.
+        """
+        service = await self._opened("resume")
+        await service.store.pause(False)
+
+    async def stats(self) -> QueueStats:
+        """Return the queue's counts, read from the disk in one transaction.
+
+        Raises:
+            QueueUnavailable: If the file cannot be used.
+        """
+        service = await self._opened("stats")
+        return queue_stats(await service.store.stats(), service.store.lock_waits)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._name!r} at {str(self._path)!r} {self._state}>"
+        return (
+            f"<{type(self).__name__} {self._name!r} at {str(self._path)!r} {self._opening.state}>"
+        )
+
+
+def _is_its(ticket: AnyTicket, number: int | None) -> bool:
+    """Tell whether a ticket is that of the item with this number; a bare id is that of whoever has it now."""
+    return not isinstance(ticket, Ticket) or ticket.nonce == number

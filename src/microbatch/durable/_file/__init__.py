@@ -1,0 +1,1 @@
+"""The queue's file: what stands in it, who writes it, who reads it."""

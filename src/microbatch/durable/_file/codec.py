@@ -1,0 +1,162 @@
+"""Payloads to bytes and back: typed MessagePack, never pickle. Pure.
+
+A user's type may raise anything while it is encoded, decoded or compared. Whatever it is ends as a TypeError or
+ValueError of ours with that as its cause, so that it is one item's fault. What is no ``Exception`` passes.
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any, Generic, NamedTuple, TypeVar, cast
+
+import msgspec
+
+from microbatch.durable.errors import ItemFailed
+
+T = TypeVar("T")
+
+#: How much of an error is kept. A message of 2,000 characters still says what happened, and 8,000 of a
+#: traceback are its last 50 frames or so: a million dead letters stay at a few gigabytes at the worst.
+MESSAGE_CHARACTERS_MAX = 2_000
+TRACEBACK_CHARACTERS_MAX = 8_000
+
+_encode = msgspec.msgpack.Encoder().encode
+#: Sets and the keys of dicts in one order, whatever the hash seed.
+_encode_in_order = msgspec.msgpack.Encoder(order="deterministic").encode
+
+
+class Codec(Generic[T]):
+    """Encode and decode values of one type.
+
+    Args:
+        value_type: Any type that msgspec can decode.
+        setting: The setting's name, for messages.
+
+    Raises:
+        TypeError: If msgspec cannot decode into the type, for example a union of structs without tags.
+    """
+
+    def __init__(self, value_type: Any, setting: str) -> None:
+        try:
+            self._decode = msgspec.msgpack.Decoder(value_type).decode
+        except Exception as error:
+            message = f"{setting} must be a type that msgspec can decode, got {value_type!r}: {_text(error)}"
+            raise TypeError(message) from error
+        self._name = getattr(value_type, "__name__", None) or repr(value_type)
+
+    def encode(self, value: Any) -> tuple[bytes, T]:
+        """Return the bytes for the disk and the value as it will be read back.
+
+        Reading back is the validation: msgspec's constructors and its encoder do not check fields, so a
+        wrong one would only be found when a handler is to have it.
+
+        Raises:
+            TypeError: If the value, or a part of it, has no MessagePack form.
+            ValueError: If what would be read back does not fit the type.
+        """
+        try:
+            payload = _encode(value)
+        except Exception as error:
+            message = f"cannot encode {type(value).__name__} for the disk: {_text(error)}"
+            raise TypeError(message) from error
+        try:
+            return payload, self._decode(payload)
+        except Exception as error:
+            message = f"{type(value).__name__} does not read back as {self._name}: {_text(error)}"
+            raise ValueError(message) from error
+
+    def decode(self, payload: bytes) -> T:
+        """Return the value.
+
+        Raises:
+            ValueError: If the bytes do not fit the type, whatever was raised about them.
+        """
+        try:
+            return cast("T", self._decode(payload))
+        except Exception as error:
+            message = f"stored bytes no longer decode as {self._name}: {_text(error)}"
+            raise ValueError(message) from error
+
+    def same(self, first: bytes, second: bytes) -> bool:
+        """Tell whether two payloads mean the same: whether they decode to equal values.
+
+        Equal values may have different bytes: a set under another hash seed, a dict in another order, a
+        type that grew a default since. Equal bytes always mean the same, also where a value differs from
+        itself, as NaN does. What no longer decodes, or cannot be compared, is not the same.
+        """
+        if first == second:
+            return True
+        try:
+            one, other = self._decode(first), self._decode(second)
+            return bool(one == other) or _in_order(one) == _in_order(other)
+        except Exception:  # noqa: BLE001 - a user's type may raise anything
+            return False
+
+
+def _in_order(value: Any) -> bytes:
+    """Return bytes that do not depend on the order of sets and dicts: for values without an `__eq__`."""
+    return _encode_in_order(value)
+
+
+def decode_roughly(payload: bytes) -> Any:
+    """Return what can be made of a payload that no longer fits its type: built-in values, or the bytes."""
+    try:
+        return msgspec.msgpack.decode(payload)
+    except Exception:  # noqa: BLE001 - garbage, whatever msgspec calls it
+        return payload
+
+
+class _Error(NamedTuple):
+    kind: str
+    message: str
+    traceback: str
+
+
+_decode_error = msgspec.msgpack.Decoder(_Error).decode
+
+
+def encode_error(error: BaseException) -> bytes:
+    """Return an exception's class name, text and the end of its traceback, each of bounded length."""
+    lines = ""
+    if error.__traceback__ is not None:  # else never raised: the class name and the text say it all
+        try:
+            lines = "".join(traceback.format_exception(error))
+        except Exception as broken:  # noqa: BLE001 - a user's exception may be broken in any way
+            lines = f"(its traceback cannot be shown: {type(broken).__name__})"
+    return _stored(type(error).__name__, _text(error), lines)
+
+
+def encode_reason(kind: str, message: str) -> bytes:
+    """Return the same for what was not raised: an item whose process died, or that no longer decodes."""
+    return _stored(kind, message, "")
+
+
+def decode_error(data: bytes | None, item_id: int, attempts: int) -> ItemFailed:
+    """Return the stored error as the exception that callers get."""
+    try:
+        error = _decode_error(data or b"")
+    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
+        error = _Error("UnknownError", "its record in the file cannot be read", "")
+    return ItemFailed(item_id, error.kind, error.message, attempts, error.traceback)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as broken:  # noqa: BLE001 - a user's __str__ may raise anything
+        return f"(its text cannot be shown: {type(broken).__name__})"
+
+
+def _stored(kind: str, message: str, lines: str) -> bytes:
+    return _encode(
+        _Error(
+            kind[:MESSAGE_CHARACTERS_MAX],
+            _storable(message[:MESSAGE_CHARACTERS_MAX]),
+            _storable(lines[-TRACEBACK_CHARACTERS_MAX:]),
+        )
+    )
+
+
+def _storable(text: str) -> str:
+    # Lone surrogates, from a file name say, have no UTF-8 form and would make the dead letter impossible.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,88 @@
+"""What the writer's thread does besides writing what it is asked to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from .client import Client
+    from .records import Step
+    from .session import Session
+    from .transaction import WriteTransaction
+    from .writer import Writer
+
+
+class Duty:
+    """Something to do every so often, in the writer's thread.
+
+    Args:
+        writer: Whose duty it is.
+
+    Attributes:
+        next: When it is due, by the monotonic clock.
+    """
+
+    def __init__(self, writer: Writer) -> None:
+        self.writer = writer
+        self.next = 0.0
+
+    def due(self, now: float) -> float | None:
+        """Return when it is to be done next; None while there is no need."""
+        raise NotImplementedError
+
+    def do(self, now: float) -> None:
+        """Do it.
+
+        Raises:
+            Fault: If the file cannot be used.
+        """
+        raise NotImplementedError
+
+    def put_off(self, until: float) -> None:
+        """Let it rest while the file cannot be used."""
+        self.next = until
+
+    def look_soon(self) -> None:
+        """Hear that much may have changed."""
+
+    def committed(self, transaction: WriteTransaction) -> None:
+        """Hear what a transaction of this writer's has done."""
+        del transaction
+
+
+class Registrar(Protocol):
+    """Who knows the queues that have a seat at a writer, and makes their consumers known in the file."""
+
+    def join(self, transaction: WriteTransaction, client: Client) -> Generator[Step, Any, None]:
+        """Give a queue its seat."""
+
+    def register(self, session: Session, client: Client) -> Generator[Step, Any, None]:
+        """Make its consumer known."""
+
+    def leave(self, transaction: WriteTransaction, client: Client) -> Generator[Step, Any, bool]:
+        """Take its seat away, and give back what it holds, step by step; return whether to go on."""
+
+    def undo_join(self, client: Client) -> None:
+        """Undo a joining, however far it came."""
+
+    def part(self, client: Client) -> None:
+        """Forget it."""
+
+
+class Sign(Protocol):
+    """A consumer's sign of life."""
+
+    @property
+    def identity(self) -> str:
+        """Where it stands."""
+
+    def hold(self) -> bool:
+        """Keep it up; tell whether that is still possible."""
+
+    def follow(self) -> bool:
+        """Give it in another place too if that is where one looks now; tell whether it was so."""
+
+    def release(self) -> None:
+        """End it."""

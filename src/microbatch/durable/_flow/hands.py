@@ -1,0 +1,220 @@
+"""What a consumer has in hand: how much more it has room for, and what its handler made of each item."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from microbatch._core.engine import Engine
+from microbatch._core.rules import TURN, Rules
+from microbatch._pure.adaptive import AdaptiveSize
+from microbatch._pure.exceptions import BatcherClosed
+
+from .parcel import InPartition, Items, Parcel
+from .settling import Done, Failure
+from .verdicts import death, unseen, verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+    from microbatch._core.run import Reason, Run
+    from microbatch._pure.retry import Retry
+    from microbatch._telemetry.observer import Observer
+    from microbatch.durable._file.codec import Codec
+    from microbatch.durable._file.records import Claim, Verdict
+
+    from .settling import Settling
+
+
+class Hands:
+    """The handler calls of a consumer: what is claimed and has no outcome yet.
+
+    Args:
+        settings: What `Batcher` takes that calls the user's handler.
+        observer: Tells of its batches.
+        max_batch_size: As for ``Batcher``.
+        partition: As for ``Batcher``.
+        retry: What becomes of items that fail.
+        items: How items read back.
+        results: How results are stored.
+        waits: Whether items wait on the disk for company.
+
+    Attributes:
+        engine: Calls the handler.
+        settling: Takes the outcomes; whoever makes it sets this.
+        on_room: Called when a handler call has ended.
+    """
+
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        observer: Observer | None,
+        *,
+        max_batch_size: int | AdaptiveSize,
+        partition: Callable[[Any], Hashable] | None,
+        retry: Retry | None,
+        items: Codec[Any],
+        results: Codec[Any],
+        waits: bool,
+    ) -> None:
+        # To the engine a parcel is one item: it is cut where its claim was, and nowhere else.
+        rules = Rules(max_batch_size=1, max_wait=0.0, max_pending=None, **settings)
+        self._size = max_batch_size
+        if isinstance(max_batch_size, AdaptiveSize):
+            rules.adaptive = max_batch_size
+        rules.pace = max(1, TURN // self.size())
+        self.engine: Engine = Engine(rules, prepare=self._start, observer=observer)
+        self._max_concurrency = rules.max_concurrency
+        self._partition = partition
+        self._retry = retry
+        self._items = items
+        self._results = results
+        self._waits = waits
+        self._parcels: set[Parcel] = set()
+        self.settling: Settling
+        self.on_room: Callable[[], None]
+
+    def size(self) -> int:
+        """Return how many items the next handler call may have."""
+        size = self._size
+        return size.size if isinstance(size, AdaptiveSize) else size
+
+    def free_slots(self) -> int:
+        """Return how many handler calls could begin now."""
+        if self.engine.is_stuck():
+            return 0
+        # A disk that does not keep up, or has failed, must not let outcomes pile up in memory.
+        if self.settling.unsettled > 2 * self._max_concurrency * self.size():
+            return 0
+        return max(0, self._max_concurrency - len(self._parcels))
+
+    # In
+
+    def take_in(self, claim: Claim, values: list[Any] | None) -> None:
+        """Hand a claim's items to the handler."""
+        self.settling.begin(claim.number, len(claim.payloads))
+        good = Items([], [], [], [], [])
+        index = 0
+        for part in claim.ranges:
+            end = index + part.count
+            good.ids.extend(range(part.first, part.first + part.count))
+            good.attempts.extend([part.attempts + 1] * part.count)
+            good.keys.extend([part.key] * part.count)
+            index = end
+        good.traces.extend(claim.traces or [None] * index)
+        if values is not None:
+            good.values.extend(values)
+        else:
+            good = self._decoded(claim, good)
+        if self._partition is None:
+            if good.ids:
+                self._hand_over(claim.number, good, None)
+        else:
+            for partition, items in self._parted(claim.number, good):
+                self._hand_over(claim.number, items, partition)
+
+    def _decoded(self, claim: Claim, found: Items) -> Items:
+        """Return the items with their values, without those that do not decode: they fail."""
+        bad: set[int] = set()
+        for index, payload in enumerate(claim.payloads):
+            try:
+                found.values.append(self._items.decode(payload))
+            except ValueError as error:
+                found.values.append(None)
+                bad.add(index)
+                number, attempt = found.ids[index], found.attempts[index]
+                decided = verdict(number, attempt, error, self._retry)
+                self._fail(claim.number, number, attempt, decided, error)
+        if not bad:
+            return found
+        return found.some(index for index in range(len(found.ids)) if index not in bad)
+
+    def _parted(self, claim: int, items: Items) -> list[tuple[Hashable, Items]]:
+        """Return the items that may go together."""
+        assert self._partition is not None  # noqa: S101 - else all may
+        parts: dict[Hashable, list[int]] = {}
+        for index, value in enumerate(items.values):
+            try:
+                parts.setdefault(self._partition(value), []).append(index)
+            except Exception as error:  # noqa: BLE001 - the user's function: it fails this item alone
+                number, attempt = items.ids[index], items.attempts[index]
+                self._fail(
+                    claim, number, attempt, verdict(number, attempt, error, self._retry), error
+                )
+        return [(partition, items.some(chosen)) for partition, chosen in parts.items()]
+
+    def _hand_over(self, claim: int, items: Items, partition: Hashable) -> None:
+        reason: Reason = "wait" if self._waits else "idle"
+        parcel = Parcel(self, claim, items, "size" if len(items.ids) >= self.size() else reason)
+        parcel.partition = partition
+        self._parcels.add(parcel)
+        try:
+            parcel.pending = self.engine.entrance.enter(parcel, wait=False)
+        except BatcherClosed:
+            self._give_back(parcel)
+
+    def _start(self, run: Run) -> None:
+        """Turn a parcel into what the handler gets: the engine's ``prepare``."""
+        (parcel,) = run.items
+        parcel.started = True
+        self.engine.unfold(run, parcel.items, parcel)
+        run.reason = parcel.reason
+        run.attempts = parcel.attempts
+        run.keys = parcel.keys
+        run.origins = list(zip(parcel.traces, parcel.ids, strict=True))
+        if self._partition is not None:
+            run.lane = InPartition(parcel.partition)
+
+    # Out
+
+    def succeeded(self, parcel: Parcel, places: Sequence[int], values: Sequence[Any]) -> None:
+        """Take results, in the order of the items at these places."""
+        encode = self._results.encode
+        done = Done([], [], [], [], [])
+        for index, value in zip(places, values, strict=True):
+            number = parcel.ids[index]
+            try:
+                payload, stored = (None, None) if value is None else encode(value)
+            except (TypeError, ValueError) as error:
+                error.add_note(
+                    "the handler's result cannot be stored, so the item counts as failed"
+                )
+                self._fail(
+                    parcel.claim, number, parcel.attempts[index], death(number, error), error
+                )
+                continue
+            done.ids.append(number)
+            done.results.append(payload)
+            done.values.append(stored)
+            done.items.append(parcel.items[index])
+            done.attempts.append(parcel.attempts[index])
+        self.settling.done(parcel.claim, done)
+        self._check_end(parcel)
+
+    def failed(self, parcel: Parcel, index: int, error: Exception) -> None:
+        """Take one item's failure."""
+        number, attempt = parcel.ids[index], parcel.attempts[index]
+        self._fail(
+            parcel.claim, number, attempt, verdict(number, attempt, error, self._retry), error
+        )
+        self._check_end(parcel)
+
+    def _fail(
+        self, claim: int, number: int, attempt: int, decided: Verdict, error: Exception | None
+    ) -> None:
+        self.settling.failed(claim, Failure(decided, attempt, error))
+
+    def _check_end(self, parcel: Parcel) -> None:
+        if not parcel.left:
+            self._parcels.discard(parcel)
+            self.on_room()
+
+    def give_back_unstarted(self) -> None:
+        """Put back what no handler has seen."""
+        for parcel in list(self._parcels):
+            if not parcel.started and parcel.pending is not None and parcel.pending.cancel():
+                self._give_back(parcel)
+
+    def _give_back(self, parcel: Parcel) -> None:
+        self._parcels.discard(parcel)
+        for number in parcel.ids:
+            self.settling.failed(parcel.claim, Failure(unseen(number), 0, None))

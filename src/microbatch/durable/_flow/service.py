@@ -1,0 +1,334 @@
+"""What a queue is made of, wired: how items come in, who waits for them, and who works on them."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import sqlite3
+import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import anyio
+
+from microbatch._core.batcher import Batcher
+from microbatch._core.info import running
+from microbatch._telemetry.observer import observer_of
+from microbatch.durable._life.counting import Counting
+from microbatch.durable.errors import QueueUnavailable
+
+from .callers import Callers
+from .consumer import Consumer
+from .hands import Hands
+from .intake import Intake
+from .settling import Settling
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Hashable, Sequence
+    from pathlib import Path
+
+    import aiosqlite
+
+    from microbatch._loops.protocol import Loop
+    from microbatch._pure.adaptive import AdaptiveSize
+    from microbatch._pure.retry import Retry
+    from microbatch._telemetry.observer import Observer
+    from microbatch.durable._file.codec import Codec
+    from microbatch.durable._file.limits import Limits
+    from microbatch.durable._file.records import Claim, Found
+    from microbatch.durable._file.store import Store
+    from microbatch.durable._life.opening import OwnTask
+
+logger: logging.Logger = logging.getLogger("microbatch.durable")
+
+#: Items that are looked up in one statement.
+LOOKED_UP = 1_000
+
+_UNTOLD: AbstractContextManager[bytes | None] = nullcontext()
+
+#: Seconds for the last transaction, once everything else has ended.
+CLOSE_GRACE = 5.0
+
+#: Seconds before the next attempt while the file cannot be used.
+TROUBLE_PAUSE = 0.25
+
+#: The same after an error that nobody foresaw, which is told each time.
+ODD_PAUSE = 1.0
+
+
+class Work(NamedTuple):
+    """How a queue's items are handled.
+
+    Attributes:
+        calling: What `Batcher` takes that calls the handler: the handler, its slots, its timeout.
+        max_batch_size, max_wait, partition, retry, on_settle: As for ``DurableBatcher``.
+    """
+
+    calling: dict[str, Any]
+    max_batch_size: int | AdaptiveSize
+    max_wait: float
+    partition: Callable[[Any], Hashable] | None
+    retry: Retry | None
+    on_settle: Callable[[aiosqlite.Connection, list[Any], list[Any]], Awaitable[None]] | None
+
+
+class Service:
+    """The parts of a queue, made anew for each event loop that it serves.
+
+    Args:
+        title: The queue's name for people and telemetry.
+        queue: Its name in the file.
+        path: The file.
+        store: The queue in the file.
+        items: How items read back.
+        results: How results do.
+        limits: How much the queue may hold.
+        telemetry: As for ``Batcher``.
+        work: How items are handled; None for a queue without a handler.
+
+    Attributes:
+        intake: Brings new items to the disk.
+        callers: Who waits for results.
+        consumer: Works through the queue; None without a handler.
+        lookups: Reads items, many at once.
+        counting: Counts for whoever reads gauges.
+        create_waiter: Makes what a caller waits on.
+    """
+
+    def __init__(
+        self,
+        *,
+        title: str,
+        queue: str,
+        path: Path,
+        store: Store,
+        items: Codec[Any],
+        results: Codec[Any],
+        limits: Limits,
+        telemetry: Any,
+        work: Work | None,
+    ) -> None:
+        self._title = title
+        self._queue = queue
+        self._path = path
+        self.store = store
+        self._items = items
+        self._results = results
+        self._limits = limits
+        self._telemetry = telemetry
+        self._work = work
+        self.observer: Observer | None = observer_of(title, telemetry, queue)
+        self.counting: Counting = Counting(
+            path=path, queue=queue, name=title, store=store, observer=self.observer
+        )
+        self.spawn: Callable[[Any, str], OwnTask]
+        self.create_waiter: Callable[[], Any]
+        self.intake: Intake
+        self.callers: Callers
+        self.lookups: Batcher[int, Found | None]
+        # Made now, so that what is wrong with the settings is said now.
+        self.hands: Hands | None = self._make_hands()
+        self.consumer: Consumer | None = None
+        self._parts = itertools.count(1)
+        self._loop: Loop
+        self._wanted: dict[int, None] = {}
+        self._looking: OwnTask | None = None
+
+    def _make_hands(self) -> Hands | None:
+        work = self._work
+        if work is None:
+            return None
+        return Hands(
+            work.calling,
+            observer_of(self._title, self._telemetry, self._queue),
+            max_batch_size=work.max_batch_size,
+            partition=work.partition,
+            retry=work.retry,
+            items=self._items,
+            results=self._results,
+            waits=work.max_wait > 0,
+        )
+
+    # Opening and closing
+
+    async def start(self, loop: Loop) -> None:
+        """Open the file and make the parts."""
+        self._loop = loop
+        self.create_waiter = loop.create_waiter
+        self.callers = Callers(self._results, self._queue, self._look_up_soon)
+        self.lookups = Batcher(
+            self._look_up,
+            max_batch_size=LOOKED_UP,
+            max_pending=None,
+            name=self._title,
+            telemetry=False,
+        )
+        self.intake = Intake(
+            self._queue,
+            loop,
+            store=self.store,
+            limits=self._limits,
+            items=self._items,
+            callers=self.callers,
+            observer=self.observer,
+            title=self._title,
+        )
+        self._wanted = {}
+        self._looking = None
+        work = self._work
+        if work is not None:
+            self.hands = self.hands or self._make_hands()
+            assert self.hands is not None  # noqa: S101
+            settling = Settling(
+                name=self._title,
+                path=self._path,
+                loop=loop,
+                store=self.store,
+                callers=self.callers,
+                retry=work.retry,
+                on_settle=work.on_settle,
+                observer=self.observer,
+                look_up=self._look_up_soon,
+                spawn=self.spawn,
+            )
+            self.consumer = Consumer(loop, self.store, self.hands, settling)
+        await self.store.open(loop, self)
+        self.callers.awake = self.store.wake_if_asleep
+        self.counting.start(loop, self.spawn)
+        if self.consumer is not None:
+            self.consumer.start()
+
+    async def stop_halfway(self) -> None:
+        """Nothing is open yet: the store sees to itself."""
+
+    def lose_loop(self) -> None:
+        """Forget what belonged to an event loop that has ended."""
+        self.store.lose_loop()
+        self.counting.stop()
+        self.hands = None
+
+    async def drain(self) -> None:
+        """Finish what is under way."""
+        self.intake.close()
+        await self.intake.drained()
+        if self.consumer is not None:
+            await self.consumer.drain()
+
+    async def shut(self) -> None:
+        """Close at once: in a bounded time."""
+        self.intake.close()
+        self.counting.stop()
+        if self.consumer is not None:
+            await self.consumer.shut()
+        looking = self._looking
+        if looking is not None:
+            looking.task.cancel()
+            await looking.ended.wait()
+        await self.lookups.aclose(0)
+        self.intake.give_up()
+        self.callers.close(self._title)
+        try:
+            with anyio.move_on_after(CLOSE_GRACE) as grace:
+                await self.store.close()
+        except (QueueUnavailable, sqlite3.Error) as error:
+            logger.warning("queue %r: %s; its items go back once others look", self._title, error)
+        if grace.cancelled_caught:
+            logger.warning(
+                "queue %r: closed while its file is locked; its items go back later", self._title
+            )
+        self.hands = self.consumer = None
+
+    # For whoever brings something
+
+    def guard(self, call: str, *, handled: bool = True) -> None:
+        """Refuse calls that wait for the very transaction, or the very batch, that makes them.
+
+        Only those wait for a batch that wait until something is ``handled``.
+
+        Raises:
+            WouldDeadlock: If this is one.
+        """
+        if handled and self.hands is not None and running() is not None:
+            self.hands.engine.guard(call)
+        self.store.guard(call)
+
+    @staticmethod
+    def now() -> float:
+        """Return the time in seconds since the epoch."""
+        return time.time()
+
+    def sending(self, items: Callable[[], int] = lambda: 1) -> AbstractContextManager[bytes | None]:
+        """Return what tells telemetry that items are stored; gives the context to store with them.
+
+        How many is asked for at the end.
+        """
+        observer = self.observer
+        return _UNTOLD if observer is None else observer.sending(items, self.now())
+
+    def next_part(self) -> int:
+        """Return a number for what is staged together."""
+        return next(self._parts)
+
+    def drop_staged(self, part: int) -> None:
+        """Remove what was staged and will not be shown."""
+        self.spawn(self.store.drop_staged(part), "clean-up")
+
+    # What the store tells
+
+    def claimed(self, claims: list[tuple[Claim, list[Any] | None]]) -> None:
+        """Take claims."""
+        if (
+            self.consumer is not None
+        ):  # else it closed without waiting for the file, which takes them back
+            self.consumer.claimed(claims)
+
+    def ended(self, spans: list[tuple[int, int]] | None) -> None:
+        """Look up what ended elsewhere, as far as somebody waits for it."""
+        self._look_up_soon(self.callers.items() if spans is None else self.callers.among(spans))
+
+    @property
+    def tracing(self) -> bool:
+        """Tell whether spans are recorded of what is stored."""
+        observer = self.observer
+        return observer is not None and observer.tracing
+
+    def is_waiting(self) -> bool:
+        """Tell whether somebody waits for an item's end."""
+        return bool(self.callers)
+
+    # Looking up
+
+    async def _look_up(self, numbers: list[int]) -> list[Found | None]:
+        """Read many items at once: the handler of a Batcher."""
+        rows = {found.id: found for found in await self.store.find(numbers)}
+        return [rows.get(number) for number in numbers]
+
+    def _look_up_soon(self, numbers: Sequence[int]) -> None:
+        """Tell those who wait for these items how they ended, as the disk has it."""
+        self._wanted |= dict.fromkeys(numbers)
+        if self._wanted and self._looking is None:
+            self._looking = self.spawn(self._look_up_all(), "lookup")
+
+    async def _look_up_all(self) -> None:
+        try:
+            while self._wanted:
+                numbers = list(self._wanted)[:LOOKED_UP]
+                for number in numbers:  # who asks from here on asks for a later state
+                    del self._wanted[number]
+                try:
+                    found = await self._look_up(numbers)
+                except QueueUnavailable:  # said already by whoever found out first
+                    self._wanted |= dict.fromkeys(numbers)
+                    await anyio.sleep(TROUBLE_PAUSE)
+                    continue
+                except Exception:
+                    logger.warning(
+                        "queue %r: who waits is looked up again later", self._title, exc_info=True
+                    )
+                    self._wanted |= dict.fromkeys(numbers)
+                    await anyio.sleep(ODD_PAUSE)
+                    continue
+                for number, one in zip(numbers, found, strict=True):
+                    self.callers.tell(number, one)
+        finally:
+            self._looking = None

@@ -1,0 +1,72 @@
+"""What an item's failure means for the disk. Decides without acting."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from microbatch._pure.exceptions import BatcherClosed, HandlerCrashed, HandlerStuck, Skipped
+from microbatch.durable._file.codec import encode_error
+from microbatch.durable._file.records import State, Verdict
+
+if TYPE_CHECKING:
+    from microbatch._pure.retry import Retry
+
+logger: logging.Logger = logging.getLogger("microbatch.durable")
+
+#: How often an item may be tried if its process dies or its handler makes up a cancellation, and no `retry`
+#: says otherwise.
+CRASHES_MAX = 3
+
+#: Seconds before an item is tried again that was refused because too many handlers are stuck.
+STUCK_PAUSE = 1.0
+
+
+def verdict(number: int, attempt: int, error: Exception, retry: Retry | None) -> Verdict:
+    """Return what is recorded about an item whose handler call failed, or was cut short or refused.
+
+    Args:
+        number: The item.
+        attempt: Which attempt it was, from 1.
+        error: What it failed with.
+        retry: Who is tried again.
+    """
+    if isinstance(error, BatcherClosed):
+        return Verdict(number, State.READY, counted=error.started)
+    stored = encode_error(error)
+    if isinstance(error, HandlerStuck):
+        return Verdict(number, State.SCHEDULED, stored, STUCK_PAUSE, counted=False)
+    if isinstance(error, Skipped):
+        return Verdict(number, State.SKIPPED, stored)
+    delay = _delay(number, attempt, error, retry)
+    if delay is None:
+        return Verdict(number, State.DEAD, stored)
+    return Verdict(number, State.SCHEDULED, stored, delay)
+
+
+def death(number: int, error: Exception) -> Verdict:
+    """Return what is recorded about an item that is a dead letter at once."""
+    return Verdict(number, State.DEAD, encode_error(error))
+
+
+def unseen(number: int) -> Verdict:
+    """Return what is recorded about an item that no handler has seen."""
+    return Verdict(number, State.READY, counted=False)
+
+
+def attempts_max(retry: Retry | None) -> int:
+    """Return how many handler calls an item may be part of if its processes die."""
+    return CRASHES_MAX if retry is None else retry.attempts
+
+
+def _delay(number: int, attempt: int, error: Exception, retry: Retry | None) -> float | None:
+    """Return the seconds until the next attempt; None if there is none."""
+    if isinstance(error, HandlerCrashed) and attempt < attempts_max(retry):
+        return 0.0  # a cancellation at the end of asyncio.run, say: as if the process had died
+    if retry is None:
+        return None
+    try:
+        return retry.delay(error, attempt)
+    except Exception:
+        logger.exception("retry's predicate failed: item %d is not retried", number)
+        return None

@@ -1,0 +1,1 @@
+"""Opening and closing, who lives, and what is counted."""
