@@ -81,14 +81,14 @@ class Connection:
         self.lock_waits = 0
         self.generation = 0
         self.synchronous = synchronous
+        self._asked_for = synchronous
 
     def demand_synchronous(self, names: Collection[str]) -> None:
-        """See that the disk is asked for as much as the strictest of these."""
-        strictest = max(names, key=schema.SYNCHRONOUS.__getitem__)
-        if strictest != self.synchronous:
-            self.synchronous = strictest
-            if self._raw is not None:
-                self._raw.execute(f"PRAGMA synchronous = {schema.SYNCHRONOUS[strictest]}")
+        """See that the disk is asked for as much as the strictest of these: from the next transaction on.
+
+        Within one SQLite does not change it.
+        """
+        self.synchronous = max(names, key=schema.SYNCHRONOUS.__getitem__)
 
     @property
     def place(self) -> tuple[int, int] | None:
@@ -214,7 +214,7 @@ class Connection:
         except BaseException:
             raw.close()
             raise
-        self._raw = raw
+        self._raw, self._asked_for = raw, self.synchronous
         if found != self._identity:
             self._identity = found
             self.generation += 1
@@ -235,6 +235,9 @@ class Connection:
     def _begin(self, raw: sqlite3.Connection) -> None:
         if raw.in_transaction:  # whoever began it could not end it
             raw.execute("ROLLBACK")
+        if self._asked_for != self.synchronous:
+            self._asked_for = self.synchronous
+            raw.execute(f"PRAGMA synchronous = {schema.SYNCHRONOUS[self.synchronous]}")
         ends = time.monotonic() + LOCK_TIMEOUT
         while True:
             try:
