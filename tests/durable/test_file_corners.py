@@ -254,6 +254,32 @@ async def test_a_turn_that_nobody_gives_back_is_ended(path, monkeypatch):
     assert not turn.over.is_set()
 
 
+async def test_a_disk_that_fails_while_each_is_tried_alone_fails_them_all(path, monkeypatch):
+    """Then it is not one caller's statement any more."""
+    async with DurableQueue(path, item_type=int) as queue:
+        trigger = "BEFORE INSERT ON microbatch_blobs BEGIN SELECT RAISE(ABORT, 'unlucky'); END"
+        execute(path, f"CREATE TRIGGER odd {trigger}")
+        with pytest.raises(QueueUnavailable, match="unlucky"):
+            await queue.enqueue(1)
+
+        def fails(*_):
+            raise error_with(sqlite3.SQLITE_IOERR)
+
+        monkeypatch.setattr(Connection, "attempt", fails)
+        with pytest.raises(QueueUnavailable, match="odd"):
+            await queue.enqueue(2)
+        execute(path, "DROP TRIGGER odd")
+        assert (await queue.enqueue(3)).id > 0
+
+
+async def test_a_client_lives_as_long_as_its_loop(path):
+    """Others of this process ask that, since a record lock does not tell them apart."""
+    async with batcher(path, Handler()) as durable:
+        (client,) = writer_of(durable).clients
+        assert client.lives()
+        assert client.presence.lives()
+
+
 async def test_a_view_of_our_name_that_is_not_ours(path):
     """The reason is told, and nothing of the tables is left."""
     execute(path, "CREATE VIEW microbatch_items AS SELECT 1 AS id")

@@ -9,6 +9,7 @@ import pytest
 from session_model import File, shrink
 
 from microbatch.durable._file import sql
+from microbatch.durable._file.client import Want
 from microbatch.durable._file.limits import Limits
 from microbatch.durable._file.records import (
     Clash,
@@ -20,6 +21,7 @@ from microbatch.durable._file.records import (
     Verdict,
 )
 from microbatch.durable._file.session import run
+from microbatch.durable._file.transaction import WriteTransaction
 from microbatch.durable._file.view import View
 
 if TYPE_CHECKING:
@@ -100,6 +102,54 @@ def test_a_group_that_went_apart_is_cut_to_the_batch_and_its_rest_is_next(file: 
     # A second death: what is left of a group does not fall in with the parts of the other.
     take_back(file, 2)
     assert claim(file, 4, slots=3, size=4) == [[1], [2], [3]]
+
+
+def test_a_group_of_two_ranges_that_went_apart_is_cut_between_them(file: File) -> None:
+    """What is left of it must not be lost, though nothing of its second range was taken."""
+    append(file, [b"x"] * 40)
+    assert claim(file, 1, size=40) == [list(range(1, 41))]
+    settle(file, 1, [2])
+    take_back(file, 1)
+    assert claim(file, 2, size=1) == [[1]]
+    assert claim(file, 3, size=100) == [[3, 4, 5]]
+
+
+def test_what_a_transaction_removes_twice_it_counts_once(file: File) -> None:
+    """Who waits looks for what was removed when this number moves, and not more often."""
+    append(file, [b"x"] * 4)
+    claim(file, 1, size=4)
+    settle(file, 1, [1, 2, 3, 4])
+
+    def purge_twice(session: Any) -> Generator[Step, Any, Any]:
+        first = yield from session.purge(file.queue, [1])
+        second = yield from session.purge(file.queue, [3])
+        return first, second, (yield from session.look(file.queue))
+
+    first, second, queue = file.write(purge_twice)
+    assert (first, second, queue.removed) == (1, 1, 1)
+
+
+def test_who_waits_for_company_gets_only_full_calls(file: File) -> None:
+    """Before `max_wait` is over three items are no batch of ten."""
+
+    class Client:
+        queue, consumer, want = file.queue, file.consumer, Want(1, 1, 10)
+
+        def has_waited(self, _: float) -> bool:
+            return False
+
+    client: Any = Client()
+    append(file, [b"x"] * 3)
+
+    def serve(session: Any) -> Generator[Step, Any, Any]:
+        transaction = WriteTransaction(session, {file.queue})
+        yield from transaction.claim(client)
+        return transaction.served
+
+    assert file.write(serve) == []
+    append(file, [b"x"] * 9)
+    ((_, _, claims),) = file.write(serve)
+    assert [one.count for one in claims[0][0].ranges] == [3, 7]
 
 
 def test_a_group_that_went_apart_keeps_to_the_bound_of_bytes(

@@ -63,10 +63,14 @@ class Readers:
         reader = self._reader
         if reader is None or reader.ended:
             async with self._opening:
-                reader = self._reader
-                if reader is None or reader.ended:
-                    reader = self._reader = await AsyncConnection.open(self._path, read_only=True)
+                reader = await self._open_reader()
         return await reader.run(steps())
+
+    async def _open_reader(self) -> AsyncConnection:
+        reader = self._reader
+        if reader is None or reader.ended:  # nobody was faster
+            reader = self._reader = await AsyncConnection.open(self._path, read_only=True)
+        return reader
 
     @asynccontextmanager
     async def settling(self, synchronous: str) -> AsyncIterator[AsyncConnection]:

@@ -19,6 +19,7 @@ The view ``microbatch_items`` shows each item whose payload is there.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sqlite3
 from typing import TYPE_CHECKING, Any
@@ -215,7 +216,7 @@ def prepare(
 
             migrate(raw, path, lives)
     except BaseException:
-        if raw.in_transaction:
+        with contextlib.suppress(sqlite3.OperationalError):  # SQLite may have done it already
             raw.execute("ROLLBACK")
         raise
     raw.execute("COMMIT")

@@ -359,8 +359,8 @@ class Writer:
             if client.queue in transaction.settled_down:
                 client.wanted_since = None  # nothing is left that could wait for company
         for client, want, claims in transaction.served:
-            if client.want is want:
-                client.want = None
+            assert client.want is want  # noqa: S101 - it changes in this thread, and not meanwhile
+            client.want = None
             client.claims.update(claim.number for claim, _ in claims)
             self.reply(client.port, client.hears.claimed, claims)
         for client, claim in transaction.finished:
