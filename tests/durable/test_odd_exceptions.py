@@ -206,10 +206,12 @@ async def test_an_outcome_that_was_committed_after_all_is_found(path, liar):
     async with batcher(path, handler) as durable:
         ticket = await durable.enqueue(1)
         await until(lambda: handler.batches)
+        waiting = asyncio.create_task(durable.result(ticket, 20))
+        await until(lambda: durable._service.lookups.stats().items)  # it has seen that it must wait
         LiesOnce.about = "microbatch_results"
         handler.free.set()
         with pytest.raises(QueueUnavailable, match="the result could not be stored"):
-            await durable.result(ticket, 20)
+            await waiting
         assert await durable.result(ticket, 20) == 2
         await looked(durable)
     assert handler.items == [1]
