@@ -59,10 +59,6 @@ class Parcel:
 
     # What the engine tells a group of callers
 
-    def done(self) -> bool:
-        """Tell whether its callers have gone: nobody can take back what is on the disk."""
-        return False
-
     def member(self, index: int) -> Part:
         """Return who waits for one of the items."""
         return Part((self, index))
@@ -89,7 +85,7 @@ class Part(tuple[Parcel, int]):
     __slots__ = ()
 
     def done(self) -> bool:
-        return False
+        return False  # nobody can take back what is on the disk
 
     def set_result(self, result: Any) -> None:
         parcel, index = self

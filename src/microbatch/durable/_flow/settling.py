@@ -287,10 +287,10 @@ class Settling:
 
     def _count_off(self, one: Outcomes) -> None:
         self.unsettled -= len(one)
-        left = self._left.get(one.claim, 0) - len(one)
-        if left > 0:
+        left = self._left.pop(one.claim) - len(one)
+        if left:
             self._left[one.claim] = left
-        elif self._left.pop(one.claim, None) is not None:
+        else:
             self._finished.append(one.claim)  # the writer is told with the next ones
 
     def _again(

@@ -114,8 +114,8 @@ class Neighbours(Duty):
         """Undo `join`, however far it came: nobody waits for it any more."""
         if client.consumer is not None:
             try:
-                while self.writer.transact(lambda transaction: self.leave(transaction, client)):
-                    pass
+                # In one step: it has neither claimed nor staged anything yet.
+                self.writer.transact(lambda transaction: self.leave(transaction, client))
             except Fault as fault:
                 self.writer.tell_trouble(fault)
         self.part(client)

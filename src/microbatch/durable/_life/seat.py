@@ -96,7 +96,7 @@ class Seat:
         self._max_wait = max_wait
         self._client: Client
         self._writer: Writer | None = None
-        self._readers: Readers | None = None
+        self._readers: Readers
 
     # Opening and closing
 
@@ -146,8 +146,7 @@ class Seat:
             QueueUnavailable: If that could not be written: it goes back all the same, once others look.
         """
         client, writer = self._client, self._open()
-        if self._readers is not None:
-            await self._readers.leave()
+        await self._readers.leave()
         try:
             while await client.call(
                 lambda transaction: writer.neighbours.leave(transaction, client), last=True
@@ -164,8 +163,7 @@ class Seat:
         client, writer = self._client, self._open()
         client.post(Afterwards(lambda: writer.neighbours.part(client)))
         registry.leave(writer, client)
-        if self._readers is not None:
-            self._readers.stop()
+        self._readers.stop()
 
     def _open(self) -> Writer:
         assert self._writer is not None  # noqa: S101 - it was opened
@@ -256,9 +254,8 @@ class Seat:
             TimeoutError: If the coroutine took too long.
             Exception: What it raised; nothing was written.
         """
-        client, readers = self._client, self._readers
-        assert readers is not None  # noqa: S101 - it is open
-        async with readers.settling(self._open().connection.synchronous) as settler:
+        client = self._client
+        async with self._readers.settling(self._open().connection.synchronous) as settler:
             turn = await client.turn(settler.stop)
             try:
                 session = self._session()
@@ -397,7 +394,6 @@ class Seat:
             queue = yield from session.number_of(name)
             return (yield from steps(session, queue))
 
-        assert self._readers is not None  # noqa: S101 - it is open
         return await self._readers.read(all_steps)
 
     async def find(self, numbers: Iterable[int]) -> list[Found]:
