@@ -29,6 +29,7 @@ from microbatch.durable._file import place
 from microbatch.durable._file.schema import wal_size
 from microbatch.durable._file.writer import Writer
 from microbatch.durable._life.lock_file import files
+from microbatch.durable._life.opening import _close_in_child
 
 pytestmark = pytest.mark.anyio
 
@@ -176,7 +177,8 @@ async def test_who_waits_for_room_hears_of_the_close(path, monkeypatch):
 async def test_another_process_is_refused(path):
     """As a forked child sees it."""
     async with DurableQueue(path, item_type=int) as queue:
-        queue._opening._process, queue._opening.native = -1, None  # as the hook at a fork does
+        queue._opening._process = -1
+        _close_in_child()  # the hook at a fork
         for call in (queue.stats, queue.aclose):
             with pytest.raises(RuntimeError, match="belongs to another process"):
                 await call()
@@ -337,9 +339,10 @@ async def test_closing_while_another_program_holds_the_file(path, monkeypatch, c
         assert await other.submit(2) == 4
 
 
-async def test_on_settle_waits_for_a_locked_file_too(path, monkeypatch):
-    """The item is settled once, when the lock is gone."""
+async def test_on_settle_waits_for_a_locked_file_too(path, monkeypatch, caplog):
+    """The item is settled once, when the lock is gone, however often that was tried."""
     monkeypatch.setattr("microbatch.durable._file.connection.LOCK_TIMEOUT", 0.1)
+    monkeypatch.setattr("microbatch.durable._file.transactions.LOCK_TIMEOUT", 0.1)
     execute(path, "CREATE TABLE effects (item)")
     handler = Handler()
     handler.hold()
@@ -352,7 +355,7 @@ async def test_on_settle_waits_for_a_locked_file_too(path, monkeypatch):
         await until(lambda: handler.batches)
         with locked(path):
             handler.free.set()
-            await anyio.sleep(0.4)
+            await until(lambda: "outcomes wait for the disk" in caplog.text)
         assert await durable.result(ticket, 20) == 2
     assert rows(path, "SELECT * FROM effects") == [(1,)]
 

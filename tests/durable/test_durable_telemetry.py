@@ -392,7 +392,7 @@ async def test_what_goes_back_to_the_file_is_not_counted(path):
 
 async def test_an_outcome_that_came_too_late_is_not_counted(path, caplog):
     """Others have the item by then, and will count it."""
-    sdk, handler = Sdk(), Handler()
+    sdk, handler = Sdk(), Handler(fails={2: ValueError("no")})
     handler.hold()
     async with batcher(path, handler, telemetry=sdk.telemetry()) as durable:
         await durable.enqueue_many([1, 2])

@@ -9,7 +9,16 @@ import sqlite3
 
 import msgspec
 import pytest
-from durable_support import Handler, batcher, check_counts, looked, states, until, writer_of
+from durable_support import (
+    Handler,
+    batcher,
+    check_counts,
+    execute,
+    looked,
+    states,
+    until,
+    writer_of,
+)
 
 from microbatch import Retry
 from microbatch.durable import DurableQueue, ItemFailed, QueueUnavailable
@@ -104,6 +113,42 @@ async def test_an_outcome_that_sqlite_refuses_is_its_items_failure(path):
         with pytest.raises(ItemFailed, match="DataError: string or blob too big"):
             await durable.result(tickets[1], 20)
     assert states(path) == {1: "done", 2: "dead", 3: "done"}
+    check_counts(path)
+
+
+async def test_failures_beside_an_outcome_that_sqlite_refuses_are_recorded(path):
+    """What was to be written with it is written without it, whatever became of those items."""
+
+    async def handler(items):
+        return [bytes(200_000), ValueError("no"), b""]
+
+    async with batcher(path, handler, result_type=bytes) as durable:
+        await durable.stats()
+        writer = writer_of(durable)
+        writer.post(lambda: writer.connection._raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 150_000))
+        tickets = await durable.enqueue_many([0, 1, 2])
+        for ticket, reason in zip(tickets, ["DataError", "ValueError: no"], strict=False):
+            with pytest.raises(ItemFailed, match=reason):
+                await durable.result(ticket, 20)
+        assert await durable.result(tickets[2], 20) == b""
+    assert states(path) == {1: "dead", 2: "dead", 3: "done"}
+    check_counts(path)
+
+
+async def test_a_failure_that_sqlite_refuses_is_tried_until_it_is_taken(path, caplog):
+    """An application's trigger, say: the item is not lost, and not done either."""
+    handler = Handler(fails={1: ValueError("no")})
+    async with batcher(path, handler) as durable:
+        await durable.stats()
+        trigger = "BEFORE INSERT ON microbatch_errors BEGIN SELECT RAISE(ABORT, 'unlucky'); END"
+        execute(path, f"CREATE TRIGGER odd {trigger}")
+        ticket = await durable.enqueue(1)
+        await until(lambda: "outcomes wait for the disk: " in caplog.text)
+        assert states(path) == {1: "claimed"}
+        execute(path, "DROP TRIGGER odd")
+        with pytest.raises(ItemFailed, match="ValueError: no"):
+            await durable.result(ticket, 20)
+    assert handler.items == [1]
     check_counts(path)
 
 

@@ -7,10 +7,11 @@ import sys
 
 import anyio
 import pytest
-from durable_support import check_counts, rows, until
+from durable_support import Handler, batcher, check_counts, rows, until
 
 from microbatch import BatcherClosed
-from microbatch.durable import DurableQueue
+from microbatch.durable import DurableQueue, QueueFull
+from microbatch.durable._file.records import NewItem
 
 pytestmark = pytest.mark.anyio
 
@@ -78,7 +79,8 @@ async def test_many_are_not_shown_if_some_are_gone(path):
 
 BRING_AND_DIE = """
 import anyio, os, sys
-from microbatch.durable import DurableQueue
+from microbatch.durable import DurableQueue, QueueFull
+from microbatch.durable._file.records import NewItem
 
 async def main():
     queue = DurableQueue(sys.argv[1], item_type=int)
@@ -97,4 +99,38 @@ async def test_what_a_dead_process_had_staged_goes_where_nobody_handles_items_to
         await until(lambda: not _staged(path), 5)
         await queue.enqueue(1)
         await until(lambda: not rows(path, "SELECT * FROM microbatch_consumers"), 5)
+    check_counts(path)
+
+
+async def test_what_a_dead_process_had_staged_goes_step_by_step_where_items_are_handled(path):
+    """Nobody is buried before all that he had is gone: nobody would look for the rest."""
+    done = await anyio.run_process([sys.executable, "-c", BRING_AND_DIE, str(path)], check=False)
+    assert done.returncode == 9
+    async with batcher(path, Handler(), max_depth=10_000) as durable:
+        await until(lambda: len(rows(path, "SELECT * FROM microbatch_consumers")) == 1, 5)
+        assert _staged(path) == 0
+        assert await durable.submit(1) == 2
+    check_counts(path)
+
+
+async def test_closing_removes_all_that_is_staged_however_much_it_is(path):
+    """Step by step, so that nobody waits long for the file."""
+    queue = DurableQueue(path, item_type=int)
+    await queue.stats()
+    for part in (1, 2, 3):
+        await queue._service.store.stage(part, [NewItem(b"1")] * 10_000, 10_000)
+    assert _staged(path) == 30_000
+    await queue.aclose()
+    assert _staged(path) == 0
+    assert rows(path, "SELECT * FROM microbatch_consumers") == []
+    check_counts(path)
+
+
+async def test_many_that_do_not_fit_leave_nothing_though_the_first_of_them_did(path):
+    """All or none holds for a full queue too."""
+    async with DurableQueue(path, item_type=int, max_depth=15_000) as queue:
+        with pytest.raises(QueueFull):
+            await queue.enqueue_many(range(25_000))
+        await until(lambda: not _staged(path), 5)
+        assert len(await queue.enqueue_many(range(15_000))) == 15_000
     check_counts(path)

@@ -10,7 +10,7 @@ import pytest
 from durable_support import Handler, Process, batcher, until
 
 from microbatch import Retry
-from microbatch.durable import DurableQueue, ItemCancelled, ItemFailed
+from microbatch.durable import DurableQueue, ItemCancelled, ItemFailed, QueueUnavailable
 
 pytestmark = pytest.mark.anyio
 
@@ -46,9 +46,12 @@ async def test_who_waits_hears_of_a_death_that_is_found_in_this_process(path):
         handler.free.set()
 
 
-async def test_who_waits_is_looked_up_again_after_an_odd_error(path, monkeypatch, caplog):
-    """Whatever reading the file raises, it is no answer; it is told, and asked again."""
+@pytest.mark.parametrize("odd", [False, True])
+async def test_who_waits_is_looked_up_again_after_an_error(path, monkeypatch, caplog, odd):
+    """Whatever reading the file raises, it is no answer, and is asked again; if it is odd, it is told."""
     monkeypatch.setattr("microbatch.durable._flow.service.ODD_PAUSE", 0.05)
+    reason = "a row that nobody foresaw"
+    error = ArithmeticError(reason) if odd else QueueUnavailable(str(path), reason)
     async with DurableQueue(path, item_type=int) as queue:
         waiting = asyncio.ensure_future(queue.submit(1))
         await until(queue._service.is_waiting)
@@ -57,11 +60,11 @@ async def test_who_waits_is_looked_up_again_after_an_odd_error(path, monkeypatch
         async def find(numbers, find=store.find):
             if not failed:
                 failed.append(numbers)
-                raise ArithmeticError("a row that nobody foresaw")
+                raise error
             return await find(numbers)
 
         store.find = find
         async with batcher(path, Handler()):
             assert await asyncio.wait_for(waiting, 5) == 2
     assert failed
-    assert "a row that nobody foresaw" in caplog.text
+    assert (reason in caplog.text) is odd
