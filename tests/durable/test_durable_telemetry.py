@@ -216,6 +216,23 @@ async def test_reading_gauges_asks_no_file(path, monkeypatch):
     assert asked == [threading.main_thread()]  # once in COUNT_INTERVAL, by the queue's own task
 
 
+async def test_gauges_keep_what_was_counted_last_while_the_file_is_away(path, quick, caplog):
+    """An alert must not take that for an empty queue; and they go on once it is back."""
+    sdk = Sdk()
+    async with DurableQueue(path, item_type=int, telemetry=sdk.telemetry()) as queue:
+
+        def ready():
+            return gauges(sdk)["microbatch.queue.depth"].get("ready")
+
+        await queue.enqueue(1)
+        await until(lambda: ready() == 1)
+        with locked_out(path):
+            await until(lambda: "not counted: " in caplog.text)
+            assert ready() == 1
+        await queue.enqueue(2)
+        await until(lambda: ready() == 2)
+
+
 @pytest.mark.parametrize("wanted", ["nothing", "no provider", "traces"])
 async def test_nothing_is_counted_where_nobody_takes_figures(path, wanted, quick, monkeypatch):
     """An idle queue must cost nothing for gauges that nobody reads."""

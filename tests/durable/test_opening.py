@@ -15,6 +15,7 @@ from durable_support import (
     batcher,
     check_counts,
     ends_loops,
+    execute,
     locked,
     rows,
     states,
@@ -307,3 +308,45 @@ async def test_a_file_whose_tables_are_not_ours_is_refused_by_name(path):
         other.execute("DROP TABLE microbatch_items")
     assert await durable.submit(1) == 2
     await durable.aclose()
+
+
+@in_a_loop
+async def test_an_opening_that_is_cancelled_and_cannot_be_undone_is_left_to_others(
+    path, monkeypatch, caplog
+):
+    """The file cannot be written just then: its consumer is in nobody's way, and is taken for dead."""
+    monkeypatch.setattr("microbatch.durable._file.connection.FAULTS", {sqlite3.SQLITE_CONSTRAINT})
+    trigger = "BEFORE DELETE ON microbatch_consumers BEGIN SELECT RAISE(ABORT, 'unlucky'); END"
+    async with DurableQueue(path, item_type=int) as queue:
+        execute(path, f"CREATE TRIGGER odd {trigger}")
+        given_up = batcher(path, Handler())
+        with locked(path):
+            entering = asyncio.create_task(given_up.__aenter__())
+            await opening(given_up)
+            entering.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await entering
+        await until(lambda: "cannot be used: unlucky" in caplog.text)
+        assert len(rows(path, "SELECT * FROM microbatch_consumers")) == 1
+        execute(path, "DROP TRIGGER odd")
+        async with batcher(path, Handler()) as other:
+            assert await other.submit(2) == 4
+            await until(lambda: len(rows(path, "SELECT * FROM microbatch_consumers")) == 1)
+        assert await queue.enqueue(1)
+    check_counts(path)
+
+
+@in_a_loop
+async def test_what_a_task_of_the_queues_own_fails_in_is_logged(path, caplog):
+    """Nobody awaits it, so nobody else would say so; whoever waits for its end goes on."""
+
+    async def fail():
+        raise LookupError("no tea")
+
+    async with DurableQueue(path, item_type=int) as queue:
+        await queue.stats()
+        await queue._opening.spawn(fail(), "brewing").ended.wait()
+    (record,) = [one for one in caplog.records if one.levelname == "ERROR"]
+    assert record.getMessage() == "queue 'default': its brewing failed"
+    assert isinstance(record.exc_info[1], LookupError)
+    caplog.clear()

@@ -7,7 +7,16 @@ import sqlite3
 
 import anyio
 import pytest
-from durable_support import Handler, batcher, check_counts, execute, rows, states, until
+from durable_support import (
+    Handler,
+    batcher,
+    check_counts,
+    ends_loops,
+    execute,
+    rows,
+    states,
+    until,
+)
 
 from microbatch import Backoff, Retry, WouldDeadlock
 from microbatch.durable import DurableQueue, ItemFailed
@@ -265,4 +274,101 @@ async def test_what_is_enqueued_in_it_is_noticed(path, delay):
     async with batcher(path, handler, on_settle=follows, poll_interval=3600) as durable:
         assert await durable.submit(1) == 2
         await until(lambda: handler.items == [1, 2])
+    check_counts(path)
+
+
+async def test_outcomes_that_come_while_it_runs_go_together_in_its_next_call(path):
+    """One transaction for all of them, and never two calls at a time."""
+    calls, free = [], anyio.Event()
+
+    async def on_settle(connection, items, results):
+        calls.append(sorted(items))
+        await free.wait()
+
+    handled, others = [], anyio.Event()
+
+    async def handler(items):
+        handled.extend(items)
+        if items != [1]:
+            await others.wait()
+        return items
+
+    settings = {"max_batch_size": 1, "max_concurrency": 3}
+    async with batcher(path, handler, on_settle=on_settle, **settings) as durable:
+        await durable.pause()
+        tickets = await durable.enqueue_many([1, 2, 3])
+        await durable.resume()
+        await until(lambda: calls and len(handled) == 3)
+        others.set()
+        await until(lambda: durable._service.consumer.settling.unsettled == 3)
+        free.set()
+        assert [await durable.result(one, 20) for one in tickets] == [1, 2, 3]
+    assert calls == [[1], [2, 3]]
+    check_counts(path)
+
+
+@ends_loops
+def test_an_event_loop_that_ends_while_it_runs_is_no_failure_of_its_items(path):
+    """Nobody closed the queue: what becomes of them is for whoever looks next."""
+    ended = []
+
+    async def on_settle(connection, items, results):
+        try:
+            await anyio.sleep_forever()
+        except BaseException as error:
+            ended.append(type(error))
+            raise
+
+    durable = batcher(path, Handler(), on_settle=on_settle)
+
+    async def main():
+        await durable.enqueue(1)
+        await until(lambda: durable._service.consumer.settling._effecting)
+        await anyio.sleep(0.1)
+
+    asyncio.run(main())
+    assert ended == [asyncio.CancelledError]
+    assert states(path) == {1: "claimed"}
+    assert rows(path, "SELECT * FROM microbatch_errors") == []
+
+    async def again():
+        handler = Handler()
+        async with batcher(path, handler) as other:
+            assert await other.result(1, 20) == 2
+            assert handler.infos[0].attempts == (2,)
+
+    asyncio.run(again())
+    check_counts(path)
+
+
+async def test_it_is_not_called_once_its_queue_is_closed(path, monkeypatch, caplog):
+    """It waits for another queue's effects, longer than closing does: its items have gone back by then."""
+    for grace in ("_flow.consumer.SETTLE_GRACE", "_flow.service.CLOSE_GRACE"):
+        monkeypatch.setattr(f"microbatch.durable.{grace}", 0.1)
+    called, free = [], anyio.Event()
+
+    async def hold(connection, items, results):
+        called.append("hold")
+        await free.wait()
+
+    async def note(connection, items, results):
+        called.append("note")
+
+    handler = Handler()
+    handler.hold()
+    other = batcher(path, Handler(), on_settle=hold, queue="other")
+    async with other, batcher(path, handler, on_settle=note) as durable:
+        await durable.enqueue(2)
+        await until(lambda: handler.batches)
+        held = asyncio.create_task(other.submit(1))
+        await until(lambda: called)
+        handler.free.set()
+        await until(lambda: durable._service.consumer.settling.unsettled)
+        settling = durable._service.consumer.settling
+        await durable.aclose(0)
+        free.set()
+        assert await held == 2
+        await until(lambda: not settling._effecting)
+    assert called == ["hold"]
+    assert states(path) == {1: "ready", 2: "done"}
     check_counts(path)
