@@ -111,10 +111,10 @@ class Client:
 
     # In the event loop
 
-    def post(self, ask: Any) -> None:
-        """Leave something in the writer's inbox."""
+    def post(self, ask: Any) -> int:
+        """Leave something in the writer's inbox; return how many bytes of new items are in it then."""
         assert self.writer is not None  # noqa: S101 - it is open
-        self.writer.post(ask)
+        return self.writer.post(ask)
 
     async def call(
         self,

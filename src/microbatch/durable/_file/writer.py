@@ -125,12 +125,14 @@ class Writer:
         """Return the device and inode of the file that it has open; None before it has opened any."""
         return self.connection.place
 
-    def post(self, message: Any) -> None:
-        """Leave an ask, or a function to be called in the writer's thread."""
+    def post(self, message: Any) -> int:
+        """Leave an ask, or a function to be called in the writer's thread; return the ``load`` with it."""
+        load = self.load
         if isinstance(message, Ask) and message.size:
             with self._mutex:
-                self.load += message.size
+                self.load = load = self.load + message.size
         self._inbox.put(message)
+        return load
 
     def end(self, goodbye: tuple[Port, Callable[[Any], object]] | None) -> None:
         """Let the thread end once it has dealt with all that was posted.

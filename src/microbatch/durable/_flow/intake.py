@@ -222,6 +222,7 @@ class Intake:
     def _hand_on(self) -> None:
         """Leave with the writer what has come together."""
         size, self._size = self._size, 0
+        crowded = False
         observer = self._observer
         if observer is not None and (now := time.time()) >= observer.observe_at:
             observer.observe(None, now)  # for the next ones: once a turn is often enough
@@ -231,7 +232,7 @@ class Intake:
             values, self._values = self._values, []
             traces, self._traces = self._traces, None
             self._under_way[id(waiters)] = waiters
-            self._store.append(
+            crowded = self._store.append(
                 payloads,
                 values,
                 traces,
@@ -243,14 +244,13 @@ class Intake:
             groups, self._groups, self._group_items = self._groups, [], 0
             group_waiters, self._group_waiters = self._group_waiters, []
             self._under_way[id(group_waiters)] = group_waiters
-            self._store.enqueue(
+            crowded = self._store.enqueue(
                 groups,
                 size,
                 lambda answers: self._enqueued(groups, group_waiters, answers),
                 lambda error: self._failed(group_waiters, error),
             )
-        if self._store.is_full():
-            self.crowded = True
+        self.crowded = self.crowded or crowded
 
     def _appended(self, waiters: list[Any], answer: tuple[int, int, str, int | None]) -> None:
         first, accepted, limit, ticket = answer

@@ -204,10 +204,11 @@ class Seat:
         *,
         told: Callable[[tuple[int, int, str, int | None]], object],
         failed: Callable[[Exception], object],
-    ) -> None:
-        """Store items that have nothing but a payload; see `Append`."""
+    ) -> bool:
+        """Store items that have nothing but a payload, see `Append`; tell whether callers should wait now."""
         client = self._client
-        client.post(Append(client, payloads, values, traces, size, told=told, failed=failed))
+        ask = Append(client, payloads, values, traces, size, told=told, failed=failed)
+        return client.post(ask) > INBOX_BYTES
 
     def enqueue(
         self,
@@ -215,9 +216,10 @@ class Seat:
         size: int,
         told: Callable[[list[list[Stored] | QueueFull | Clash]], object],
         failed: Callable[[Exception], object],
-    ) -> None:
-        """Store groups of items; see `Enqueue`."""
-        self._client.post(Enqueue(self._client, groups, size, told, failed))
+    ) -> bool:
+        """Store groups of items, see `Enqueue`; tell whether callers should wait now."""
+        client = self._client
+        return client.post(Enqueue(client, groups, size, told, failed)) > INBOX_BYTES
 
     def ask_for(self, want: Want | None, instead: Want | None) -> None:
         """Say what there is room for; see `Client.ask_for`."""
