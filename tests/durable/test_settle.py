@@ -11,7 +11,6 @@ from durable_support import (
     Handler,
     batcher,
     check_counts,
-    ends_loops,
     execute,
     rows,
     states,
@@ -285,12 +284,12 @@ async def test_outcomes_that_come_while_it_runs_go_together_in_its_next_call(pat
         calls.append(sorted(items))
         await free.wait()
 
-    handled, others = [], anyio.Event()
+    handled, ends = [], {number: anyio.Event() for number in (1, 2, 3)}
+    ends[1].set()
 
     async def handler(items):
         handled.extend(items)
-        if items != [1]:
-            await others.wait()
+        await ends[items[0]].wait()
         return items
 
     settings = {"max_batch_size": 1, "max_concurrency": 3}
@@ -299,45 +298,43 @@ async def test_outcomes_that_come_while_it_runs_go_together_in_its_next_call(pat
         tickets = await durable.enqueue_many([1, 2, 3])
         await durable.resume()
         await until(lambda: calls and len(handled) == 3)
-        others.set()
-        await until(lambda: durable._service.consumer.settling.unsettled == 3)
+        for number in (2, 3):  # not in the same turn of the loop
+            ends[number].set()
+            await until(lambda n=number: durable._service.consumer.settling.unsettled == n)
+            await asyncio.sleep(0)
         free.set()
         assert [await durable.result(one, 20) for one in tickets] == [1, 2, 3]
     assert calls == [[1], [2, 3]]
     check_counts(path)
 
 
-@ends_loops
-def test_an_event_loop_that_ends_while_it_runs_is_no_failure_of_its_items(path):
-    """Nobody closed the queue: what becomes of them is for whoever looks next."""
-    ended = []
+async def test_a_loop_that_ends_while_it_runs_is_no_failure_of_its_items(path, monkeypatch):
+    """It cancels all tasks: nothing is recorded of the items, and they are handled again."""
+    monkeypatch.setattr("microbatch.durable._flow.consumer.SETTLE_GRACE", 0.1)
+    begun, ended = [], []
 
     async def on_settle(connection, items, results):
+        begun.append(items)
         try:
             await anyio.sleep_forever()
         except BaseException as error:
             ended.append(type(error))
             raise
 
-    durable = batcher(path, Handler(), on_settle=on_settle)
-
-    async def main():
+    async with batcher(path, Handler(), on_settle=on_settle) as durable:
         await durable.enqueue(1)
-        await until(lambda: durable._service.consumer.settling._effecting)
-        await anyio.sleep(0.1)
-
-    asyncio.run(main())
+        await until(lambda: begun)
+        task = durable._service.consumer.settling._task
+        task.task.cancel()  # as asyncio.run does at its end
+        await task.ended.wait()
+        await durable.enqueue(
+            2, delay=1000
+        )  # behind what was left with the writer, if anything was
+        assert states(path) == {1: "claimed", 2: "scheduled"}
+        assert rows(path, "SELECT * FROM microbatch_errors") == []
+        await durable.aclose(0)
     assert ended == [asyncio.CancelledError]
-    assert states(path) == {1: "claimed"}
-    assert rows(path, "SELECT * FROM microbatch_errors") == []
-
-    async def again():
-        handler = Handler()
-        async with batcher(path, handler) as other:
-            assert await other.result(1, 20) == 2
-            assert handler.infos[0].attempts == (2,)
-
-    asyncio.run(again())
+    assert states(path) == {1: "ready", 2: "scheduled"}
     check_counts(path)
 
 
