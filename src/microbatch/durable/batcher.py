@@ -67,7 +67,8 @@ class DurableBatcher(DurableQueue[T, R]):
         max_concurrency: As for ``Batcher``. Items are claimed only for slots that are free.
         partition: As for ``Batcher``, within this process.
         retry: As for ``Batcher``; the delay is stored, so it holds across restarts. None: what fails is
-            a dead letter at once, but an item whose process died is tried 3 times in all.
+            a dead letter at once. An item whose process dies goes again, and is a dead letter after two
+            deaths alone with its process, whatever attempts are left.
         handler_timeout: As for ``Batcher``.
         drain_timeout: Seconds that leaving ``async with`` and ``aclose()`` wait for running batches, at
             least 0; None for no limit.
