@@ -63,7 +63,7 @@ class DurableBatcher(DurableQueue[T, R]):
             from the handler. Give it wherever results are anything but built-in values.
         queue: As for ``DurableQueue``.
         max_batch_size: As for ``Batcher``.
-        max_wait: As for ``Batcher``: a claimed item waits no longer than this for company.
+        max_wait: As for ``Batcher``: a ready item waits on the disk no longer than this for company.
         max_concurrency: As for ``Batcher``. Items are claimed only for slots that are free.
         partition: As for ``Batcher``, within this process.
         retry: As for ``Batcher``; the delay is stored, so it holds across restarts. None: what fails is
