@@ -191,21 +191,3 @@ async def test_who_brings_many_waits_for_room_like_the_others(path, little_room)
             assert next(taken) == b"1"
         assert (await filling).id == 1
         assert [ticket.id for ticket in await many] == [2]
-
-
-async def test_who_brings_many_waits_for_room_that_went_meanwhile(path, little_room):
-    """It takes several turns to encode them, in which others come."""
-    async with DurableQueue(path, item_type=bytes) as queue:
-        await queue.stats()
-
-        def items():
-            filling.append(asyncio.create_task(queue.enqueue(bytes(2_000))))
-            for _ in range(5_000):
-                yield b"1"
-
-        filling = []
-        with locked(path):
-            many = asyncio.create_task(queue.enqueue_many(items()))
-            await until(lambda: queue._service.intake._standing)
-        assert (await filling[0]).id == 1
-        assert [ticket.id for ticket in await many] == list(range(2, 5_002))
