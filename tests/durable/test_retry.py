@@ -277,6 +277,7 @@ async def test_who_died_alone_twice_is_a_dead_letter(path):
 
     async with batcher(path, fail, retry=soon(9)) as durable:
         await until(lambda: _scheduled(durable))
+    await until(lambda: rows(path, "SELECT due FROM microbatch_ranges")[0][0] <= time.time())
     for deaths in (1, 2):
         execute(path, "UPDATE microbatch_queues SET paused = 0")
         assert die_with(path, 1) == [[1]]

@@ -135,7 +135,7 @@ def decode_error(data: bytes | None, item_id: int, attempts: int) -> ItemFailed:
     """Return the stored error as the exception that callers get."""
     try:
         error = _decode_error(data or b"")
-    except (ValueError, RecursionError):  # msgspec's errors are ValueErrors
+    except (msgspec.DecodeError, ValueError, RecursionError):
         error = _Error("UnknownError", "its record in the file cannot be read", "")
     return ItemFailed(item_id, error.kind, error.message, attempts, error.traceback)
 
