@@ -45,13 +45,22 @@ class Consumer:
         self._taking = False
         self._looking = False
         hands.settling = settling
-        hands.on_room = self._ask
-        settling.on_settled = self._ask
+        hands.on_room = self._ask_behind_outcomes
+        settling.on_settled = settling.on_flushed = self._ask
 
     def start(self) -> None:
         """Begin to ask for items."""
         self._taking = True
         self._ask()
+
+    def _ask_behind_outcomes(self) -> None:
+        """Ask for more once the outcomes are on their way, so that both share a transaction.
+
+        Asked before, the next items might be claimed while the last ones still count as in hand: a process that
+        dies of those would be charged to these.
+        """
+        if not self.settling.gathering:
+            self._ask()
 
     def _ask(self) -> None:
         """Say how much room there is, if that is more than was said last."""

@@ -141,6 +141,8 @@ class Settling:
     Attributes:
         unsettled: How many items have an outcome that is not on the disk yet.
         on_settled: Called when outcomes have reached the disk.
+        on_flushed: Called when outcomes have been handed to the store.
+        gathering: Whether there are outcomes that have not been.
     """
 
     def __init__(
@@ -172,13 +174,14 @@ class Settling:
         self._effects: list[Outcomes] = []
         self._effecting = False
         self._task: OwnTask | None = None
-        self._scheduled = False
+        self.gathering = False
         self._trouble = False
         self._given_up = False
         self._finished: list[int] = []
         self._quiet: Any = None
         self.unsettled = 0
         self.on_settled: Callable[[], None] = lambda: None
+        self.on_flushed: Callable[[], None] = lambda: None
 
     # In
 
@@ -203,8 +206,8 @@ class Settling:
 
     def _outcomes(self, claim: int, more: int) -> Outcomes:
         self.unsettled += more
-        if not self._scheduled:
-            self._scheduled = True
+        if not self.gathering:
+            self.gathering = True
             assert self._loop.native is not None  # noqa: S101 - asyncio
             self._loop.native.call_soon(self._flush)
         outcomes = self._open.get(claim)
@@ -216,7 +219,7 @@ class Settling:
 
     def _flush(self) -> None:
         """Hand over what has come together in this turn of the loop."""
-        self._scheduled = False
+        self.gathering = False
         opened, self._open = self._open, {}
         outcomes = list(opened.values())
         if self._on_settle is not None:
@@ -224,6 +227,7 @@ class Settling:
             outcomes = [one for one in outcomes if one.failures]
         if outcomes:
             self._post(outcomes)
+        self.on_flushed()
 
     def _post(self, outcomes: list[Outcomes]) -> None:
         finished, self._finished = self._finished, []
