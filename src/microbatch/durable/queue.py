@@ -275,10 +275,7 @@ class DurableQueue(Generic[T, R]):
         if native is None or running_loop() is not native:
             return None
         service = self._service
-        if handled:
-            service.guard(call)
-        else:
-            service.store.guard(call)
+        service.guard(call, handled=handled)
         return service
 
     async def _opened(self, call: str, *, handled: bool = False) -> Service:
