@@ -165,8 +165,10 @@ async def test_a_lock_file_that_cannot_be_made():
         path.with_name("queue.db-alive").mkdir()
         async with DurableQueue(path, item_type=int) as queue:
             await queue.enqueue(1)
+        worker = batcher(path, Handler())
         with pytest.raises(QueueUnavailable, match="Is a directory"):
-            await batcher(path, Handler()).submit(1)
+            await worker.submit(1)
+        await worker.aclose()  # its thread writes no more into the folder that goes
 
 
 async def test_a_new_file_is_its_owners_alone(path):
