@@ -3,7 +3,7 @@
 from . import errors as _errors
 from ._core.batcher import Batcher
 from ._core.decorator import batched
-from ._core.info import BatchInfo, current_batch
+from ._core.info import BatchInfo, batch_info, current_batch
 from ._core.pending import Pending
 from ._core.stats import BatcherStats
 from ._pure.adaptive import AdaptiveSize
@@ -54,6 +54,7 @@ __all__ = [
     "Skipped",
     "Telemetry",
     "WouldDeadlock",
+    "batch_info",
     "batched",
     "current_batch",
 ]

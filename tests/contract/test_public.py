@@ -22,7 +22,7 @@ ERRORS = {
 }  # fmt: skip
 
 NAMES = ERRORS | {
-    "Batcher", "batched", "Pending", "BatcherStats", "current_batch", "BatchInfo", "Outcome", "BatchReport", "Retry",
+    "Batcher", "batched", "Pending", "BatcherStats", "current_batch", "batch_info", "BatchInfo", "Outcome", "BatchReport", "Retry",
     "Backoff", "AdaptiveSize", "Telemetry",
 }  # fmt: skip
 

@@ -8,7 +8,7 @@ import anyio
 import pytest
 from support import outcomes
 
-from microbatch import Batcher, current_batch
+from microbatch import Batcher, batch_info, current_batch
 from microbatch._core.info import narrowed
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
@@ -19,6 +19,24 @@ async def test_outside_a_batch_there_is_none() -> None:
     assert current_batch() is None
     with narrowed([0]):
         assert current_batch() is None
+
+
+async def test_asking_for_the_batch_where_there_is_none_is_an_error() -> None:
+    """Inside it is the same as `current_batch`, with nothing to rule out for type checkers."""
+    seen: list[Any] = []
+
+    async def handler(items: list[int]) -> None:
+        seen.append(batch_info().size)
+        with narrowed([1]):
+            seen.append(batch_info().size)
+
+    async with Batcher(handler) as batcher:
+        await batcher.submit_many(range(3))
+    assert seen == [3, 1]
+    with pytest.raises(
+        RuntimeError, match=r"^no batch is running here: batch_info\(\) is for what"
+    ):
+        batch_info()
 
 
 async def test_a_narrowed_view_is_a_batch_of_its_own_and_views_nest() -> None:

@@ -6,6 +6,7 @@ import anyio
 import pytest
 from durable_support import Handler, batcher, check_counts, states, until
 
+from microbatch import Outcome
 from microbatch.durable import ItemCancelled, UnknownTicket
 
 pytestmark = pytest.mark.anyio
@@ -57,3 +58,8 @@ async def test_cancel_leaves_an_item_to_the_handler_that_has_it(path):
         assert await durable.cancel(ticket) is False
         handler.free.set()
         assert await durable.result(ticket) == 2
+
+
+def test_an_outcome_of_a_cancelled_item_is_neither_failed_nor_skipped() -> None:
+    """Nobody did anything wrong with it."""
+    assert Outcome(0, ok=False, error=ItemCancelled(1)).kind == "cancelled"

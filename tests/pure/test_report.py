@@ -118,6 +118,25 @@ def test_a_dict_of_an_outcome_goes_through_json_and_messagepack_and_back(
         assert told["error"]["code"] == outcome.code
 
 
+def test_what_became_of_an_item_is_told_in_one_word() -> None:
+    """The two flags beside it say the same, and a `match` needs one."""
+    assert outcome_of(0, None).kind == "succeeded"
+    assert outcome_of(0, KeyError(1)).kind == "failed"
+    assert outcome_of(0, Skipped("known")).kind == "skipped"
+
+
+@given(results)
+def test_unwrapping_gives_the_value_or_raises_the_error(result: Any) -> None:
+    """What a caller of that one item would have got, None included."""
+    outcome = outcome_of(0, result)
+    if not outcome.ok:
+        with pytest.raises(type(result)) as raised:
+            outcome.unwrap()
+        assert raised.value is outcome.error
+    else:
+        assert outcome.unwrap() is result
+
+
 def test_a_foreign_exceptions_text_stays_inside() -> None:
     """It may hold a password or a row of somebody else's."""
     told = outcome_of(0, ValueError("password=hunter2")).as_dict()

@@ -1,4 +1,4 @@
-"""What a handler can know of its batch: `current_batch`."""
+"""What a handler can know of its batch: `current_batch`, `batch_info`."""
 
 from __future__ import annotations
 
@@ -137,6 +137,23 @@ def current_batch() -> BatchInfo | None:
     if narrowing is not None and narrowing[0] is run:
         return BatchInfo(run, narrowing[1])
     return BatchInfo(run)
+
+
+def batch_info() -> BatchInfo:
+    """Return what is known of the batch whose handler is running here.
+
+    Like ``current_batch()``, for handlers that always run in a batch: there is no None to rule out.
+
+    Raises:
+        RuntimeError: If no batch runs here, or it has ended.
+    """
+    batch = current_batch()
+    if batch is None:
+        raise RuntimeError(
+            "no batch is running here: batch_info() is for what a Batcher calls; "
+            "current_batch() is None outside of a batch"
+        )
+    return batch
 
 
 @contextlib.contextmanager

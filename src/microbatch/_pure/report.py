@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 from .exceptions import ItemError, MicrobatchError, Skipped, code_of
 
@@ -48,6 +48,10 @@ R_co = TypeVar("R_co", covariant=True)
 INTERNAL_ERROR = "internal_error"
 
 
+#: What can become of an item, in one word; the last two are of jobs alone.
+OutcomeKind = Literal["succeeded", "failed", "skipped", "cancelled", "expired"]
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome(Generic[R_co]):
     """What became of one item.
@@ -70,6 +74,29 @@ class Outcome(Generic[R_co]):
     skipped: bool = False
     attempts: int = 1
     id: int | str | None = None
+
+    @property
+    def kind(self) -> OutcomeKind:
+        """Return what became of the item in one word: ``"succeeded"``, ``"failed"`` or ``"skipped"``.
+
+        In durable mode also ``"cancelled"``.
+        """
+        if self.ok:
+            return "succeeded"
+        if self.skipped:
+            return "skipped"
+        kind: OutcomeKind = getattr(type(self.error), "outcome_kind", "failed")
+        return kind
+
+    def unwrap(self) -> R_co:
+        """Return the value, or raise the error that the item's caller would have got.
+
+        Raises:
+            Exception: ``error``, if there is one.
+        """
+        if self.error is not None:
+            raise self.error
+        return self.value  # type: ignore[return-value]
 
     @property
     def code(self) -> str | None:

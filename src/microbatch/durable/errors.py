@@ -18,9 +18,12 @@ Each class keeps its fields in ``args``, so that every one of them can be copied
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from microbatch._pure.exceptions import Full, MicrobatchError
+
+if TYPE_CHECKING:
+    from microbatch._pure.report import OutcomeKind
 
 __all__ = [
     "IdempotencyConflict",
@@ -149,6 +152,8 @@ class ItemCancelled(MicrobatchError):
     Attributes:
         id: The item's id.
     """
+
+    outcome_kind: ClassVar[OutcomeKind] = "cancelled"
 
     def __init__(self, id: int) -> None:  # noqa: A002
         super().__init__(id)

@@ -14,6 +14,7 @@ from microbatch import (
     Outcome,
     Pending,
     Retry,
+    batch_info,
     batched,
     current_batch,
 )
@@ -84,6 +85,7 @@ async def functions() -> None:
     assert_type(report, BatchReport[int])
     assert_type(report[0], Outcome[int])
     assert_type(report[0].value, int | None)
+    assert_type(report[0].unwrap(), int)
     assert_type(report.values(), list[int])
     assert_type(batcher.submit_from_thread("a", 1.0), int)
     assert_type(batcher.stats(), BatcherStats)
@@ -138,6 +140,8 @@ def inside() -> None:
         assert_type(batch.size, int)
         assert_type(batch.contexts, tuple[Context, ...] | None)
         batch.resolve(0, "result")
+    assert_type(batch_info(), BatchInfo)
+    assert_type(batch_info().size, int)
 
 
 @batched(max_batch_size=10)
