@@ -152,6 +152,21 @@ async def test_a_failure_that_sqlite_refuses_is_tried_until_it_is_taken(path, ca
     check_counts(path)
 
 
+async def test_a_failure_that_sqlite_refuses_for_good_is_told_by_its_refusal(path):
+    """Its item ends as a dead letter that says so; nobody waits for what will never be taken."""
+    handler = Handler(fails={1: ValueError("unlucky")})
+    async with batcher(path, handler) as durable:
+        await durable.stats()
+        when = "BEFORE INSERT ON microbatch_errors WHEN instr(CAST(new.error AS TEXT), 'ValueError')"
+        execute(path, f"CREATE TRIGGER odd {when} BEGIN SELECT RAISE(ABORT, 'not this'); END")
+        tickets = await durable.enqueue_many([0, 1, 2])
+        with pytest.raises(ItemFailed, match="IntegrityError: not this"):
+            await durable.result(tickets[1], 20)
+        assert [await durable.result(tickets[n], 20) for n in (0, 2)] == [0, 4]
+    assert states(path) == {1: "done", 2: "dead", 3: "done"}
+    check_counts(path)
+
+
 async def test_an_item_that_sqlite_refuses_is_its_callers_error(path):
     """The others that came with it are stored."""
     async with DurableQueue(path, item_type=bytes) as queue:

@@ -80,10 +80,11 @@ class Failure(NamedTuple):
 class Outcomes:
     """What became of items of one claim and is not on the disk yet."""
 
-    __slots__ = ("claim", "done", "failures")
+    __slots__ = ("claim", "done", "failures", "instead_of")
 
-    def __init__(self, claim: int) -> None:
+    def __init__(self, claim: int, instead_of: Outcomes | None = None) -> None:
         self.claim = claim
+        self.instead_of = instead_of  # of these, which the file refused
         self.done = Done([], [], [], [], [])
         self.failures: list[Failure] = []
 
@@ -98,6 +99,9 @@ class Outcomes:
 
     def singles(self) -> Iterator[Outcomes]:
         """Return each of them as outcomes of its own."""
+        if len(self) == 1:
+            yield self
+            return
         done = self.done
         for number, result, value, item, attempt in zip(*done, strict=True):
             single = Outcomes(self.claim)
@@ -109,9 +113,13 @@ class Outcomes:
             yield single
 
     def refused(self, error: Exception) -> Outcomes:
-        """Return what becomes of items whose results cannot be stored."""
-        dead = Outcomes(self.claim)
-        for number, attempt in zip(self.done.ids, self.done.attempts, strict=True):
+        """Return what becomes of items whose outcomes cannot be stored."""
+        dead = Outcomes(self.claim, self)
+        attempts = [
+            *zip(self.done.ids, self.done.attempts, strict=True),
+            *((failure.verdict.id, failure.attempt) for failure in self.failures),
+        ]
+        for number, attempt in attempts:
             dead.failures.append(Failure(death(number, error), attempt, error))
         return dead
 
@@ -254,11 +262,11 @@ class Settling:
         if len(alone) > 1:
             for single in alone:
                 self._post([single])
-        elif alone[0].done.ids:
+        elif (original := alone[0].instead_of) is not None:
+            self._again([original], error, self._post)  # it takes not even the reason: later, perhaps
+        else:
             cause = error.__cause__
             self._post([alone[0].refused(cause if isinstance(cause, Exception) else error)])
-        else:
-            self._again(alone, error, self._post)
 
     def _settled(self, outcomes: list[Outcomes], settled: set[int]) -> None:
         """Tell those who wait that outcomes are on the disk."""
@@ -400,7 +408,8 @@ class Settling:
             self._finished += finished
             self._fail(group, error)
         except anyio.get_cancelled_exc_class() as error:
-            if self._task is None or self._loop.was_cancelled(self._task.task):
+            assert self._task is not None  # noqa: S101 - it runs this
+            if self._loop.was_cancelled(self._task.task):
                 raise
             # Nobody cancelled this: it comes from something that the user's function waited for.
             self._finished += finished
