@@ -97,6 +97,21 @@ async def test_a_result_that_cannot_be_encoded_is_its_items_failure(path):
     assert states(path) == {1: "done", 2: "dead", 3: "done"}
 
 
+async def test_items_whose_payloads_are_missing_are_dead_letters(path):
+    """The file was damaged: their neighbours and the worker go on."""
+    async with DurableQueue(path, item_type=int) as queue:
+        lost = await queue.enqueue_many([1, 2])
+        kept = await queue.enqueue_many([3, 4])
+    execute(path, "DELETE FROM microbatch_blobs WHERE first_id = 1")
+    async with batcher(path, Handler()) as durable:
+        assert [await durable.result(ticket, 20) for ticket in kept] == [6, 8]
+        for ticket in lost:
+            with pytest.raises(ItemFailed, match="its payload is missing: the file was damaged"):
+                await durable.result(ticket, 20)
+        assert [letter.item for letter in await durable.dead_letters()] == [b"", b""]
+    assert states(path) == {1: "dead", 2: "dead", 3: "done", 4: "done"}
+
+
 async def test_an_outcome_that_sqlite_refuses_is_its_items_failure(path):
     """A value beyond SQLite's length, say: neighbours in the same transaction do not wait for it."""
 
@@ -157,7 +172,9 @@ async def test_a_failure_that_sqlite_refuses_for_good_is_told_by_its_refusal(pat
     handler = Handler(fails={1: ValueError("unlucky")})
     async with batcher(path, handler) as durable:
         await durable.stats()
-        when = "BEFORE INSERT ON microbatch_errors WHEN instr(CAST(new.error AS TEXT), 'ValueError')"
+        when = (
+            "BEFORE INSERT ON microbatch_errors WHEN instr(CAST(new.error AS TEXT), 'ValueError')"
+        )
         execute(path, f"CREATE TRIGGER odd {when} BEGIN SELECT RAISE(ABORT, 'not this'); END")
         tickets = await durable.enqueue_many([0, 1, 2])
         with pytest.raises(ItemFailed, match="IntegrityError: not this"):

@@ -183,18 +183,41 @@ def test_a_queue_that_the_file_does_not_know_is_named(file: File) -> None:
         file.write(lambda s: s.look(99))
 
 
-def test_a_payload_that_is_missing_is_damage(file: File) -> None:
-    """Rather than a handler that gets nothing, or another item's bytes."""
-    append(file, [b"a"] * 3)
-    file.raw.execute("UPDATE microbatch_blobs SET payloads = x'00'")
-    with pytest.raises(QueueCorrupt, match="payloads of blob 1 are missing"):
-        claim(file)
-    file.raw.execute("UPDATE microbatch_blobs SET count = 2, lengths = '[1,1]', payloads = x'0000'")
-    with pytest.raises(QueueCorrupt, match="the payload of item 3 is missing"):
-        claim(file)
+@pytest.mark.parametrize(
+    ("damage", "left"),
+    [
+        ("UPDATE microbatch_blobs SET payloads = x'00'", [b"", b"", b""]),
+        (
+            "UPDATE microbatch_blobs SET count = 2, lengths = '[1,1]', payloads = x'6162'",
+            [b"a", b"b", b""],
+        ),
+        (
+            "UPDATE microbatch_blobs SET lengths = '[1,null,1]', payloads = x'6163'",
+            [b"a", b"", b"c"],
+        ),
+        ("UPDATE microbatch_blobs SET lengths = '[1,'", [b"", b"", b""]),
+        ("UPDATE microbatch_blobs SET lengths = '7'", [b"", b"", b""]),
+        ("DELETE FROM microbatch_blobs", [b"", b"", b""]),
+    ],
+)
+def test_a_payload_that_is_missing_is_no_other_items(
+    file: File, damage: str, left: list[bytes]
+) -> None:
+    """Nothing stands in its place, which no decoder takes: its item fails, those beside it go on."""
+    append(file, [b"a", b"b", b"c"])
+    append(file, [b"d"] * 2)
+    file.raw.execute(f"{damage} WHERE first_id = 1")
+    (got,) = claim(file)
+    assert got.payloads == [*left, b"d", b"d"]
+
+
+def test_a_key_whose_items_payload_is_missing_is_damage(file: File) -> None:
+    """Nobody can tell whether the second one is the same item."""
+    keyed = [[NewItem(b"a", "key")]]
+    file.write(lambda s: s.enqueue(file.queue, LIMITS, keyed, None))
     file.raw.execute("DELETE FROM microbatch_blobs")
-    with pytest.raises(QueueCorrupt, match="the payload of item 1 is missing"):
-        claim(file)
+    with pytest.raises(QueueCorrupt, match="the payload of item 1, which has the key, is missing"):
+        file.write(lambda s: s.enqueue(file.queue, LIMITS, keyed, None))
 
 
 # Order and time

@@ -260,7 +260,7 @@ def claim(
     yield from view.find_heads(row)
     picker = _Picker(row, bound)
     yield from picker.open(demand.slots * demand.size)
-    reader = blobs.PayloadReader(view)
+    reader = blobs.PayloadReader()
     claims: list[Claim] = []
     for number in range(demand.claim, demand.claim + demand.slots):
         chosen = yield from picker.choose(demand.size)

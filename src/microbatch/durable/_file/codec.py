@@ -74,7 +74,10 @@ class Codec(Generic[T]):
         try:
             return cast("T", self._decode(payload))
         except Exception as error:
-            message = f"stored bytes no longer decode as {self._name}: {_text(error)}"
+            if not payload:
+                message = "its payload is missing: the file was damaged"
+            else:
+                message = f"stored bytes no longer decode as {self._name}: {_text(error)}"
             raise ValueError(message) from error
 
     def same(self, first: bytes, second: bytes) -> bool:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
+from contextlib import suppress
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-from microbatch.durable.errors import QueueCorrupt
 
 from . import sql
 from .ranges import ended_well
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
 
     from .records import Step
-    from .view import View
 
 #: Bytes in a blob, or one item; and items in it.
 BLOB_BYTES = 65_536
@@ -79,8 +77,13 @@ class Blob:
         self, first: int, lengths: str, traces: str | None, payloads: bytes | None
     ) -> None:
         self.first = first
-        self.lengths: list[int | None] = json.loads(lengths)
-        self.ends = list(accumulate(length or 0 for length in self.lengths))
+        self.lengths: list[int | None] = []
+        self.ends: list[int] = []
+        # A damaged row holds no item that anybody could find.
+        with suppress(TypeError, ValueError):
+            read = json.loads(lengths)
+            self.ends = list(accumulate(length or 0 for length in read))
+            self.lengths = read
         self.traces = traces
         self.payloads = payloads
 
@@ -101,7 +104,7 @@ class Taken(NamedTuple):
     """Payloads of some items, in the order asked for.
 
     Attributes:
-        payloads: The first ones, as many as there was room for.
+        payloads: The first ones, as many as there was room for; ``MISSING`` for one that is not there.
         traces: Their contexts; None if none of them has one.
     """
 
@@ -109,11 +112,15 @@ class Taken(NamedTuple):
     traces: list[bytes | None] | None
 
 
+#: Stands for a payload that a damaged file has lost. No value is encoded as nothing: no decoder takes it, so that
+#: its item fails alone.
+MISSING = b""
+
+
 class PayloadReader:
     """Reads payloads, each blob once."""
 
-    def __init__(self, view: View) -> None:
-        self._view = view
+    def __init__(self) -> None:
         self._firsts: list[int] = []
         self._blobs: dict[int, Blob] = {}
 
@@ -123,9 +130,6 @@ class PayloadReader:
         Args:
             wanted: First ids and counts, in the order of the answer.
             room: Bytes at most; the first item comes whatever its size.
-
-        Raises:
-            QueueCorrupt: If a payload is not there.
         """
         payloads: list[bytes] = []
         traces: list[bytes | None] = []
@@ -133,6 +137,11 @@ class PayloadReader:
             at, end = first, first + count
             while at < end:
                 blob = yield from self._blob(at, end - 1)
+                if blob is None:
+                    payloads.append(MISSING)
+                    traces.append(None)
+                    at += 1
+                    continue
                 start, stop = at - blob.first, min(end - blob.first, len(blob.lengths))
                 before = blob.ends[start - 1] if start else 0
                 full = blob.ends[stop - 1] - before > room
@@ -159,9 +168,9 @@ class PayloadReader:
     ) -> None:
         content, at = blob.payloads, blob.ends[start - 1] if start else 0
         assert content is not None  # noqa: S101 - it is open
-        if len(content) != blob.ends[-1] or None in blob.lengths[start:stop]:
-            raise QueueCorrupt(str(self._view.path), f"payloads of blob {blob.first} are missing")
-        if stop - start == len(blob.lengths) == 1:
+        if len(content) != blob.ends[-1]:
+            payloads += [MISSING] * (stop - start)
+        elif stop - start == len(blob.lengths) == 1:
             payloads.append(content)
         else:
             for end in blob.ends[start:stop]:
@@ -169,8 +178,8 @@ class PayloadReader:
                 at = end
         traces += blob.sent(start, stop)
 
-    def _blob(self, at: int, last: int) -> Generator[Step, Any, Blob]:
-        """Return the blob with an item; read with it those up to another item."""
+    def _blob(self, at: int, last: int) -> Generator[Step, Any, Blob | None]:
+        """Return the blob with an item, None if there is none; read with it those up to another item."""
         blob = self._known(at)
         if blob is None:
             for first, lengths, traces, payloads in (yield sql.BLOBS, (at, last), False):
@@ -178,8 +187,6 @@ class PayloadReader:
                     self._blobs[first] = Blob(first, lengths, traces, payloads)
             self._firsts = sorted(self._blobs)
             blob = self._known(at)
-        if blob is None:
-            raise QueueCorrupt(str(self._view.path), f"the payload of item {at} is missing")
         return blob
 
     def _known(self, at: int) -> Blob | None:

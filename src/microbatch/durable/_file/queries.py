@@ -49,7 +49,7 @@ def dead_letters(
         dead += ((number, one) for number in numbers[: limit - len(dead)])
     wanted = [number for number, _ in dead]
     errors = (yield from blobs.errors_of(runs(wanted))) if wanted else {}
-    reader = blobs.PayloadReader(view)
+    reader = blobs.PayloadReader()
     letters = []
     for number, one in dead:
         ((payload,), _) = yield from reader.take([(number, 1)], 0)

@@ -8,7 +8,7 @@ from itertools import repeat
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from microbatch.durable.errors import QueueFull
+from microbatch.durable.errors import QueueCorrupt, QueueFull
 
 from . import payloads as blobs
 from . import sql
@@ -152,7 +152,7 @@ def enqueue(
     row = yield from view.row(queue)
     full = yield from file_is_full(view, limits)
     room = limits.max_depth - row.depth
-    reader = blobs.PayloadReader(view)
+    reader = blobs.PayloadReader()
     stored: list[NewItem] = []
     answers: list[Sequence[Stored | int] | QueueFull | Clash] = []
     taken: dict[str, int] = {}
@@ -245,6 +245,10 @@ def _owner(
     if not owners or (owners[0].state in ENDED and expires <= view.now):
         return None
     content = yield from reader.take([(number, 1)], 0)
+    if content.payloads[0] == blobs.MISSING:
+        raise QueueCorrupt(
+            str(view.path), f"the payload of item {number}, which has the key, is missing"
+        )
     return _Owner(number, owners[0].ticket, content.payloads[0])
 
 

@@ -263,7 +263,9 @@ class Settling:
             for single in alone:
                 self._post([single])
         elif (original := alone[0].instead_of) is not None:
-            self._again([original], error, self._post)  # it takes not even the reason: later, perhaps
+            self._again(
+                [original], error, self._post
+            )  # it takes not even the reason: later, perhaps
         else:
             cause = error.__cause__
             self._post([alone[0].refused(cause if isinstance(cause, Exception) else error)])
