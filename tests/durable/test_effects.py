@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 
 import pytest
-from durable_support import Handler, batcher, locked, until
+from durable_support import Handler, batcher, locked, states, until
 
 from microbatch.durable import ItemFailed, QueueUnavailable
 
@@ -81,3 +81,20 @@ async def test_another_programs_lock_takes_nothing_from_the_time_for_effects(pat
         async with batcher(path, handler, on_settle=on_settle) as durable:
             assert await asyncio.wait_for(durable.submit(1), 10) == 1
     assert calls == [[1]]
+
+
+async def test_nothing_new_is_claimed_while_the_effects_of_a_lone_item_are_pending(path):
+    """Its process may die of the next one, and a death is charged to whoever is alone in a claim."""
+    in_hand = []
+
+    async def handler(items):
+        in_hand.append([number for number, state in states(path).items() if state == "claimed"])
+        return items
+
+    async def on_settle(connection, items, results):
+        await asyncio.sleep(0.01)
+
+    async with batcher(path, handler, on_settle=on_settle, max_batch_size=1) as durable:
+        tickets = await durable.enqueue_many(range(1, 11))
+        await asyncio.gather(*(durable.result(ticket, 20) for ticket in tickets))
+    assert in_hand == [[number] for number in range(1, 11)]

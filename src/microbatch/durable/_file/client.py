@@ -59,7 +59,6 @@ class Client:
         polled: Whether the writer looks for what others commit.
         seen_ended: The last of the queue's endings that it was told of; ``seen_removed`` likewise.
         claims: The claims that it was given and has not finished.
-        left: Whether its last ask was posted: nothing is to be done for it any more.
         on_lost: Called in the writer's thread when its event loop has ended without closing it.
     """
 
@@ -98,7 +97,7 @@ class Client:
         self.seen_removed = -1
         self.claims: set[int] = set()
         self.on_lost: Callable[[], object] = lambda: None
-        self.left = False
+        self._parting = False
 
     def lives(self) -> bool:
         """Tell whether its event loop still runs."""
@@ -132,9 +131,9 @@ class Client:
             QueueUnavailable: If the file cannot be used.
             BatcherClosed: If one of the last was before this.
         """
-        if self.left and not last:
+        if self._parting and not last:
             raise BatcherClosed(self.name)
-        self.left = last
+        self._parting = last
         waiter = self.loop.create_waiter()
         self.post(Awaited(self, function, waiter, items=items, size=size))
         return await waiter

@@ -112,8 +112,8 @@ class Taken(NamedTuple):
     traces: list[bytes | None] | None
 
 
-#: Stands for a payload that a damaged file has lost. No value is encoded as nothing: no decoder takes it, so that
-#: its item fails alone.
+#: Stands for a payload that a damaged file has lost. No value is encoded as nothing: no decoder takes it, and
+#: the item fails alone.
 MISSING = b""
 
 

@@ -64,7 +64,7 @@ class Consumer:
 
     def _ask(self) -> None:
         """Say how much room there is, if that is more than was said last."""
-        if not self._taking:
+        if not self._taking or self.settling.exposed:
             return
         slots = self.hands.free_slots()
         before = self._wanted

@@ -180,6 +180,7 @@ class Settling:
         self._open: dict[int, Outcomes] = {}
         self._left: dict[int, int] = {}
         self._effects: list[Outcomes] = []
+        self._affecting: list[Outcomes] = []
         self._effecting = False
         self._task: OwnTask | None = None
         self.gathering = False
@@ -190,6 +191,15 @@ class Settling:
         self.unsettled = 0
         self.on_settled: Callable[[], None] = lambda: None
         self.on_flushed: Callable[[], None] = lambda: None
+
+    @property
+    def exposed(self) -> bool:
+        """Tell whether the user's effects keep an outcome from the disk whose item was alone in its claim.
+
+        To whoever finds this process dead, that item is what it died of.
+        """
+        pending = itertools.chain(self._affecting, self._effects)
+        return any(self._left.get(one.claim) == 1 for one in pending)
 
     # In
 
@@ -367,9 +377,10 @@ class Settling:
     async def _run_effects(self) -> None:
         try:
             while self._effects:
-                group, self._effects = self._effects, []
-                await self._settle_with_effects(group)
+                self._affecting, self._effects = self._effects, []
+                await self._settle_with_effects(self._affecting)
         finally:
+            self._affecting = []
             self._effecting = False
 
     async def _settle_with_effects(self, group: list[Outcomes]) -> None:
