@@ -1,9 +1,8 @@
 """What many test files share: virtual time on every loop, a handler that remembers, small ways to wait.
 
-Virtual time: a test that sleeps an hour ends at once. On asyncio the selector polls and then adds the timeout it
-was asked for to a counter, which is the loop's clock; on uvloop, whose timers are written in C, the timers are kept
-here and the clock jumps when nothing else is runnable; trio brings ``MockClock``. All of them jump while a worker
-thread runs, so what uses threads is marked ``real_time``.
+Virtual time: a test that sleeps an hour ends at once. On asyncio and trio it is `microbatch.testing.virtual_time`, what
+users have; on uvloop, whose timers are written in C, the timers are kept here and the clock jumps when nothing else is
+runnable. That one jumps while a worker thread runs too, so what uses threads is marked ``real_time``.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import asyncio
 import heapq
 import importlib.util
 import os
-import selectors
 import threading
 from collections import Counter
 from pathlib import Path
@@ -22,10 +20,10 @@ import anyio
 import anyio.lowlevel
 import sniffio
 import trio
-import trio.testing
 from hypothesis import strategies as st
 
 import microbatch
+from microbatch.testing import virtual_time
 
 HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
 BACKENDS = ["asyncio", "uvloop", "trio"] if HAS_UVLOOP else ["asyncio", "trio"]
@@ -40,35 +38,20 @@ def scaled(count: int) -> int:
     return max(1, int(count * float(os.environ.get("MICROBATCH_SOAK", "1"))))
 
 
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """asyncio's own loop with a clock that is a counter."""
+class VirtualLoop(virtual_time("asyncio")["loop_factory"]):  # type: ignore[misc]
+    """The public loop in virtual time, which also counts and shows what a test asks about."""
 
     def __init__(self) -> None:
-        self.now = 0.0
         self.polls = 0
-        super().__init__(_JumpingSelector(self))
+        super().__init__()
 
-    def time(self) -> float:
-        return self.now
+    def _run_once(self) -> None:
+        self.polls += 1
+        super()._run_once()
 
     def timers(self) -> list[asyncio.TimerHandle]:
         """Return the timers that are set."""
         return [timer for timer in self._scheduled if not timer.cancelled()]
-
-
-class _JumpingSelector(selectors.DefaultSelector):
-    def __init__(self, loop: VirtualLoop) -> None:
-        super().__init__()
-        self._loop = loop
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        self._loop.polls += 1
-        if timeout is None:  # no timer at all: only another thread or a socket can wake this loop
-            return super().select(None)
-        events = super().select(0)
-        if not events and timeout > 0:
-            self._loop.now += timeout
-        return events
 
 
 if HAS_UVLOOP:
@@ -142,8 +125,7 @@ if HAS_UVLOOP:
 def backend_options(name: str, *, real_time: bool = False) -> tuple[str, dict[str, Any]]:
     """Return anyio's name of a backend and its options, in virtual time unless told otherwise."""
     if name == "trio":
-        clock = None if real_time else trio.testing.MockClock(autojump_threshold=0)
-        return "trio", {"clock": clock}
+        return "trio", {} if real_time else virtual_time("trio")
     if name == "uvloop":
         return "asyncio", {"loop_factory": uvloop.new_event_loop if real_time else VirtualUvloop}
     return "asyncio", {} if real_time else {"loop_factory": VirtualLoop}

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import anyio
-import anyio.to_thread
 
 from ._io.csv_rows import CsvRows
 from ._io.json_rows import JsonRows
@@ -22,6 +21,7 @@ from ._io.row_types import csv_decoder, json_decoder
 from ._io.row_writing import RowBytes
 from ._io.sources import reader_of
 from ._io.writing import ROWS_AT_A_TIME, Output
+from ._loops.calling import run_in_thread
 from ._pure.report import Outcome
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def read_rows(
 
 
 async def _read(path: Path, parser: Parser, *, zipped: bool) -> AsyncGenerator[Outcome[Any], None]:
-    in_thread = partial(anyio.to_thread.run_sync, limiter=anyio.CapacityLimiter(1))
+    in_thread = partial(run_in_thread, limiter=anyio.CapacityLimiter(1))
     file = await in_thread(partial(Input, path, zipped=zipped))
 
     def next_rows() -> list[Outcome[Any]]:
@@ -178,7 +178,7 @@ async def write_rows(
     place = _path_of(path)
     kind, zipped, cells_end = _format_of(place, format, delimiter)
     text = RowBytes(kind, _encoding_of(encoding) or "utf-8", cells_end)
-    in_thread = partial(anyio.to_thread.run_sync, limiter=anyio.CapacityLimiter(1))
+    in_thread = partial(run_in_thread, limiter=anyio.CapacityLimiter(1))
     source = reader_of(rows, "rows")
     try:
         file = await in_thread(partial(Output, place, zipped=zipped))

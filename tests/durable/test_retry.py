@@ -15,6 +15,7 @@ from microbatch.durable import DurableQueue, ItemFailed
 from microbatch.durable._file.records import Demand
 from microbatch.durable._file.session import Session, run
 from microbatch.durable._life.processes import birth_of
+from microbatch.testing import no_backoff
 
 pytestmark = pytest.mark.anyio
 
@@ -303,3 +304,20 @@ async def test_retry_says_how_many_deaths_are_too_many(path):
     async with batcher(path, Handler(), retry=soon(1)) as durable:
         with pytest.raises(ItemFailed, match="alone, once; attempts: 1"):
             await durable.result(1, 20)
+
+
+async def test_without_back_off_a_durable_item_goes_again_at_once(path):
+    """`no_backoff` is for tests of the durable mode too, which need real time."""
+    calls = []
+
+    async def fails_twice(items):
+        calls.append(list(items))
+        if len(calls) < 3:
+            raise ConnectionError
+        return items
+
+    retry = Retry(on=ConnectionError, backoff=Backoff(initial=3600, maximum=3600, jitter=0))
+    with no_backoff():
+        async with batcher(path, fails_twice, retry=retry) as durable:
+            assert await durable.submit(1) == 1
+    assert calls == [[1]] * 3

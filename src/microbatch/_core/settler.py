@@ -14,6 +14,7 @@ from microbatch._pure.exceptions import HandlerCrashed, Skipped
 from microbatch._telemetry.kinds import counted, kind_of
 from microbatch._telemetry.log import write
 
+from .pausing import pause_of
 from .waiters import Member, Shared
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ class Settler:
             delay = retry.delay(error, entry.attempts, random.random)
             if delay is None:
                 return False
-            when = self.now() + checks.number("delay", delay, minimum=0)
+            when = self.now() + pause_of(checks.number("delay", delay, minimum=0))
         except Exception:  # noqa: BLE001 - the user's predicate or subclass: the item fails with its own error
             write(
                 logging.ERROR,

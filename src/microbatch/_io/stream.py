@@ -9,10 +9,10 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.to_thread
 
 from microbatch._core.batcher import Batcher
 from microbatch._core.bulk import bulk
+from microbatch._loops.calling import run_in_thread
 from microbatch._pure.copying import copy_exception
 from microbatch._pure.exceptions import MicrobatchError
 from microbatch._pure.handler import handler_kind, name_of, results_of
@@ -88,7 +88,7 @@ def _in_own_thread(handler: Any) -> Callable[[list[Any]], Awaitable[list[Any]]]:
         limiter = anyio.CapacityLimiter(1)
         # In a tuple: trio takes a function that returns a coroutine for a mistake.
         work = lambda: (handler(items),)  # noqa: E731
-        (returned,) = await anyio.to_thread.run_sync(work, limiter=limiter)
+        (returned,) = await run_in_thread(work, limiter=limiter)
         if inspect.isawaitable(returned):
             returned = await returned
         return results_of(returned, count)

@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import inspect
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio.to_thread
 
+from .virtual import thread_at_work
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+T = TypeVar("T")
+
+
+async def run_in_thread(
+    function: Callable[..., T],
+    *args: Any,
+    limiter: anyio.CapacityLimiter,
+    abandon_on_cancel: bool = False,
+) -> T:
+    """Run a function in a worker thread, while virtual time, if there is any, does not jump.
+
+    What trio says of a coroutine that comes out of it holds.
+    """
+    with thread_at_work():
+        return await anyio.to_thread.run_sync(
+            function, *args, limiter=limiter, abandon_on_cancel=abandon_on_cancel
+        )
 
 
 async def call_in_thread(
@@ -37,7 +57,7 @@ async def call_in_thread(
                 ended()
 
     try:
-        (returned,) = await anyio.to_thread.run_sync(
+        (returned,) = await run_in_thread(
             work, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
         )
     except BaseException:

@@ -10,10 +10,10 @@ import weakref
 from typing import TYPE_CHECKING, Any, Generic, Self, overload
 
 import anyio
-import anyio.to_thread
 from anyio.lowlevel import RunVar
 
 from microbatch._core.info import batcher_name, current_batch
+from microbatch._loops.calling import run_in_thread
 from microbatch._pure import checks
 from microbatch._pure.exceptions import HandlerCrashed
 from microbatch._pure.handler import handler_kind, name_of, results_of
@@ -138,7 +138,7 @@ class ProcessHandler(Generic[T, R]):
             self._limiter.set(limiter)
         job = _Job(items)
         try:
-            answer = await anyio.to_thread.run_sync(
+            answer = await run_in_thread(
                 self._run, self._pool, job, abandon_on_cancel=True, limiter=limiter
             )
         except anyio.get_cancelled_exc_class():
@@ -183,7 +183,7 @@ class ProcessHandler(Generic[T, R]):
         """End all workers; a batch that one still has fails with `WorkerDied`. May be repeated."""
         self._closed = True
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self._pool.end, limiter=anyio.CapacityLimiter(1))
+            await run_in_thread(self._pool.end, limiter=anyio.CapacityLimiter(1))
 
     async def __aenter__(self) -> Self:
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from microbatch._core.pausing import pause_of
 from microbatch._pure.exceptions import BatcherClosed, HandlerCrashed, HandlerStuck, Skipped
 from microbatch.durable._file.codec import encode_error
 from microbatch.durable._file.records import State, Verdict
@@ -66,7 +67,8 @@ def _delay(number: int, attempt: int, error: Exception, retry: Retry | None) -> 
     if retry is None:
         return None
     try:
-        return retry.delay(error, attempt)
+        delay = retry.delay(error, attempt)
     except Exception:
         logger.exception("retry's predicate failed: item %d is not retried", number)
         return None
+    return None if delay is None else pause_of(delay)
