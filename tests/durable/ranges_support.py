@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from microbatch.durable._file.records import ENDED, Range
+from microbatch.durable._file.records import ENDED, Range, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -32,7 +32,7 @@ def item(one: Range, number: int) -> tuple[Any, ...]:
     """Return what a range says of one of its items: all, but for times of what has ended."""
     position = None if one.position is None else one.position + number - one.first
     alone = one._replace(first=number, count=1, position=position)
-    if one.state in ENDED and one.keep_until is not None:
+    if one.state in ENDED and one.state != State.DEAD:
         alone = alone._replace(since=0.0, enqueued=0.0, ended_at=0.0, keep_until=0.0, ended=0)
     elif one.state in ENDED:
         alone = alone._replace(ended=0)

@@ -47,7 +47,7 @@ def rows(draw: Any, states: Any = None, size: int = 6) -> list[Range]:
                 position=None if job is None else position,
                 key=key,
                 ended_at=at if ended else None,
-                keep_until=at + 80.0 if ended and state != State.DEAD else None,
+                keep_until=at + 80.0 if ended and state != State.DEAD and job is None else None,
                 ended=draw(st.integers(1, 3)) if ended else None,
             )
         )
@@ -77,9 +77,12 @@ def test_what_has_ended_is_kept_long_enough_and_not_much_longer(found: list[Rang
     before = {n: one for one, n in items_of(found)}
     for one, number in items_of(ranges.merge(found)):
         old = before[number]
-        assert one.keep_until is not None
-        assert old.keep_until is not None
-        assert old.keep_until <= one.keep_until <= old.keep_until + 80.0 / ranges.SPREAD
+        if one.job is None:
+            assert one.keep_until is not None
+            assert old.keep_until is not None
+            assert old.keep_until <= one.keep_until <= old.keep_until + 80.0 / ranges.SPREAD
+        else:  # until its job goes
+            assert one.keep_until is None
         assert one.ended is not None
         assert one.ended >= (old.ended or 0)
         assert one.enqueued <= old.enqueued
@@ -117,7 +120,7 @@ def test_spans_are_the_ids_of_ranges(found: list[Range]) -> None:
 def test_a_change_turns_the_old_rows_into_the_new_ones(old: list[Range], new: list[Range]) -> None:
     """A row that is neither removed nor written over would be an item twice."""
     table = {one.first: one for one in old}
-    remove, write, moved = ranges.change(old, new)
+    remove, write, moved, jobs = ranges.change(old, new)
     for first in remove:
         del table[first]
     table.update((one.first, one) for one in write)
@@ -126,6 +129,14 @@ def test_a_change_turns_the_old_rows_into_the_new_ones(old: list[Range], new: li
     for state in State:
         after, before = ([o.count for o in rows if o.state == state] for rows in (new, old))
         assert moved[state] == sum(after) - sum(before)
+    for job in {one.job for one in (*old, *new)} - {None}:
+        assert jobs is not None
+        for state in State:
+            after, before = (
+                [o.count for o in rows if (o.state, o.job) == (state, job)] for rows in (new, old)
+            )
+            assert jobs[job][state] == sum(after) - sum(before)
+    assert jobs is None or all(one.job is None for one in (*old, *new)) == (not jobs)
 
 
 @given(rows(), ids)
@@ -178,7 +189,7 @@ def test_a_settlement_settles_what_it_names(held: list[Range], how: list[Any]) -
         if state in ENDED:
             assert (one.ended, one.ended_at, one.due, one.apart) == (9, 200.0, 0.0, None)
             kept = 300.0 if one.key is None else 350.0
-            assert one.keep_until == (None if state == State.DEAD else kept)
+            assert one.keep_until == (None if state == State.DEAD or one.job is not None else kept)
         elif state == State.SCHEDULED:
             assert (one.due, one.since, one.apart) == (203.0, 200.0, None)
         else:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from microbatch.durable._file import migration, schema
+from microbatch.durable._file.codec import decode_error
 from microbatch.durable._file.limits import Limits
 from microbatch.durable._file.records import Demand, Settlement, State
 from microbatch.durable._file.session import Session, run
@@ -61,7 +62,7 @@ def test_tables_are_made_once(raw: sqlite3.Connection, path: Path) -> None:
     """The second process to open a file finds it ready."""
     prepare(raw, path)
     prepare(raw, path)
-    assert raw.execute("SELECT * FROM microbatch_schema").fetchall() == [(2, 0)]
+    assert raw.execute("SELECT * FROM microbatch_schema").fetchall() == [(3, 0)]
     assert raw.execute("PRAGMA secure_delete").fetchone() == (2,)
     assert not raw.in_transaction
 
@@ -79,9 +80,9 @@ def test_the_file_may_be_the_application_s_own(raw: sqlite3.Connection, path: Pa
 def test_a_newer_schema_is_refused_and_left_alone(raw: sqlite3.Connection, path: Path) -> None:
     """An old worker among new ones must not write what they cannot read."""
     prepare(raw, path)
-    raw.execute("UPDATE microbatch_schema SET version = 3")
+    raw.execute("UPDATE microbatch_schema SET version = 4")
     with pytest.raises(
-        SchemaTooNew, match="its schema is version 3, this microbatch knows up to 2"
+        SchemaTooNew, match="its schema is version 4, this microbatch knows up to 3"
     ):
         prepare(raw, path)
     assert not raw.in_transaction
@@ -92,7 +93,7 @@ def test_another_process_may_have_made_the_tables_meanwhile(
 ) -> None:
     """Two processes that open a new file at once: the second one looks again once it may write."""
     prepare(raw, path)
-    looks = iter([0, 2])
+    looks = iter([0, 3])
     monkeypatch.setattr(schema, "version", lambda _: next(looks))
     prepare(raw, path)
     assert list(looks) == []
@@ -290,3 +291,107 @@ def test_a_result_of_an_item_that_settled_later_is_found(
 
     (found,) = do(old, path, work)
     assert (found.state, found.result) == (State.DONE, b"at last")
+
+
+# From version 2
+
+#: Made by the code of version 2: queues `mail` (done, keyed, dead, skipped, cancelled, ready and delayed items; paused),
+#: `killed` (three of five claimed by a dead process), `backoff` (one waits for its next attempt), `staged` (a
+#: hundred that a dead process had staged).
+VERSION_2 = Path(__file__).parent / "version_2.db"
+
+
+@pytest.fixture
+def second(path: Path, raw: sqlite3.Connection) -> sqlite3.Connection:
+    shutil.copyfile(VERSION_2, path)
+    return raw
+
+
+def shape(raw: sqlite3.Connection) -> dict[str, Any]:
+    """Return what tables have which columns, and the text of indexes and views."""
+    found: dict[str, Any] = {}
+    for kind, name, text in raw.execute("SELECT type, name, sql FROM sqlite_master").fetchall():
+        if kind == "table":
+            found[name] = raw.execute(f"SELECT * FROM pragma_table_info('{name}')").fetchall()
+        elif text is not None:
+            found[name] = " ".join(text.split())
+    return found
+
+
+@pytest.mark.parametrize("older", [VERSION_1, VERSION_2], ids=["1", "2"])
+def test_a_migrated_file_is_like_a_new_one(
+    raw: sqlite3.Connection, path: Path, tmp_path: Path, older: Path
+) -> None:
+    """Else what was tested on new files would not hold for it."""
+    shutil.copyfile(older, path)
+    prepare(raw, path)
+    new = sqlite3.connect(tmp_path / "new.db", isolation_level=None)
+    prepare(new, tmp_path / "new.db")
+    assert shape(raw) == shape(new)
+    new.close()
+
+
+def test_version_2_is_taken_over_as_it_is(second: sqlite3.Connection, path: Path) -> None:
+    """Every row stays; what a dead process had is for whoever buries it."""
+    columns = "id, name, paused, ready, scheduled, claimed, done, skipped, cancelled, dead, staged"
+    before = {
+        table: second.execute(f"SELECT * FROM microbatch_{table}").fetchall()
+        for table in ("ranges", "blobs", "results", "errors", "keys", "consumers")
+    }
+    queues = second.execute(f"SELECT {columns} FROM microbatch_queues").fetchall()
+    assert [row[1] for row in queues] == ["mail", "killed", "backoff", "staged"]
+    prepare(second, path)
+    assert schema.version(second) == 3
+    for table, rows in before.items():
+        assert rows
+        assert second.execute(f"SELECT * FROM microbatch_{table}").fetchall() == rows
+    assert second.execute(f"SELECT {columns} FROM microbatch_queues").fetchall() == queues
+    assert not second.in_transaction
+
+
+def test_version_2_is_not_taken_over_under_a_living_process(
+    second: sqlite3.Connection, path: Path
+) -> None:
+    """It would claim a job's items without counting them."""
+    with pytest.raises(QueueUnavailable, match=r"process \d+ still works on it with an older"):
+        prepare(second, path, lambda _: True)
+    assert schema.version(second) == 2
+
+
+def test_items_of_version_2_go_on(second: sqlite3.Connection, path: Path) -> None:
+    """Results and errors read back, what a dead process had claimed and staged is dealt with."""
+    prepare(second, path)
+    found = {one.id: one for one in do(second, path, lambda s: s.find(1, range(1, 30)))}
+    assert found[1].state == State.DONE
+    assert found[1].result == b"\x81\xa3did\x00"
+    assert decode_error(found[4].error, 4, 1).code == "internal_error"
+    assert decode_error(found[4].error, 4, 1).message == "no bad"
+    consumers = {row.queue: row.id for row in do(second, path, lambda s: s.consumers())}
+    do(second, path, lambda s: s.take_back(2, consumers[2], 3))
+    do(second, path, lambda s: s.drop_staged(4, consumers[4]))
+    assert do(second, path, lambda s: s.look(2)).counts[State.READY] == 5
+    assert do(second, path, lambda s: s.look(4)).depth == 0
+
+    def work(session: Session) -> Any:
+        consumer = yield from session.register(2, 1, None)
+        claims, _ = yield from session.claim(2, Demand(consumer, 1, 9, 9))
+        done = [
+            n
+            for claim in claims
+            for one in claim.ranges
+            for n in range(one.first, one.first + one.count)
+        ]
+        settlements = [
+            Settlement(
+                c.number,
+                sorted(n for one in c.ranges for n in range(one.first, one.first + one.count)),
+                [None] * sum(one.count for one in c.ranges),
+                [],
+            )
+            for c in claims
+        ]
+        settled = yield from session.settle(2, LIMITS, consumer, settlements)
+        assert settled == set(done)
+        return len(done)
+
+    assert do(second, path, work) == 5

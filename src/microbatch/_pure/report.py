@@ -79,7 +79,7 @@ class Outcome(Generic[R_co]):
     def kind(self) -> OutcomeKind:
         """Return what became of the item in one word: ``"succeeded"``, ``"failed"`` or ``"skipped"``.
 
-        In durable mode also ``"cancelled"``.
+        Of a job's item also ``"cancelled"`` or ``"expired"``.
         """
         if self.ok:
             return "succeeded"
@@ -203,13 +203,16 @@ def outcome_of(
 def error_code(error: BaseException) -> str:
     """Return the code under which reports count an error.
 
-    An ``ItemError`` brings its own; microbatch's other errors are their class's name in snake case
-    (``handler_timeout``); everything else is ``internal_error``.
+    An ``ItemError`` brings its own, and so does the record of one on disk; microbatch's other errors are
+    their class's name in snake case (``handler_timeout``); everything else is ``internal_error``.
     """
     kind = type(error)
     if issubclass(kind, ItemError):
         return code_of(error)  # type: ignore[arg-type]
     if issubclass(kind, MicrobatchError):
+        stored = getattr(error, "code", None)
+        if isinstance(stored, str):
+            return stored
         name = kind.__name__
         return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
     return INTERNAL_ERROR

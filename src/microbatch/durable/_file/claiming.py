@@ -6,8 +6,9 @@ from collections import deque
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import TYPE_CHECKING, Any
 
+from . import job_counts, job_lanes, sql
 from . import payloads as blobs
-from . import sql
+from .job_lanes import LaneOf
 from .ranges import READY, change, claimed, cut, part, spans
 from .records import Claim, Range, State
 from .view import CLOCK_TOLERANCE, Row, place
@@ -56,8 +57,26 @@ def promote(view: View, row: Row) -> Generator[Step, Any, Place | None]:
         last = Range(*rows[PROMOTE_STEP])
         bound = place(last.priority, last.due, last.first)
     due = [Range(*values) for values in rows[:PROMOTE_STEP]]
-    yield from view.replace(row, due, [one._replace(state=READY) for one in due])
+    ready = [one._replace(state=READY) for one in due]
+    if any(one.lane for one in due):
+        ready = yield from _in_lane_order(view, ready)
+    yield from view.replace(row, due, ready)
     return bound
+
+
+def _in_lane_order(view: View, ready: list[Range]) -> Generator[Step, Any, list[Range]]:
+    """Let what comes out of a back-off stand where it was, in lanes that keep their items' order."""
+    ordered: dict[int, bool] = {0: False}
+    kept: list[Range] = []
+    for one in ready:
+        if one.lane not in ordered:
+            ordered[one.lane] = yield from job_counts.is_ordered(view, one.queue, one.lane)
+        if ordered[one.lane]:
+            view.rearranged.add((one.queue, one.lane))
+            kept.append(one._replace(due=one.enqueued))
+        else:
+            kept.append(one)
+    return kept
 
 
 def _most_urgent(view: View, row: Row) -> Generator[Step, Any, list[tuple[Any, ...]]]:
@@ -74,10 +93,11 @@ def _most_urgent(view: View, row: Row) -> Generator[Step, Any, list[tuple[Any, .
 class _Lane:
     """A lane's ready ranges, read in order as far as they are wanted."""
 
-    __slots__ = ("_gone", "_offset", "_queue", "_step", "_waiting", "number", "read")
+    __slots__ = ("_gone", "_offset", "_queue", "_step", "_waiting", "job", "number", "read")
 
-    def __init__(self, queue: int, number: int) -> None:
+    def __init__(self, queue: int, number: int, job: LaneOf | None) -> None:
         self.number = number
+        self.job = job
         self.read: list[Range] = []
         self._queue = queue
         self._waiting: deque[Range] = deque()
@@ -101,12 +121,20 @@ class _Lane:
             found = yield sql.READY, (self._queue, self.number, limit, self._offset), False
             self._offset += limit
             ranges = [Range(*values) for values in found]
+            more = len(found) == limit
+            bound = None if self.job is None else self.job.bound
+            if bound is not None and any((one.position or 0) > bound for one in ranges):
+                # What is left of a batch goes first, and alone.
+                ranges = [one for one in ranges if (one.position or 0) <= bound]
+                more = False
             self.read += ranges
             self._waiting.extend(ranges)
-            self._step = min(self._step + 1, len(READ_STEPS) - 1) if len(found) == limit else None
+            self._step = min(self._step + 1, len(READ_STEPS) - 1) if more else None
 
     def head(self) -> Place | None:
         """Return the place of what is left, as far as it is known."""
+        if self.job is not None and self.job.bound is not None:
+            return Row.UNKNOWN
         one = self.known_first()
         if one is not None:
             return place(one.priority, one.due, one.first)
@@ -140,15 +168,20 @@ class _Picker:
         self._renamed: dict[int, int] = {}
         self.stopped = False
 
-    def open(self, lanes: int) -> Generator[Step, Any, None]:
+    def open(self, view: View, lanes: int) -> Generator[Step, Any, None]:
         """Find the lanes, at most so many of the jobs'."""
         row = self._row
+        held = view.ids.held if view.ids is not None else ()
         if row.open and row.head is not None:
             self._heap.append((row.head, 0))
-        for lane, priority, due, first in (yield sql.OTHER_LANES, (row.id, lanes), False):
-            self._heap.append((place(priority, due, first), lane))
+            self._lanes[0] = _Lane(row.id, 0, None)
+        rows = yield sql.OTHER_LANES, (row.id, view.now, lanes + len(held)), False
+        for priority, due, first, *values in rows:
+            job = LaneOf(*values)
+            if job.lane not in held:
+                self._heap.append((place(priority, due, first), job.lane))
+                self._lanes[job.lane] = _Lane(row.id, job.lane, job)
         heapify(self._heap)
-        self._lanes = {number: _Lane(row.id, number) for _, number in self._heap}
 
     def choose(self, size: int) -> Generator[Step, Any, list[Range]]:
         """Take what one handler call may have: at most so many items."""
@@ -158,6 +191,8 @@ class _Picker:
             if self._bound is not None and here > self._bound:
                 break
             lane = self._lanes[number]
+            if lane.job is not None and lane.job.is_own and chosen:
+                break  # the next call, then
             one = yield from lane.first()
             if one is None:
                 heappop(self._heap)
@@ -166,6 +201,27 @@ class _Picker:
             if actual != here:
                 heapreplace(self._heap, (actual, number))
                 continue
+            if lane.job is not None and lane.job.is_own:
+                return (yield from self._choose_own(lane, lane.job, size))
+            if one.apart is not None:
+                return chosen or (yield from self._choose_apart(lane, one.apart, size))
+            taken = lane.take(min(size, one.count))
+            size -= taken.count
+            chosen.append(taken)
+        return chosen
+
+    def _choose_own(self, lane: _Lane, job: LaneOf, size: int) -> Generator[Step, Any, list[Range]]:
+        """Take what a call may have that is for one job's items alone; the job's lane is the first."""
+        if job.ordered:
+            heappop(self._heap)  # one call at a time
+        size = min(size, job.size or size)
+        chosen: list[Range] = []
+        while size:
+            one = yield from lane.first()
+            if one is None:
+                break
+            if self._bound is not None and place(one.priority, one.due, one.first) > self._bound:
+                break
             if one.apart is not None:
                 return chosen or (yield from self._choose_apart(lane, one.apart, size))
             taken = lane.take(min(size, one.count))
@@ -214,8 +270,11 @@ class _Picker:
                     self._renamed[rest.apart] = rest.first
                     self.stopped = True
                 else:
-                    self._lanes[rest.lane].put_back(rest)
-                    heappush(self._heap, (place(rest.priority, rest.due, rest.first), rest.lane))
+                    lane = self._lanes[rest.lane]
+                    lane.put_back(rest)
+                    if lane.job is None or not lane.job.ordered:
+                        here = place(rest.priority, rest.due, rest.first)
+                        heappush(self._heap, (here, rest.lane))
             break
         return kept
 
@@ -240,10 +299,14 @@ class _Picker:
     def leave(self, view: View) -> None:
         """Note what goes first now in the lanes that were read."""
         for number, lane in self._lanes.items():
-            if number or self._apart:
+            if self._apart:
                 view.unsettle(self._row, number)
             elif lane.read:
-                self._row.head = lane.head()
+                view.set_head(self._row, number, lane.head())
+
+    def jobs(self) -> dict[int, LaneOf]:
+        """Return the jobs' lanes that were found, by number."""
+        return {number: lane.job for number, lane in self._lanes.items() if lane.job is not None}
 
 
 def claim(
@@ -251,15 +314,19 @@ def claim(
 ) -> Generator[Step, Any, tuple[list[Claim], Queue]]:
     """Give a consumer the next items, in strict order."""
     row = yield from view.row(queue)
+    yield from job_counts.flush(view)  # what ended before this may close lanes, and open others
     yield from repair(view, row)
     if row.paused or not (yield from view.knows(demand.consumer)):
         return [], row.queue()
     bound = yield from promote(view, row)
     if not row.counts[State.READY]:
         return [], row.queue()
+    if view.rearranged:
+        yield from job_counts.flush(view)
     yield from view.find_heads(row)
     picker = _Picker(row, bound)
-    yield from picker.open(demand.slots * demand.size)
+    yield from picker.open(view, demand.slots * demand.size)
+    jobs = picker.jobs()
     reader = blobs.PayloadReader()
     claims: list[Claim] = []
     for number in range(demand.claim, demand.claim + demand.slots):
@@ -270,10 +337,15 @@ def claim(
         payloads, traces = yield from reader.take(spans_of, blobs.CLAIM_BYTES)
         chosen = picker.keep(chosen, len(payloads))
         ranges = [claimed(one, demand.consumer, number) for one in chosen]
-        claims.append(Claim(number, ranges, payloads, traces))
+        told = None
+        if jobs and any(one.lane for one in chosen):
+            told = yield from job_lanes.told(jobs, chosen)
+        claims.append(Claim(number, ranges, payloads, traces, told))
     taken = [one for each in claims for one in each.ranges]
     if taken:
         old, left = picker.settle(taken)
         yield from view.write(row, change(old, taken + left))
         picker.leave(view)
+        if jobs:
+            yield from job_lanes.take(view, row, jobs.values(), taken)
     return claims, row.queue()

@@ -11,7 +11,10 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import msgspec
 
+from microbatch._pure.report import INTERNAL_ERROR, error_code
 from microbatch.durable.errors import ItemFailed
+
+from .job_life import CODE_CHARACTERS_MAX
 
 T = TypeVar("T")
 
@@ -113,25 +116,35 @@ class _Error(NamedTuple):
     kind: str
     message: str
     traceback: str
+    code: str = INTERNAL_ERROR  # not in errors of version 2, as the next one
+    retryable: bool = False
 
 
 _decode_error = msgspec.msgpack.Decoder(_Error).decode
 
 
-def encode_error(error: BaseException) -> bytes:
-    """Return an exception's class name, text and the end of its traceback, each of bounded length."""
+def encode_error(error: BaseException, *, retryable: bool = False, code: str = "") -> bytes:
+    """Return an exception as it is kept: class, text, the end of its traceback, each of bounded length.
+
+    Args:
+        error: The exception.
+        retryable: Whether the item may do better another time.
+        code: What its kind is called; the exception's own by default.
+    """
     lines = ""
     if error.__traceback__ is not None:  # else never raised: the class name and the text say it all
         try:
             lines = "".join(traceback.format_exception(error))
         except Exception as broken:  # noqa: BLE001 - a user's exception may be broken in any way
             lines = f"(its traceback cannot be shown: {type(broken).__name__})"
-    return _stored(type(error).__name__, _text(error), lines)
+    return _stored(type(error).__name__, _text(error), lines, code or error_code(error), retryable)
 
 
-def encode_reason(kind: str, message: str) -> bytes:
-    """Return the same for what was not raised: an item whose process died, or that no longer decodes."""
-    return _stored(kind, message, "")
+def encode_reason(
+    kind: str, message: str, code: str = INTERNAL_ERROR, *, retryable: bool = False
+) -> bytes:
+    """Return the same for what was not raised: an item whose process died."""
+    return _stored(kind, message, "", code, retryable)
 
 
 def decode_error(data: bytes | None, item_id: int, attempts: int) -> ItemFailed:
@@ -140,7 +153,15 @@ def decode_error(data: bytes | None, item_id: int, attempts: int) -> ItemFailed:
         error = _decode_error(data or b"")
     except (msgspec.DecodeError, ValueError, RecursionError):
         error = _Error("UnknownError", "its record in the file cannot be read", "")
-    return ItemFailed(item_id, error.kind, error.message, attempts, error.traceback)
+    return ItemFailed(
+        item_id,
+        error.kind,
+        error.message,
+        attempts,
+        error.traceback,
+        error.code,
+        error.retryable,
+    )
 
 
 def _text(error: BaseException) -> str:
@@ -150,12 +171,14 @@ def _text(error: BaseException) -> str:
         return f"(its text cannot be shown: {type(broken).__name__})"
 
 
-def _stored(kind: str, message: str, lines: str) -> bytes:
+def _stored(kind: str, message: str, lines: str, code: str, retryable: bool) -> bytes:
     return _encode(
         _Error(
             kind[:MESSAGE_CHARACTERS_MAX],
             _storable(message[:MESSAGE_CHARACTERS_MAX]),
             _storable(lines[-TRACEBACK_CHARACTERS_MAX:]),
+            _storable(code[:CODE_CHARACTERS_MAX]),
+            retryable,
         )
     )
 

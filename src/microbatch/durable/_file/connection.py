@@ -64,6 +64,7 @@ class Connection:
     Attributes:
         ticket: The number that this opening of the file drew: it goes into the tickets of new items.
         lock_waits: How often the file was found locked.
+        held: The numbers of jobs that nobody here claims from yet.
         generation: How many different files have been open here.
         synchronous: The strongest that anybody asked for.
     """
@@ -76,7 +77,8 @@ class Connection:
         self._lives = lives
         self._raw: sqlite3.Connection | None = None
         self._identity: tuple[int, int] | None = None
-        self._ids = Ids()
+        self.held: set[int] = set()
+        self._ids = Ids(self.held)
         self.ticket = 0
         self.lock_waits = 0
         self.generation = 0
@@ -189,7 +191,7 @@ class Connection:
         """Close the connection, whatever SQLite says about it."""
         raw, self._raw = self._raw, None
         # What could not be committed may be on the disk all the same: its ids are never given again.
-        self._ids = Ids()
+        self._ids = Ids(self.held)
         if raw is not None:
             try:
                 raw.close()
@@ -219,7 +221,7 @@ class Connection:
             self._identity = found
             self.generation += 1
             self.ticket = secrets.randbits(62)
-            self._ids = Ids()
+            self._ids = Ids(self.held)
         return raw
 
     def _prepare(self, raw: sqlite3.Connection) -> None:

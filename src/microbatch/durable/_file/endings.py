@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from typing import TYPE_CHECKING, Any
 
 from . import payloads as blobs
 from . import ranges, sql
 from .codec import decode_error, encode_reason
+from .job_counts import stopped_among
 from .ranges import DONE, ITEMS_MAX, SKIPPED, Ends, ended_well
-from .records import Range
+from .records import ENDED, Range, State
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterable, Sequence
+    from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 
     from microbatch.durable._file.limits import Limits
 
-    from .records import Settlement, Step
+    from .records import Settlement, Step, Verdict
     from .view import Row, View
 
 #: Runs of ids whose neighbours are looked at at once; the others are for upkeep.
 MERGED_RUNS = 16
+
+#: The code of an item whose process died too often with it.
+PROCESS_DIED = "process_died"
 
 
 def settle(
@@ -47,9 +52,14 @@ def _settle(
             if found and found[0][0] == one.first:
                 expires[one.first] = found[0][1]
     ends = Ends(view.now, row.end_number, view.now + limits.result_ttl, expires)
+    of_jobs = settlement.verdicts and any(one.job is not None for one in held)
+    if of_jobs:
+        settlement = yield from _without_retries(view, row, held, settlement)
     old, new, settled = ranges.settle_ranges(held, settlement, ends)
     if not settled:
         return settled
+    if of_jobs:
+        _count_codes(view, row, held, settlement, settled)
     new = ranges.merge(new)
     ended = [one for one in new if one.ended is not None]
     if ended:
@@ -62,6 +72,45 @@ def _settle(
     for first, last in ranges.spans(one for one in ended if ended_well(one)):
         yield from blobs.release(first, last)
     return settled
+
+
+def _jobs_of(held: Sequence[Range], verdicts: Iterable[Verdict]) -> Iterator[tuple[int, Verdict]]:
+    """Yield those verdicts that are on items of jobs, with the job's number."""
+    firsts = [one.first for one in held]
+    for verdict in verdicts:
+        place = bisect_right(firsts, verdict.id) - 1
+        if place >= 0 and verdict.id < firsts[place] + held[place].count:
+            job = held[place].job
+            if job is not None:
+                yield job, verdict
+
+
+def _without_retries(
+    view: View, row: Row, held: Sequence[Range], settlement: Settlement
+) -> Generator[Step, Any, Settlement]:
+    """Let what would go again fail, in jobs that are stopped: nothing more of those begins."""
+    again = [one for one in settlement.verdicts if one.state == State.SCHEDULED and one.counted]
+    of_jobs = list(_jobs_of(held, again))
+    if not of_jobs:
+        return settlement
+    stopped = yield from stopped_among({job for job, _ in of_jobs})
+    ends = {verdict.id for job, verdict in of_jobs if job in stopped}
+    if not ends:
+        return settlement
+    view.ended_unheard.add(row.id)  # whoever settles this does not know
+    return settlement._replace(
+        verdicts=[
+            one._replace(state=State.DEAD) if one.id in ends else one for one in settlement.verdicts
+        ]
+    )
+
+
+def _count_codes(
+    view: View, row: Row, held: Sequence[Range], settlement: Settlement, settled: set[int]
+) -> None:
+    ended = (one for one in settlement.verdicts if one.state in ENDED and one.id in settled)
+    for job, verdict in _jobs_of(held, ended):
+        view.count_code(row.id, job, verdict.code)
 
 
 def replace_merged(
@@ -118,6 +167,8 @@ def take_back(
             row.end()
             dead.append(one.first)
             yield from _bury(one)
+            if one.job is not None:
+                view.count_code(queue, one.job, PROCESS_DIED)
     yield from view.replace(row, old, new)
     return dead, more
 
@@ -129,7 +180,11 @@ def _bury(one: Range) -> Generator[Step, Any, None]:
     if found:
         last = decode_error(found[0][0], one.first, one.attempts)
         reason += f"; the error before: {last.kind}: {last.message}"
-    yield sql.ERROR, (one.first, encode_reason("ProcessDied", reason)), False
+    yield (
+        sql.ERROR,
+        (one.first, encode_reason("ProcessDied", reason, PROCESS_DIED, retryable=True)),
+        False,
+    )
 
 
 def give_back(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from . import payloads as blobs
@@ -48,7 +49,7 @@ def cancel(
         return None
     if found.state not in (READY, SCHEDULED):
         return False
-    until = view.now + limits.result_ttl
+    until = view.now + limits.result_ttl if found.job is None else None
     ended = row.end_number
 
     def cancelled(one: Range) -> Range:
@@ -113,20 +114,17 @@ def prune(view: View, queue: int, limits: Limits) -> Generator[Step, Any, bool]:
     for rows in (yield from _expired(view, row)):
         more |= yield from _remove_some(view, row, rows, ITEMS_MAX)
     if limits.keep_done is not None:
-        beyond = row.counts[State.DONE] + row.counts[State.SKIPPED] - limits.keep_done
+        done = row.counts[State.DONE] + row.counts[State.SKIPPED] - row.watched_done
+        beyond = done - limits.keep_done
         if beyond > 0:
             found = yield from _oldest_done(view, row, min(beyond, PRUNE_STEP))
             more |= yield from _remove_some(view, row, found, beyond)
     if limits.keep_dead is not None:
-        beyond = row.counts[State.DEAD] - limits.keep_dead
+        beyond = row.counts[State.DEAD] - row.watched_dead - limits.keep_dead
         if beyond > 0:
-            rows = yield sql.DEAD, (queue, 0, min(beyond, PRUNE_STEP)), False
-            more |= yield from _remove_some(view, row, _unwatched(rows), beyond)
+            rows = yield sql.DEAD_ALONE, (queue, min(beyond, PRUNE_STEP)), False
+            more |= yield from _remove_some(view, row, [Range(*values) for values in rows], beyond)
     return more
-
-
-def _unwatched(rows: Iterable[tuple[Any, ...]]) -> list[Range]:
-    return [one for one in (Range(*values) for values in rows) if one.job is None]
 
 
 def _expired(view: View, row: Row) -> Generator[Step, Any, list[list[Range]]]:
@@ -179,7 +177,7 @@ def _oldest_done(view: View, row: Row, limit: int) -> Generator[Step, Any, list[
                     (row.id, state, keyed, -1, PRUNE_STEP if keyed else limit),
                     False,
                 )
-                found += _unwatched(rows)
+                found += [Range(*values) for values in rows]
     free: list[Range] = []
     for one in sorted(found, key=lambda one: (one.ended, one.first)):
         if one.key is not None:
@@ -237,9 +235,9 @@ def tidy(view: View, queue: int) -> Generator[Step, Any, bool]:
         return False
     found: list[Range] = []
     bound = row.ended
-    for state in _KEPT:
+    for state, kind in product(_KEPT, (0, 2)):  # without a key, and of jobs
         if row.counts[state]:
-            rows = yield sql.ENDED, (queue, state, 0, after, PRUNE_STEP), False
+            rows = yield sql.ENDED, (queue, state, kind, after, PRUNE_STEP), False
             some = [Range(*values) for values in rows]
             if len(some) == PRUNE_STEP:
                 # Others may have ended with the last of these: they are looked at again.

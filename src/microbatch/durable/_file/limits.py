@@ -18,6 +18,7 @@ class Limits:
         result_ttl: Seconds for which done and cancelled items are kept.
         keep_dead: Dead letters kept at most; None for no bound.
         keep_done: Done items kept at most; None for no bound.
+        job_ttl: Seconds for which an ended job's row is kept.
     """
 
     max_depth: int = 1_000_000
@@ -26,6 +27,7 @@ class Limits:
     result_ttl: float = 86_400.0
     keep_dead: int | None = None
     keep_done: int | None = None
+    job_ttl: float = 604_800.0
 
     def __post_init__(self) -> None:
         checks.whole_number("max_depth", self.max_depth, 1)
@@ -35,3 +37,4 @@ class Limits:
                 checks.whole_number(setting, count, minimum)
         checks.number("key_ttl", self.key_ttl, minimum=0)
         checks.number("result_ttl", self.result_ttl, minimum=0)
+        checks.number("job_ttl", self.job_ttl, minimum=0)

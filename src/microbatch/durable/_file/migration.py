@@ -1,4 +1,7 @@
-"""From version 1, in which each item was a row of a table ``microbatch_items``, in one transaction."""
+"""From older versions, each in one transaction.
+
+In version 1 each item was a row of a table ``microbatch_items``; version 2 knew nothing of jobs.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from microbatch.durable.errors import QueueUnavailable
 
+from . import job_schema, schema, sql
 from . import payloads as blobs
-from . import schema, sql
 from .ranges import CANCELLED, CLAIMED, DEAD, DONE, READY, SCHEDULED, ended_well, merge, runs
 from .records import Range, State
 from .session import Session, run
@@ -32,10 +35,10 @@ _ITEMS = """SELECT id, queue, state, priority, due, attempts, suspect, consumer,
 _STEP = 1_000
 
 
-def migrate(raw: sqlite3.Connection, path: Path, lives: Callable[[tuple[Any, ...]], bool]) -> None:
-    """Turn the tables of version 1 into those of version 2, in the caller's transaction.
-
-    What a dead process had claimed is ready afterwards.
+def migrate(
+    raw: sqlite3.Connection, path: Path, lives: Callable[[tuple[Any, ...]], bool], found: int
+) -> None:
+    """Turn the tables of an older version into those of this one, in the caller's transaction.
 
     Raises:
         QueueUnavailable: If a process with the older microbatch works on the file.
@@ -47,6 +50,16 @@ def migrate(raw: sqlite3.Connection, path: Path, lives: Callable[[tuple[Any, ...
                 "stop that first, then this version takes the file over"
             )
             raise QueueUnavailable(str(path), reason)
+    if found == 1:
+        _from_1(raw, path)
+    else:
+        for statement in job_schema.UPGRADE:
+            raw.execute(statement)
+        raw.execute("UPDATE microbatch_schema SET version = ?", (schema.SCHEMA_VERSION,))
+
+
+def _from_1(raw: sqlite3.Connection, path: Path) -> None:
+    """Write all items anew. What a dead process had claimed is ready afterwards."""
     _step_aside(raw)
     ((last_id,),) = raw.execute("SELECT last_id FROM microbatch_v1_schema").fetchall()
     schema.create(raw, last_id)
@@ -141,7 +154,7 @@ def _count(raw: sqlite3.Connection, queue: int) -> None:
     ((latest,),) = raw.execute(
         "SELECT max(since) FROM microbatch_ranges WHERE queue = ? AND state IN (0, 1, 2)", (queue,)
     )
-    raw.execute(sql.SET_QUEUE, (paused, 1, 0, latest or 0.0, *counts, queue))
+    raw.execute(sql.SET_QUEUE, (paused, 1, 0, latest or 0.0, *counts, 0, 0, queue))
     for head in raw.execute(sql.HEAD, (queue, 0)).fetchall():
         raw.execute(sql.SET_HEAD, (*head, queue, 0))
 

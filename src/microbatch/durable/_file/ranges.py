@@ -45,26 +45,44 @@ class Change(NamedTuple):
         remove: The first ids of those that are no more.
         write: Those that are new, or not as before.
         moved: How many items more there are, by state.
+        jobs: The same for each job that some of them are of; None without any.
     """
 
     remove: list[int]
     write: list[Range]
     moved: list[int]
+    jobs: dict[int, list[int]] | None = None
 
 
 def change(old: Iterable[Range], new: Iterable[Range]) -> Change:
     """Return what must be removed and written so that the new ranges stand in place of the old ones."""
     moved = [0] * _STATES
+    jobs: dict[int, list[int]] | None = None
     before = {}
     for one in old:
         moved[one.state] -= one.count
         before[one.first] = one
+        if one.job is not None:
+            jobs = _moved_of(jobs, one.job, one.state, -one.count)
     write = []
     for one in new:
         moved[one.state] += one.count
         if before.pop(one.first, None) != one:
             write.append(one)
-    return Change(list(before), write, moved)
+        if one.job is not None:
+            jobs = _moved_of(jobs, one.job, one.state, one.count)
+    return Change(list(before), write, moved, jobs)
+
+
+def _moved_of(
+    jobs: dict[int, list[int]] | None, job: int, state: int, count: int
+) -> dict[int, list[int]]:
+    jobs = {} if jobs is None else jobs
+    moved = jobs.get(job)
+    if moved is None:
+        moved = jobs[job] = [0] * _STATES
+    moved[state] += count
+    return jobs
 
 
 def part(one: Range, first: int, count: int) -> Range:
@@ -111,6 +129,8 @@ def _wait_alike(left: Range, right: Range) -> bool:
 
 
 def _end_alike(left: Range, right: Range) -> bool:
+    if left.job is not None and left.state != DEAD:
+        return True  # they go with their job, and nobody is shown when each of them ended
     if left.keep_until is None or right.keep_until is None:
         # Dead letters are shown one by one, with their times.
         return left[17:20] == right[17:20]
@@ -126,7 +146,7 @@ def _end_alike(left: Range, right: Range) -> bool:
 def join(left: Range, right: Range) -> Range:
     """Return two ranges as one."""
     count = left.count + right.count
-    if left.state not in _ENDED or left.keep_until is None:
+    if left.state not in _ENDED or left.state == DEAD:
         return left._replace(count=count, ended=_greater(left.ended, right.ended))
     return left._replace(
         count=count,
@@ -293,7 +313,7 @@ class Ends(NamedTuple):
     def done(self, one: Range, state: int, counted: bool = True) -> Range:
         """Return a range that a handler has dealt with."""
         keep: float | None = None
-        if state != DEAD:
+        if state != DEAD and one.job is None:  # a job's items go with it
             keep = self.keep
             if one.key is not None:  # who comes again with the key gets the result
                 keep = max(keep, self.expires.get(one.first, keep))

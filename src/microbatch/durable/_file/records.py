@@ -5,8 +5,12 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from microbatch._pure.report import INTERNAL_ERROR
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from .job_lanes import ToldOfJobs
 
 
 class State(IntEnum):
@@ -154,12 +158,14 @@ class Claim(NamedTuple):
         ranges: Which items, in the order of claiming; each range's attempts are those before this one.
         payloads: Their bytes, in the same order.
         traces: The contexts that they were sent in, one each; None where nobody has one.
+        told: What the handler is told of jobs; None where nobody is of one.
     """
 
     number: int
     ranges: list[Range]
     payloads: list[bytes]
     traces: list[bytes | None] | None
+    told: ToldOfJobs | None = None
 
 
 class Appended(NamedTuple):
@@ -187,6 +193,7 @@ class Verdict(NamedTuple):
         error: The encoded error; None keeps the one that is there.
         delay: Seconds, for ``SCHEDULED``.
         counted: Whether a handler call came back, so that the attempt counts.
+        code: The error's code, by which jobs count it.
     """
 
     id: int
@@ -194,6 +201,7 @@ class Verdict(NamedTuple):
     error: bytes | None = None
     delay: float = 0.0
     counted: bool = True
+    code: str = INTERNAL_ERROR
 
 
 class Settlement(NamedTuple):

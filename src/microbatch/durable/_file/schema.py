@@ -1,4 +1,4 @@
-"""The tables, who may open them, and the way from version 1.
+"""The tables, who may open them, and the way from older versions.
 
 All are named ``microbatch_*`` because the file may be the application's own (``application_id`` and
 ``user_version`` belong to it):
@@ -13,6 +13,7 @@ All are named ``microbatch_*`` because the file may be the application's own (``
 - ``microbatch_results``, ``microbatch_errors``: of items that have one.
 - ``microbatch_keys``: idempotency keys apart, so that only keyed items pay for them.
 - ``microbatch_consumers``: who may hold claimed items. Its ids are the bytes of the lock file.
+- ``microbatch_jobs`` and what belongs to them: see `job_schema`.
 
 The view ``microbatch_items`` shows each item whose payload is there.
 """
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from microbatch.durable.errors import QueueUnavailable, SchemaTooNew
 
-from . import sql
+from . import job_schema, sql
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 logger: logging.Logger = logging.getLogger("microbatch.durable")
 
 #: Raised with every change of the tables, together with a step in `prepare`.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 #: The oldest SQLite that is tested; json_each is always built in since 3.38.
 SQLITE_MINIMUM = (3, 38, 0)
@@ -58,7 +59,7 @@ PRAGMAS = (
 
 SCHEMA = (
     "CREATE TABLE microbatch_schema (version INTEGER NOT NULL, last_id INTEGER NOT NULL)",
-    """CREATE TABLE microbatch_queues (
+    f"""CREATE TABLE microbatch_queues (
         id INTEGER PRIMARY KEY,
         name TEXT NOT NULL UNIQUE,
         paused INTEGER NOT NULL DEFAULT 0,
@@ -73,15 +74,17 @@ SCHEMA = (
         staged INTEGER NOT NULL DEFAULT 0,
         ended INTEGER NOT NULL DEFAULT 0,
         removed INTEGER NOT NULL DEFAULT 0,
-        latest REAL NOT NULL DEFAULT 0
+        latest REAL NOT NULL DEFAULT 0,
+        {", ".join(job_schema.QUEUE_COLUMNS)}
     )""",
-    """CREATE TABLE microbatch_lanes (
+    f"""CREATE TABLE microbatch_lanes (
         queue INTEGER NOT NULL,
         lane INTEGER NOT NULL,
         open INTEGER NOT NULL DEFAULT 1,
         priority INTEGER,
         due REAL,
         first_id INTEGER,
+        {", ".join(job_schema.LANE_COLUMNS)},
         PRIMARY KEY (queue, lane)
     ) WITHOUT ROWID""",
     # Lane 0 is read with the queue's row: an entry here would be a page more for each lone item.
@@ -127,11 +130,11 @@ SCHEMA = (
     "CREATE INDEX microbatch_due ON microbatch_ranges (queue, due) WHERE state = 1",
     "CREATE INDEX microbatch_claimed ON microbatch_ranges (queue, consumer, claim) WHERE state = 2",
     "CREATE INDEX microbatch_staged ON microbatch_ranges (queue, consumer, claim) WHERE state = 8",
-    """CREATE INDEX microbatch_ended ON microbatch_ranges (queue, state, key IS NOT NULL, ended)
-        WHERE ended IS NOT NULL""",
+    job_schema.ENDED_INDEX,
     """CREATE INDEX microbatch_keyed ON microbatch_ranges (queue, keep_until)
         WHERE key IS NOT NULL AND ended IS NOT NULL""",
     "CREATE INDEX microbatch_dead ON microbatch_ranges (queue) WHERE state = 7",
+    *job_schema.RANGE_INDEXES,
     """CREATE TABLE microbatch_results (
         first_id INTEGER PRIMARY KEY,
         count INTEGER NOT NULL,
@@ -153,6 +156,7 @@ SCHEMA = (
         pid INTEGER NOT NULL,
         born TEXT
     )""",
+    *job_schema.TABLES,
     # A payload that was dropped has a length of null. Offsets before payloads: the sum runs over numbers alone.
     """CREATE VIEW microbatch_items AS
         SELECT i.id, q.name AS queue,
@@ -183,7 +187,7 @@ def prepare(
         raw: The connection, without a transaction.
         path: The file, for messages.
         synchronous: A key of `SYNCHRONOUS`.
-        lives: Tells whether a consumer of version 1 lives: its id, lock file, process and birth.
+        lives: Tells whether a consumer of an older version lives: its id, lock file, process and birth.
 
     Raises:
         QueueUnavailable: If SQLite is too old, or refused WAL or the synchronous mode, or if a process with an
@@ -211,10 +215,10 @@ def prepare(
             raise SchemaTooNew(str(path), found, SCHEMA_VERSION)
         if found == 0:
             create(raw, 0)
-        elif found == 1:
+        elif found < SCHEMA_VERSION:
             from .migration import migrate  # noqa: PLC0415 - needed once in a file's life
 
-            migrate(raw, path, lives)
+            migrate(raw, path, lives, found)
     except BaseException:
         with contextlib.suppress(sqlite3.OperationalError):  # SQLite may have done it already
             raw.execute("ROLLBACK")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from microbatch.durable.errors import QueueUnavailable
 
-from . import claiming, endings, keeping, queries, sql, staging, storing
+from . import claiming, endings, job_counts, keeping, queries, sql, staging, storing
+from .job_session import JobSteps
 from .keeping import ANY
 from .view import Ids, View
 
@@ -82,6 +83,7 @@ class Session:
         ids: Ids | None = None,
     ) -> None:
         self._view = View(path, now, ticket, ids, wal_size)
+        self._jobs: JobSteps | None = None
 
     @property
     def now(self) -> float:
@@ -95,7 +97,27 @@ class Session:
 
     def finish(self) -> Generator[Step, Any, None]:
         """Write down counts and heads of lanes: the last statements of a transaction that writes."""
-        return self._view.finish()
+        view = self._view
+        if view.moves or view.rearranged:
+            yield from job_counts.flush(view)
+        yield from view.finish()
+
+    @property
+    def jobs(self) -> JobSteps:
+        """What can be done to jobs."""
+        if self._jobs is None:
+            self._jobs = JobSteps(self._view)
+        return self._jobs
+
+    @property
+    def changed_jobs(self) -> set[str]:
+        """The ids of jobs whose rows were changed."""
+        return self._view.changed
+
+    @property
+    def ended_unheard(self) -> set[int]:
+        """Queues in which something ended of which nobody here has heard."""
+        return self._view.ended_unheard
 
     # Queues and consumers
 

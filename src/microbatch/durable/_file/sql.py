@@ -6,6 +6,8 @@ implies its condition.
 
 from __future__ import annotations
 
+from .job_schema import ENDED_CLASS
+
 #: Changes when another connection has committed, in whatever process.
 DATA_VERSION = "PRAGMA data_version"
 HAS_TABLES = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'microbatch_schema'"
@@ -20,12 +22,13 @@ QUEUE_NAME = "SELECT name FROM microbatch_queues WHERE id = ?"
 MAKE_QUEUE = "INSERT INTO microbatch_queues (name) VALUES (?) RETURNING id"
 MAKE_LANE = "INSERT INTO microbatch_lanes (queue, lane) VALUES (?, 0)"
 COUNTS = "ready, scheduled, claimed, done, skipped, cancelled, expired, dead, staged"
-QUEUE = f"""SELECT q.paused, q.ended, q.removed, q.latest, {COUNTS}, l.open, l.priority, l.due, l.first_id
+QUEUE = f"""SELECT q.paused, q.ended, q.removed, q.latest, {COUNTS}, l.open, l.priority, l.due, l.first_id,
+        q.watched_done, q.watched_dead
     FROM microbatch_queues AS q JOIN microbatch_lanes AS l ON l.queue = q.id AND l.lane = 0
     WHERE q.id = ?"""  # noqa: S608 - made of constants
 SET_QUEUE = """UPDATE microbatch_queues SET paused = ?, ended = ?, removed = ?, latest = ?,
     ready = ?, scheduled = ?, claimed = ?, done = ?, skipped = ?, cancelled = ?, expired = ?, dead = ?,
-    staged = ? WHERE id = ?"""
+    staged = ?, watched_done = ?, watched_dead = ? WHERE id = ?"""
 
 # Lanes
 
@@ -36,9 +39,11 @@ SET_HEAD = """UPDATE microbatch_lanes SET priority = ?, due = ?, first_id = ?
 NO_HEAD = """UPDATE microbatch_lanes SET priority = NULL, due = NULL, first_id = NULL
     WHERE queue = ? AND lane = ?"""
 LANES = "SELECT lane FROM microbatch_lanes WHERE queue = ? AND lane > 0"
-OTHER_LANES = """SELECT lane, priority, due, first_id FROM microbatch_lanes
-    INDEXED BY microbatch_lane_heads WHERE queue = ? AND lane > 0 AND open = 1 AND first_id IS NOT NULL
-    ORDER BY priority DESC, due, first_id LIMIT ?"""
+#: Those that a claim may read, in order: not one whose job is past its deadline.
+OTHER_LANES = """SELECT priority, due, first_id, lane, size, ordered, bound, uid, named, begun
+    FROM microbatch_lanes INDEXED BY microbatch_lane_heads
+    WHERE queue = ? AND lane > 0 AND open = 1 AND first_id IS NOT NULL
+    AND (deadline IS NULL OR deadline > ?) ORDER BY priority DESC, due, first_id LIMIT ?"""
 
 # Ranges
 
@@ -171,18 +176,21 @@ FORGET = "DELETE FROM microbatch_consumers WHERE id = ?"
 
 # What has ended
 
-#: Each for a state, unkeyed (0) or keyed (1), in the order in which they ended.
-ENDED = f"""{_RANGES} WHERE queue = ? AND state = ? AND (key IS NOT NULL) = ?
+#: Each for a state and a class, unkeyed (0), keyed (1) or a job's (2), in the order in which they ended.
+ENDED = f"""{_RANGES} WHERE queue = ? AND state = ? AND {ENDED_CLASS} = ?
     AND ended IS NOT NULL AND ended > ? ORDER BY ended, first_id LIMIT ?"""
 #: What ended while the clock was in the future: kept as long as if it had ended now.
 MEND_ENDED = """UPDATE microbatch_ranges
     SET keep_until = ? + (keep_until - ended_at), since = min(since, ?), ended_at = ?
     WHERE queue = ? AND state = ? AND ended IS NOT NULL AND ended_at > ?"""
-ENDED_SINCE = """SELECT first_id, count FROM microbatch_ranges WHERE queue = ? AND state IN (3, 4, 5, 6, 7)
-    AND (key IS NOT NULL) IN (0, 1) AND ended IS NOT NULL AND ended > ?"""
+ENDED_SINCE = f"""SELECT first_id, count FROM microbatch_ranges WHERE queue = ?
+    AND state IN (3, 4, 5, 6, 7) AND {ENDED_CLASS} IN (0, 1, 2) AND ended IS NOT NULL AND ended > ?"""  # noqa: S608
 KEYED_EXPIRED = f"""{_RANGES} WHERE queue = ? AND key IS NOT NULL AND ended IS NOT NULL AND keep_until <= ?
     ORDER BY keep_until LIMIT ?"""
 DEAD = f"{_RANGES} WHERE state = 7 AND queue = ? AND first_id >= ? ORDER BY first_id LIMIT ?"
+#: Those that are no job's.
+DEAD_ALONE = f"""{_RANGES} WHERE state = 7 AND queue = ? AND job IS NULL
+    ORDER BY first_id LIMIT ?"""
 DEAD_BEFORE = """SELECT max(first_id) FROM microbatch_ranges
     WHERE state = 7 AND queue = ? AND first_id <= ?"""
 

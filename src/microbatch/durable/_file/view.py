@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 from microbatch.durable.errors import QueueUnavailable
 
 from . import sql
-from .ranges import CLAIMED, READY, SCHEDULED, STAGED, change
-from .records import Queue
+from .ranges import CLAIMED, DEAD, DONE, READY, SCHEDULED, SKIPPED, STAGED, change
+from .records import Queue, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     #: Where a range stands among the ready ones of its lane: those with smaller ones go first.
     Place = tuple[int, float, int]
+
+STATES = len(State)
 
 #: Ids reserved at once: a page less for each transaction but one in thousands.
 RESERVED = 10_000
@@ -33,9 +35,11 @@ class Ids:
     What a transaction took counts once `commit` says that it is on the disk.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, held: set[int] | None = None) -> None:
         self._committed = (1, 0)
         self._next, self._last = self._committed
+        #: Jobs that this process does not claim from yet.
+        self.held: set[int] = set() if held is None else held
         #: By queue: up to where upkeep has looked through what ended (`keeping.tidy`).
         self.tidied: dict[int, int] = {}
 
@@ -78,6 +82,7 @@ class Row:
         latest: The latest reading of the clock in its ranges.
         open: Whether lane 0 is open.
         head: The place of lane 0's first ready range, None if it has none; ``UNKNOWN`` until it is looked for.
+        watched_done: How many of its done and skipped items are jobs'; ``watched_dead`` likewise.
     """
 
     UNKNOWN: Final = (0, 0.0, -1)
@@ -95,6 +100,8 @@ class Row:
         "paused",
         "removed",
         "stored_head",
+        "watched_dead",
+        "watched_done",
     )
 
     def __init__(self, number: int, values: Sequence[Any]) -> None:
@@ -105,6 +112,7 @@ class Row:
         self.open = bool(values[13])
         self.head: Place | None = place(*values[14:17]) if values[16] is not None else None
         self.stored_head = self.head
+        self.watched_done, self.watched_dead = values[17:19]
         self.dirty = False
         self._ends = False
         self._removes = False
@@ -138,11 +146,33 @@ class Row:
             self.counts = [count + more for count, more in zip(self.counts, moved, strict=True)]
             self.dirty = True
 
+    def watch(self, moved: Sequence[int]) -> None:
+        """Count items of a job that changed their state."""
+        self.watched_done += moved[DONE] + moved[SKIPPED]
+        self.watched_dead += moved[DEAD]
+
     def queue(self) -> Queue:
         """Return it as others see it."""
         return Queue(
             self.id, self.paused, tuple(self.counts), self.ended, self.removed, self.latest
         )
+
+
+class Moves:
+    """What a transaction did to a job's items.
+
+    Attributes:
+        queue: The job's queue.
+        moved: How many more there are, by state.
+        codes: How many failed or were skipped, by code.
+    """
+
+    __slots__ = ("codes", "moved", "queue")
+
+    def __init__(self, queue: int) -> None:
+        self.queue = queue
+        self.moved = [0] * STATES
+        self.codes: dict[str, int] = {}
 
 
 class View:
@@ -154,9 +184,18 @@ class View:
         ticket: The number for the tickets of new items.
         ids: Ids in reserve; without them each call takes its own from the file.
         wal_size: Tells the bytes of the write-ahead log.
+
+    Attributes:
+        moves: What was done to the items of jobs and does not stand in their rows yet, by job.
+        rearranged: Lanes whose ordered batch may be over, by queue and lane.
+        changed: The ids of jobs whose rows were changed.
+        ended_unheard: Queues in which something ended of which nobody here has heard.
     """
 
-    __slots__ = ("_consumers", "_lanes", "_rows", "ids", "now", "path", "ticket", "wal_size")
+    __slots__ = (
+        "_consumers", "_lanes", "_rows", "changed", "ended_unheard", "ids", "moves", "now", "path",
+        "rearranged", "ticket", "wal_size",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -172,8 +211,12 @@ class View:
         self.ids = ids
         self.wal_size = wal_size
         self._rows: dict[int, Row] = {}
-        self._lanes: set[tuple[int, int]] = set()
+        self._lanes: dict[tuple[int, int], Place | None] = {}
         self._consumers: set[int] = set()
+        self.moves: dict[int, Moves] = {}
+        self.rearranged: set[tuple[int, int]] = set()
+        self.changed: set[str] = set()
+        self.ended_unheard: set[int] = set()
 
     def row(self, queue: int) -> Generator[Step, Any, Row]:
         """Return a queue's row; read once."""
@@ -221,9 +264,17 @@ class View:
                 self.unsettle(row, one.lane)
         self._note_waiting(row, new)
 
-    def write(self, row: Row, difference: Change) -> Generator[Step, Any, None]:
-        """Write what differs, and count what moved; heads of lanes are the caller's."""
-        remove, write, moved = difference
+    def write(
+        self, row: Row, difference: Change, *, ends: bool = True
+    ) -> Generator[Step, Any, None]:
+        """Write what differs, and count what moved; heads of lanes are the caller's.
+
+        Args:
+            row: The queue's.
+            difference: What differs.
+            ends: Whether jobs count it: not what is removed after they have ended.
+        """
+        remove, write, moved, jobs = difference
         if len(remove) == 1:
             yield sql.REMOVE_RANGE, remove, False
         elif remove:
@@ -238,6 +289,27 @@ class View:
             for statement, found in rows.items():
                 yield statement, found, True
         row.move(moved)
+        if jobs is not None:
+            for job, moved_of in jobs.items():
+                row.watch(moved_of)
+                if ends:
+                    self._note_moves(row.id, job, moved_of)
+
+    def _note_moves(self, queue: int, job: int, moved: Sequence[int]) -> None:
+        mine = self.moves_of(queue, job)
+        mine.moved = [count + more for count, more in zip(mine.moved, moved, strict=True)]
+
+    def moves_of(self, queue: int, job: int) -> Moves:
+        """Return what was done to a job's items."""
+        moves = self.moves.get(job)
+        if moves is None:
+            moves = self.moves[job] = Moves(queue)
+        return moves
+
+    def count_code(self, queue: int, job: int, code: str) -> None:
+        """Count an item of a job that failed or was skipped."""
+        codes = self.moves_of(queue, job).codes
+        codes[code] = codes.get(code, 0) + 1
 
     def _note_waiting(self, row: Row, new: Iterable[Range]) -> None:
         for one in new:
@@ -248,18 +320,35 @@ class View:
             if one.state != READY:
                 continue
             if one.lane:
-                self._lanes.add((row.id, one.lane))
+                self._note_head((row.id, one.lane), place(one.priority, one.due, one.first))
             elif row.head is not Row.UNKNOWN:
                 here = place(one.priority, one.due, one.first)
                 if row.head is None or here < row.head:
                     row.head = here
 
+    def _note_head(self, lane: tuple[int, int], here: Place) -> None:
+        before = self._lanes.get(lane, Row.UNKNOWN)
+        if before is not Row.UNKNOWN and (before is None or here < before):
+            before = here
+        self._lanes[lane] = before
+
     def unsettle(self, row: Row, lane: int) -> None:
         """Note that something else may be first in a lane."""
         if lane:
-            self._lanes.add((row.id, lane))
+            self._lanes[row.id, lane] = Row.UNKNOWN
         else:
             row.head = Row.UNKNOWN
+
+    def set_head(self, row: Row, lane: int, head: Place | None) -> None:
+        """Note what is first in a lane, None for nothing; ``UNKNOWN`` where that is to be looked for."""
+        if lane:
+            self._lanes[row.id, lane] = head
+        else:
+            row.head = head
+
+    def forget_lane(self, queue: int, lane: int) -> None:
+        """Note that a lane is no more."""
+        self._lanes.pop((queue, lane), None)
 
     def find_heads(self, row: Row) -> Generator[Step, Any, None]:
         """Look for the heads of those lanes of a queue in which something changed."""
@@ -267,9 +356,12 @@ class View:
             found = yield sql.HEAD, (row.id, 0), False
             row.head = place(*found[0]) if found else None
         for lane in [one for one in self._lanes if one[0] == row.id]:
-            self._lanes.discard(lane)
-            found = yield sql.HEAD, lane, False
-            yield from _set_head(found[0] if found else None, lane)
+            head = self._lanes.pop(lane)
+            if head is not Row.UNKNOWN:
+                yield from _set_head(head and _values(head), lane)
+            else:
+                found = yield sql.HEAD, lane, False
+                yield from _set_head(found[0] if found else None, lane)
 
     def finish(self) -> Generator[Step, Any, None]:
         """Write down what the transaction changed in its queues' rows and lanes: its last statements."""
@@ -280,7 +372,10 @@ class View:
                 row.stored_head = row.head
             if row.dirty:
                 row.dirty = False
-                values = (int(row.paused), row.ended, row.removed, row.latest, *row.counts, row.id)
+                values = (
+                    int(row.paused), row.ended, row.removed, row.latest, *row.counts,
+                    row.watched_done, row.watched_dead, row.id,
+                )  # fmt: skip
                 yield sql.SET_QUEUE, values, False
 
 

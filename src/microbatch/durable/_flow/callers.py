@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from microbatch._pure.exceptions import BatcherClosed
 from microbatch.durable._file.codec import decode_error
 from microbatch.durable._file.records import State
-from microbatch.durable.errors import ItemCancelled, ItemFailed, UnknownTicket
+from microbatch.durable.errors import ItemCancelled, ItemExpired, ItemFailed, UnknownTicket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -115,8 +115,10 @@ class Callers:
             self.fail(number, lambda: UnknownTicket(number, self._queue))
             return
         state, error, attempts = found.state, found.error, found.attempts
-        if state in (State.CANCELLED, State.EXPIRED):
+        if state == State.CANCELLED:
             self.fail(number, lambda: ItemCancelled(number))
+        elif state == State.EXPIRED:
+            self.fail(number, lambda: ItemExpired(number))
         elif state in (State.DEAD, State.SKIPPED):
             self.fail(number, lambda: decode_error(error, number, attempts))
         elif state == State.DONE:

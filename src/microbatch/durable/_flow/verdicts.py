@@ -6,7 +6,15 @@ import logging
 from typing import TYPE_CHECKING
 
 from microbatch._core.pausing import pause_of
-from microbatch._pure.exceptions import BatcherClosed, HandlerCrashed, HandlerStuck, Skipped
+from microbatch._pure.exceptions import (
+    BatcherClosed,
+    HandlerCrashed,
+    HandlerStuck,
+    HandlerTimeout,
+    ItemError,
+    Skipped,
+)
+from microbatch._pure.report import error_code
 from microbatch.durable._file.codec import encode_error
 from microbatch.durable._file.records import State, Verdict
 
@@ -34,20 +42,21 @@ def verdict(number: int, attempt: int, error: Exception, retry: Retry | None) ->
     """
     if isinstance(error, BatcherClosed):
         return Verdict(number, State.READY, counted=error.started)
-    stored = encode_error(error)
+    stored = encode_error(error, retryable=_is_retryable(number, error, retry))
+    code = error_code(error)
     if isinstance(error, HandlerStuck):
-        return Verdict(number, State.SCHEDULED, stored, STUCK_PAUSE, counted=False)
+        return Verdict(number, State.SCHEDULED, stored, STUCK_PAUSE, counted=False, code=code)
     if isinstance(error, Skipped):
-        return Verdict(number, State.SKIPPED, stored)
+        return Verdict(number, State.SKIPPED, stored, code=code)
     delay = _delay(number, attempt, error, retry)
     if delay is None:
-        return Verdict(number, State.DEAD, stored)
-    return Verdict(number, State.SCHEDULED, stored, delay)
+        return Verdict(number, State.DEAD, stored, code=code)
+    return Verdict(number, State.SCHEDULED, stored, delay, code=code)
 
 
 def death(number: int, error: Exception) -> Verdict:
     """Return what is recorded about an item that is a dead letter at once."""
-    return Verdict(number, State.DEAD, encode_error(error))
+    return Verdict(number, State.DEAD, encode_error(error), code=error_code(error))
 
 
 def unseen(number: int) -> Verdict:
@@ -58,6 +67,21 @@ def unseen(number: int) -> Verdict:
 def attempts_max(retry: Retry | None) -> int:
     """Return how many handler calls an item may be part of if its processes die."""
     return CRASHES_MAX if retry is None else retry.attempts
+
+
+def _is_retryable(number: int, error: Exception, retry: Retry | None) -> bool:
+    """Tell whether an item that failed may do better another time: not now, but when its job is retried."""
+    if isinstance(error, HandlerTimeout | HandlerStuck):
+        return True  # nothing is said against the item
+    if isinstance(error, ItemError) and error.retryable is not None:
+        return bool(error.retryable)
+    if retry is None:
+        return False
+    try:
+        return retry.wants(error)
+    except Exception:
+        logger.exception("retry's predicate failed: item %d counts as not retryable", number)
+        return False
 
 
 def _delay(number: int, attempt: int, error: Exception, retry: Retry | None) -> float | None:

@@ -1,0 +1,189 @@
+"""All that can be done to jobs within one transaction, as generators of statements: see `session`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from . import job_counts, job_incoming, job_pages, job_sql, job_steps
+from .job_life import PAUSED, Event, JobLife
+from .ranges import CANCELLED
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Generator, Iterable
+
+    from microbatch.durable._file.limits import Limits
+    from microbatch.durable.errors import QueueFull
+
+    from .job_records import Begun, Chunk, JobRow, Leftovers, NewJob, Page, Recipe
+    from .records import Step
+    from .view import View
+
+
+class JobSteps:
+    """The part of a `Session` that is about jobs.
+
+    Args:
+        view: What the transaction knows.
+    """
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    # Coming in
+
+    def begin(
+        self, queue: int, new: NewJob, consumer: int, limits: Limits
+    ) -> Generator[Step, Any, Begun]:
+        """Make a job's row, which nobody sees before `show`, unless another job has its key."""
+        return job_incoming.begin(self._view, queue, new, consumer, limits.key_ttl)
+
+    def stage(
+        self, queue: int, limits: Limits, job: int, chunk: Chunk, consumer: int | None
+    ) -> Generator[Step, Any, QueueFull | None]:
+        """Store items of it, all of them or none; return why none."""
+        return job_incoming.stage_chunk(self._view, queue, limits, job, chunk, consumer)
+
+    def show(
+        self, queue: int, job: int, total: int, consumer: int | None
+    ) -> Generator[Step, Any, bool]:
+        """Let everybody see it."""
+        return job_incoming.show(self._view, queue, job, total, consumer)
+
+    def abandon(self, job: int) -> Generator[Step, Any, bool]:
+        """Give it up; `step` removes it."""
+        return job_incoming.abandon(self._view, job)
+
+    def abandon_all(self, consumer: int) -> Generator[Step, Any, bool]:
+        """Give up what a consumer brings, and was to tell; return whether there is something to remove."""
+        return job_incoming.abandon_all(self._view, consumer)
+
+    def ids_from(
+        self, job: int, position: int, limit: int
+    ) -> Generator[Step, Any, list[tuple[int, list[str]]]]:
+        """Return rows of the client's ids, each with the place where it begins."""
+        return job_pages.ids_from(job, position, limit)
+
+    # Acting on one
+
+    def find(
+        self, queue: int, uid: str, owner: str | None
+    ) -> Generator[Step, Any, tuple[Any, ...] | None]:
+        """Return number, life, paused, kept, end and named of a job that this owner can see."""
+        values = {"uid": uid, "queue": queue, "owner": owner}
+        rows = yield job_sql.FIND, values, False
+        return rows[0] if rows else None
+
+    def cancel(
+        self, queue: int, uid: str, owner: str | None
+    ) -> Generator[Step, Any, JobLife | None]:
+        """Stop a job; return the life that it had, None if there is none."""
+        found = yield from self.find(queue, uid, owner)
+        if found is None:
+            return None
+        yield from job_counts.stop(self._view, found[0], CANCELLED)
+        return JobLife(found[1])
+
+    def pause(
+        self, queue: int, uid: str, owner: str | None, *, paused: bool
+    ) -> Generator[Step, Any, JobLife | None]:
+        """Pause or resume a job that has neither ended nor been stopped; return its life."""
+        found = yield from self.find(queue, uid, owner)
+        if found is None:
+            return None
+        job = found[0]
+        if (yield job_sql.PAUSE, {"job": job, "paused": paused}, False):
+            self._view.changed.add(uid)
+            statement = job_sql.SHUT if paused else job_sql.REOPEN
+            yield statement, {"why": PAUSED, "queue": queue, "lane": job}, False
+        return JobLife(found[1])
+
+    def delete(
+        self, queue: int, uid: str, owner: str | None
+    ) -> Generator[Step, Any, tuple[int, JobLife] | None]:
+        """Let an ended job be seen no more; `step` removes it. Returns its number and life."""
+        found = yield from self.find(queue, uid, owner)
+        if found is None:
+            return None
+        yield from job_counts.move(self._view, found[0], Event.DELETED)
+        return found[0], JobLife(found[1])
+
+    # Chores
+
+    def chore(self, queue: int) -> Generator[Step, Any, int | None]:
+        """Return a job of a queue for which something is left to do."""
+        rows = yield job_sql.CHORE, (queue,), False
+        return int(rows[0][0]) if rows else None
+
+    def step(self, job: int) -> Generator[Step, Any, bool]:
+        """Do some of that; return whether there is more."""
+        return job_steps.step(self._view, job)
+
+    def look(self, queue: int, limits: Limits, *, keeps: bool) -> Generator[Step, Any, bool]:
+        """Do what is due by now: deadlines, and with ``keeps`` what is kept too long."""
+        return job_steps.look(self._view, queue, limits, keeps=keeps)
+
+    def next_deadline(self, queue: int) -> Generator[Step, Any, float | None]:
+        """Return when the next deadline comes."""
+        ((found,),) = yield job_sql.NEXT_DEADLINE, (queue,), False
+        return None if found is None else float(found)
+
+    def stopped(self, queue: int) -> Generator[Step, Any, list[str]]:
+        """Return the ids of jobs of which nothing more may begin and something has not ended."""
+        rows = yield job_sql.STOPPED, (queue,), False
+        return [uid for (uid,) in rows]
+
+    # Telling
+
+    def next_tell(self, queue: int) -> Generator[Step, Any, float | None]:
+        """Return when the next end of a job is to be told that nobody tells now."""
+        ((found,),) = yield job_sql.NEXT_TELL, (queue,), False
+        return None if found is None else float(found)
+
+    def take_tell(self, queue: int, consumer: int) -> Generator[Step, Any, tuple[str, int] | None]:
+        """Take over to tell of the end that is due longest; return the job's id, and how often it was tried."""
+        values = {"queue": queue, "consumer": consumer, "now": self._view.now}
+        rows = yield job_sql.TAKE_TELL, values, False
+        return rows[0] if rows else None
+
+    def told(self, uid: str, consumer: int, delay: float | None) -> Generator[Step, Any, None]:
+        """Note that it was tried: again after so many seconds, None for never."""
+        at = None if delay is None else self._view.now + delay
+        yield job_sql.TOLD, {"uid": uid, "consumer": consumer, "at": at}, False
+
+    # Reading
+
+    def status(
+        self, queue: int, uid: str, owner: str | None
+    ) -> Generator[Step, Any, JobRow | None]:
+        """Return a job's row, if this owner can see it."""
+        return job_pages.status(queue, uid, owner)
+
+    def rows(
+        self, queue: int, owner: str | None, lives: Collection[int], before: int, limit: int
+    ) -> Generator[Step, Any, list[JobRow]]:
+        """Return the first so many rows of jobs with smaller numbers, the newest first."""
+        return job_pages.rows_of(queue, owner, lives, before, limit)
+
+    def changes(self, uids: Iterable[str]) -> Generator[Step, Any, dict[str, int]]:
+        """Return how often each of some jobs has changed; those that are gone are not there."""
+        rows = yield job_sql.CHANGES, (json.dumps(list(uids)),), False
+        return dict(rows)
+
+    def page(
+        self, job: int, named: bool, states: Collection[int], after: int, limit: int
+    ) -> Generator[Step, Any, Page]:
+        """Return items behind a place that ended in one of some states."""
+        return job_pages.page(job, named, states, after, limit)
+
+    def recipe(
+        self, queue: int, uid: str, owner: str | None
+    ) -> Generator[Step, Any, Recipe | None]:
+        """Return what a job is made of."""
+        return job_pages.recipe(queue, uid, owner)
+
+    def leftovers(
+        self, job: int, named: bool, after: int, limit: int, retryable_only: bool
+    ) -> Generator[Step, Any, Leftovers]:
+        """Return items behind a place that did not end well and may go again."""
+        return job_pages.leftovers(self._view, job, named, after, limit, retryable_only)

@@ -1,0 +1,169 @@
+"""What takes jobs many steps, each of which is a transaction of bounded length, in whatever process."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+from . import job_counts, job_sql
+from . import payloads as blobs
+from .job_life import Event
+from .ranges import DEAD, ITEMS_MAX, READY, SCHEDULED, STAGED, change, ended, merge, spans
+from .records import Range, State
+from .view import CLOCK_TOLERANCE
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from microbatch.durable._file.limits import Limits
+
+    from .records import Step
+    from .view import Row, View
+
+#: Ranges in one step.
+STEP = 500
+
+#: Rows of ids in one step: some 50,000 ids.
+IDS_STEP = 200
+
+EXPIRED = int(State.EXPIRED)
+
+#: Seconds for which telling of a job's end is put off at most.
+TELL_MAX = 300.0
+
+#: The code of an item that does not fit its type.
+INVALID = "invalid_item"
+
+
+class Chore(IntEnum):
+    """What is left to do for a job; the numbers stand in the file."""
+
+    MAKE_READY = 1
+    END_WAITING = 2
+    REMOVE_OUTCOMES = 3
+    REMOVE = 4
+
+
+def step(view: View, job: int) -> Generator[Step, Any, bool]:
+    """Do some of what is left to do for a job; return whether there is more."""
+    rows = yield job_sql.CHORE_OF, (job,), False
+    if not rows or rows[0][0] is None:
+        return False
+    chore, queue = rows[0][:2]
+    if chore == Chore.MAKE_READY:
+        more = yield from make_ready(view, job)
+    elif chore == Chore.END_WAITING:
+        more = yield from _end_waiting(view, queue, job, rows[0][2])
+    else:
+        more = yield from _remove_step(view, queue, job)
+        if not more and chore == Chore.REMOVE:
+            yield job_sql.REMOVE_DETAILS, (job,), False
+            yield job_sql.REMOVE, (job,), False
+    if not more:
+        yield job_sql.END_CHORE, (job, chore), False
+    yield from job_counts.flush(view)
+    return bool(more)
+
+
+def make_ready(view: View, job: int) -> Generator[Step, Any, bool]:
+    """Let some of a job's items begin: they count from when it was seen first."""
+    ((chore, queue, _, created_at, delay, _),) = yield job_sql.CHORE_OF, (job,), False
+    row = yield from view.row(queue)
+    rows = yield job_sql.STAGED_OF, (job, STEP + 1), False
+    old = [Range(*values) for values in rows[:STEP]]
+    due = created_at + delay
+    state = SCHEDULED if due > view.now else READY
+    new = []
+    for one in old:
+        if one.due < 0:
+            new.append(_refused(view, row, one))
+        else:
+            new.append(one._replace(state=state, due=due, since=created_at, enqueued=created_at))
+    yield from view.replace(row, old, merge(new))
+    if len(rows) > STEP:
+        return True
+    yield job_sql.END_CHORE, (job, chore), False
+    return False
+
+
+def _refused(view: View, row: Row, one: Range) -> Range:
+    """Return an item that never fitted its type: it has failed without an attempt."""
+    assert one.job is not None  # noqa: S101
+    row.end()
+    view.count_code(row.id, one.job, INVALID)
+    return ended(one, DEAD, view.now, None, row.end_number)._replace(enqueued=view.now)
+
+
+def _end_waiting(view: View, queue: int, job: int, state: int) -> Generator[Step, Any, bool]:
+    """End some of what has not begun, as cancelled or expired."""
+    row = yield from view.row(queue)
+    rows = yield job_sql.NOT_BEGUN, (job, STEP + 1), False
+    old = [Range(*values) for values in rows[:STEP]]
+    if old:
+        row.end()
+        view.ended_unheard.add(queue)
+    new = [
+        _refused(view, row, one)
+        if one.state == STAGED and one.due < 0
+        else ended(one, state, view.now, None, row.end_number)
+        for one in old
+    ]
+    yield from view.replace(row, old, merge(new))
+    return len(rows) > STEP
+
+
+def _remove_step(view: View, queue: int, job: int) -> Generator[Step, Any, bool]:
+    """Remove some of a job's items, and then of their ids, with all that belongs to them."""
+    row = yield from view.row(queue)
+    rows = yield job_sql.ALL_OF, (job, STEP), False
+    if not rows:
+        ids = yield job_sql.SOME_IDS, (job, IDS_STEP), False
+        yield job_sql.REMOVE_IDS, [(job, position) for (position,) in ids], True
+        return len(ids) == IDS_STEP
+    old: list[Range] = []
+    total = 0
+    for values in rows:
+        old.append(Range(*values))
+        total += old[-1].count
+        if total >= ITEMS_MAX:
+            break
+    row.remove()
+    yield from view.write(row, change(old, ()), ends=False)
+    gone = spans(old)
+    yield from blobs.remove_errors(gone)
+    for first, last in gone:
+        yield from blobs.remove_results(first, last)
+        yield from blobs.release(first, last)
+    return True
+
+
+# Looks: what time asks for
+
+
+def look(view: View, queue: int, limits: Limits, *, keeps: bool) -> Generator[Step, Any, bool]:
+    """Do what is due in a queue by now: a deadline, and with ``keeps`` what is kept too long.
+
+    Returns:
+        Whether there may be more.
+    """
+    values = {"queue": queue, "now": view.now, "future": view.now + CLOCK_TOLERANCE}
+    for number, deadline in (yield job_sql.MEND, values, False):
+        yield job_sql.MEND_LANE, (deadline, queue, number), False
+    for (job,) in (yield job_sql.OVERDUE, (queue, view.now), False):
+        yield from job_counts.stop(view, job, EXPIRED)
+        return True
+    if not keeps:
+        return False
+    yield job_sql.MEND_ENDED, values, False
+    yield job_sql.MEND_TELLS, values | {"future": view.now + 2 * TELL_MAX}, False
+    past = (queue, 1, view.now - limits.result_ttl)
+    for (job,) in (yield job_sql.PAST, past, False):
+        for (uid,) in (yield job_sql.FORGET_OUTCOMES, (job,), False):
+            view.changed.add(uid)
+        return True
+    for kept in (0, 1):
+        past = (queue, kept, view.now - limits.job_ttl)
+        for (job,) in (yield job_sql.PAST, past, False):
+            yield from job_counts.move(view, job, Event.DELETED)
+            return True
+    return False
