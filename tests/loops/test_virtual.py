@@ -7,6 +7,7 @@ import gc
 import signal
 import socket
 import threading
+import time
 import types
 import weakref
 from typing import Any
@@ -112,6 +113,17 @@ def test_asyncios_own_threads_hold_the_clock_too() -> None:
     assert run("asyncio", main) is True
 
 
+def test_the_clock_does_not_jump_past_threads_that_the_loop_waits_for_in_the_end() -> None:
+    """``asyncio.run`` gives them five minutes, from Python 3.12 on, and warns of those that are left."""
+
+    async def main() -> None:
+        given_up = asyncio.get_running_loop().run_in_executor(None, time.sleep, 0.2)
+        await asyncio.sleep(0)
+        given_up.cancel()
+
+    run("asyncio", main)
+
+
 def test_in_real_time_nothing_is_held() -> None:
     """On any loop, and where a virtual clock of trio's exists that does not run here."""
     clock = trio_clock()
@@ -198,10 +210,10 @@ def test_what_comes_late_after_all_is_taken() -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         woken = asyncio.Event()
-        ended = threading.Thread(target=lambda: loop.call_soon_threadsafe(woken.set))
-        loop.call_soon(ended.start)
+        late = threading.Timer(0.2, loop.call_soon_threadsafe, (woken.set,))
+        late.start()
         await woken.wait()
-        ended.join()
+        late.join()
 
     virtual.PATIENCE = 20.0  # undone by the fixture
     run("asyncio", main)

@@ -88,6 +88,14 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(lambda _: self.release())
         return future
 
+    async def shutdown_default_executor(self, *timeout: Any, **named: Any) -> None:
+        """Wait for the threads of ``run_in_executor`` to end, as long as that takes outside."""
+        self.hold()
+        try:
+            await super().shutdown_default_executor(*timeout, **named)
+        finally:
+            self.release()
+
     def add_signal_handler(
         self, sig: int, callback: Callable[[Unpack[Ts]], object], *args: *Ts
     ) -> None:
