@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
-import sqlite3
 import threading
 import time
 from functools import partial
@@ -19,9 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from microbatch.durable.errors import QueueUnavailable
 
 from .asks import Afterwards, Ask, Turn
+from .committing import Committing, Failed
 from .connection import Connection, Fault
 from .records import State
-from .transaction import LogFullError, WriteTransaction
+from .transaction import WriteTransaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -58,16 +58,6 @@ class End(NamedTuple):
     """The last message."""
 
 
-class Failed(NamedTuple):
-    """An ask that failed on its own account, and why."""
-
-    error: Exception
-
-
-class _AnewError(Exception):
-    """A failed ask took the whole transaction along."""
-
-
 class Writer:
     """The thread, its inbox, and the queues that it serves.
 
@@ -101,10 +91,17 @@ class Writer:
         self._replies: dict[Port, list[Reply]] = {}
         self.neighbours: Registrar
         self.neighbours, self._duties = duties(self)
+        self._committing = Committing(
+            path=path,
+            connection=self.connection,
+            clients=self.clients,
+            registrar=self.neighbours,
+            stirred=self.stirred,
+            wanting=self._wanting,
+        )
         self._trouble = False
         self._odd = ""
         self._rests_until = 0.0
-        self._generation = 0  # of the file in which its clients have their seats
         self._look_at = 0.0  # not before then does a busy writer look at its duties again
         self._mutex = threading.Lock()
         self._goodbye: tuple[Port, Callable[[Any], object]] | None = None
@@ -265,16 +262,7 @@ class Writer:
         with self._mutex:
             self.load -= sum(ask.size for ask in asks)
         try:
-            try:
-                try:
-                    answers, transactions = self._attempt(asks)
-                except LogFullError:
-                    self.connection.empty_log()
-                    answers, transactions = self._attempt(asks, emptied=True)
-            except Fault:
-                raise
-            except Exception:  # noqa: BLE001 - one of them fails on its own account: each for itself, then
-                answers, transactions = self._one_by_one(asks)
+            answers, transactions = self._committing.write(asks)
         except Fault as fault:
             self.tell_trouble(fault)
             for ask in asks:
@@ -288,69 +276,6 @@ class Writer:
                 self.reply(ask.client.port, ask.refuse, answer.error)
             else:
                 self.reply(ask.client.port, ask.done, answer)
-
-    def _attempt(
-        self, asks: list[Ask], *, emptied: bool = False
-    ) -> tuple[list[Any], list[WriteTransaction]]:
-        """Do everything that was asked in one transaction."""
-        transaction: WriteTransaction
-
-        def steps(raw: sqlite3.Connection) -> list[Any]:
-            nonlocal transaction
-            session = self.connection.session()
-            transaction = WriteTransaction(session, set(self.stirred), emptied=emptied)
-            answers = [self.connection.run(raw, ask.steps(transaction)) for ask in asks]
-            for client in self._wanting(transaction.stirred):
-                self.connection.run(raw, transaction.claim(client))
-            self.connection.run(raw, session.finish())
-            return answers
-
-        return self._write_down(steps), [transaction]
-
-    def _one_by_one(self, asks: list[Ask]) -> tuple[list[Any], list[WriteTransaction]]:
-        """Do the same so that an ask which fails on its own account costs the others nothing."""
-        bad: dict[int, Failed] = {}
-        while True:
-            transactions: list[WriteTransaction] = []
-
-            def steps(
-                raw: sqlite3.Connection, transactions: list[WriteTransaction] = transactions
-            ) -> list[Any]:
-                answers: list[Any] = []
-                for index, ask in enumerate(asks):
-                    if index not in bad:
-                        try:
-                            answers.append(self._one(raw, ask, transactions))
-                            continue
-                        except Exception as error:
-                            if isinstance(error, sqlite3.Error) and self.connection.is_fault(error):
-                                raise
-                            bad[index] = Failed(self.connection.unusable(error))
-                            if (
-                                not raw.in_transaction
-                            ):  # it took all of it along: once more without it
-                                raise _AnewError from error
-                    answers.append(bad[index])
-                return answers
-
-            try:
-                return self._write_down(steps), transactions
-            except _AnewError:
-                continue
-
-    def _one(self, raw: sqlite3.Connection, ask: Ask, transactions: list[WriteTransaction]) -> Any:
-        """Do what one asks, wholly or not at all."""
-        session = self.connection.session()
-        transaction = WriteTransaction(session, set(self.stirred), careful=True, emptied=True)
-
-        def work() -> Any:
-            answer = self.connection.run(raw, ask.steps(transaction))
-            self.connection.run(raw, session.finish())
-            return answer
-
-        answer = self.connection.attempt(raw, work)
-        transactions.append(transaction)
-        return answer
 
     def _committed(self, transaction: WriteTransaction) -> None:
         """Let everybody know what a transaction has done, now that it is on the disk."""
@@ -377,51 +302,10 @@ class Writer:
             Fault: If the file cannot be used.
         """
         self.deliver()  # who waits for the transaction before must not wait for this one's lock too
-        transaction: WriteTransaction
-
-        def steps(raw: sqlite3.Connection) -> T:
-            nonlocal transaction
-            session = self.connection.session()
-            transaction = WriteTransaction(session, set(self.stirred))
-            answer = self.connection.run(raw, function(transaction))
-            self.connection.run(raw, session.finish())
-            return answer
-
-        answer = self._write_down(steps)
+        answer, transaction = self._committing.transact(function)
         self._committed(transaction)
         self._end_trouble()
         return answer
-
-    def _write_down(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a function in a write transaction, in which its clients have their seats in any case.
-
-        Raises:
-            Fault: If the file cannot be used.
-        """
-        connection, again = self.connection, False
-
-        def begin_and_work(raw: sqlite3.Connection) -> T:
-            nonlocal again
-            again = connection.generation != self._generation and bool(self.clients)
-            if again:
-                # Another file stands here, a backup say: what it says of these consumers is old, and their
-                # queues may have other numbers in it.
-                self._take_seats(raw)
-            return work(raw)
-
-        answer = connection.write(begin_and_work)
-        self._generation = connection.generation
-        if again:
-            logger.warning("the queue file %r was replaced: starting over", str(self.path))
-        return answer
-
-    def _take_seats(self, raw: sqlite3.Connection) -> None:
-        session = self.connection.session()
-        transaction = WriteTransaction(session, set())
-        for client in [client for client in self.clients if not client.left]:
-            self.connection.run(raw, self.neighbours.join(transaction, client))
-        self.connection.run(raw, session.finish())
-        self.stirred = transaction.stirred
 
     def catch_up(self) -> None:
         """See that its clients have their seats in the file that is open now.
@@ -429,7 +313,7 @@ class Writer:
         Raises:
             Fault: If the file cannot be used.
         """
-        if self.connection.generation != self._generation:
+        if not self._committing.seated:
             self.transact(_do_nothing)
 
     # Claims
