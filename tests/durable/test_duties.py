@@ -35,10 +35,10 @@ async def test_an_idle_writer_looks_at_its_duties_only_when_one_is_due(path):
         looks = 0
         pause = writer._pause
 
-        def counted() -> float | None:
+        def counted(dues) -> float | None:
             nonlocal looks
             looks += 1
-            return pause()
+            return pause(dues)
 
         writer._pause = counted
         before = writer.neighbours.next

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from microbatch.durable.errors import QueueCorrupt, QueueUnavailable
 
-from . import schema
+from . import schema, sql
 from .faults import DAMAGED, FAULTS, LOCKED, primary_code
 from .place import create_and_check, identity
 from .session import Ids, Session, run
@@ -179,8 +179,18 @@ class Connection:
         with self._faults():
             raw = self._open()
             self._check_in_place()
-            ((number,),) = raw.execute("PRAGMA data_version").fetchall()
+            ((number,),) = raw.execute(sql.DATA_VERSION).fetchall()
             return self.generation, int(number)
+
+    def is_still(self, version: tuple[int, int]) -> bool:
+        """Tell whether nobody has committed since `version` said this; a file put in its place goes unseen."""
+        if self._raw is None:
+            return False
+        try:
+            ((number,),) = self._raw.execute(sql.DATA_VERSION).fetchall()
+        except sqlite3.Error:
+            return False  # a whole look tells of it
+        return version == (self.generation, number)
 
     def empty_log(self) -> None:
         """Move what is in the write-ahead log into the file, if no reader needs it, and cut the log."""

@@ -40,6 +40,15 @@ class Duty:
         """
         raise NotImplementedError
 
+    def glance(self, now: float) -> float | None:
+        """Look as cheaply as can be whether there is nothing to do though it is due.
+
+        Returns:
+            When it is due next; None if it is to be done.
+        """
+        del now
+        return None
+
     def put_off(self, until: float) -> None:
         """Let it rest while the file cannot be used."""
         self.next = until

@@ -50,6 +50,9 @@ TURN_TIMEOUT = 6.0
 #: Seconds by which the writer's duties may be late while callers keep it busy.
 LULL = 0.005
 
+#: Seconds for which glances may stand for whole looks.
+WHOLE_INTERVAL = 1.0
+
 #: Seconds before the next attempt while the file cannot be used.
 TROUBLE_PAUSE = 0.25
 
@@ -187,12 +190,9 @@ class Writer:
     def _gather(self) -> list[Ask] | None:
         """Return what waits for the next transaction; None to end."""
         message, self._left_over = self._left_over, None
-        if message is None:
-            try:
-                message = self._inbox.get(timeout=self._pause())
-            except queue.Empty:
-                self.look()
-                return []
+        if message is None and (message := self._wait()) is None:
+            self.look()
+            return []
         asks: list[Ask] = []
         items = size = 0
         while message is not None:
@@ -218,6 +218,29 @@ class Writer:
         self._left_over = message
         return asks
 
+    def _wait(self) -> Any:
+        """Return the next message; None if something is due before one comes."""
+        dues = self._dues()
+        whole_at = time.monotonic() + WHOLE_INTERVAL
+        while True:
+            try:
+                return self._inbox.get(timeout=self._pause(dues))
+            except queue.Empty:
+                now = time.monotonic()
+                if now >= whole_at or not self._glance(dues, now):
+                    return None
+
+    @staticmethod
+    def _glance(dues: list[tuple[float, Duty | None]], now: float) -> bool:
+        """Tell whether a glance shows nothing to do for what is due; note when it is due again."""
+        for index, (due, duty) in enumerate(dues):
+            if due <= now:
+                later = None if duty is None else duty.glance(now)
+                if later is None:
+                    return False
+                dues[index] = (later, duty)
+        return True
+
     def _do(self, message: Turn | Afterwards) -> None:
         """Do what stands between two transactions."""
         if isinstance(message, Turn):
@@ -225,19 +248,26 @@ class Writer:
         else:
             message.function()
 
-    def _pause(self) -> float | None:
-        """Return the seconds until some duty is due; None if there is none."""
+    def _dues(self) -> list[tuple[float, Duty | None]]:
+        """Return when what is due: duties, and claims (None)."""
         now = time.monotonic()
+        dues: list[tuple[float, Duty | None]]
         if now < self._look_at:  # who was just answered is likely to come again
-            dues = [self._look_at]
+            dues = [(self._look_at, None)]
         else:
-            dues = [due for duty in self._duties if (due := duty.due(now)) is not None]
-        dues += [
-            max((client.wanted_since or now) + client.max_wait, client.rests_until)
+            dues = [(due, duty) for duty in self._duties if (due := duty.due(now)) is not None]
+        return dues + [
+            (max((client.wanted_since or now) + client.max_wait, client.rests_until), None)
             for client in self.clients
             if client.want is not None and client.queue in self.stirred
         ]
-        return max(0.0, min(dues) - now, self._rests_until - now) if dues else None
+
+    def _pause(self, dues: list[tuple[float, Duty | None]]) -> float | None:
+        """Return the seconds until the first of them; None without any."""
+        if not dues:
+            return None
+        now = time.monotonic()
+        return max(0.0, min(due for due, _ in dues) - now, self._rests_until - now)
 
     def look(self) -> None:
         """Look at the duties in this turn: something that they depend on has changed."""

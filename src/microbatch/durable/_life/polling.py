@@ -33,6 +33,7 @@ class Polling(Duty):
         self._due_unknown: set[int] = set()
         self._clock = time.time() - time.monotonic()
         self._reading = 0.0  # the latest that those times were counted from
+        self._interval = 1.0
 
     def due(self, now: float) -> float | None:
         interested = [client for client in self.writer.clients if _interested(client)]
@@ -49,14 +50,31 @@ class Polling(Duty):
             soonest = min(soonest, now + max(0.0, min(self._dues.values()) - time.time()))
         return soonest
 
-    def do(self, now: float) -> None:
-        clients = [client for client in self.writer.clients if client.polled]
-        self.next = now + min((client.poll_interval for client in clients), default=1.0)
+    def glance(self, now: float) -> float | None:
+        """See that nobody has committed anything: so it is nearly always, and a whole look costs more."""
         wall = time.time()
-        if (
+        if self._is_due(wall) or self._clock_was_set(now, wall):
+            return None
+        if self._version is None or not self.writer.connection.is_still(self._version):
+            return None
+        self.next = now + self._interval
+        return self.next
+
+    def _is_due(self, wall: float) -> bool:
+        return bool(self._due_unknown) or any(due <= wall for due in self._dues.values())
+
+    def _clock_was_set(self, now: float, wall: float) -> bool:
+        return (
             abs(wall - now - self._clock) > CLOCK_TOLERANCE
             or self._reading > wall + CLOCK_TOLERANCE
-        ):
+        )
+
+    def do(self, now: float) -> None:
+        clients = [client for client in self.writer.clients if client.polled]
+        self._interval = min((client.poll_interval for client in clients), default=1.0)
+        self.next = now + self._interval
+        wall = time.time()
+        if self._clock_was_set(now, wall):
             # The clock was set, forth or back: what is due when is to be looked up anew, and to be mended.
             self._clock, self._reading = wall - now, wall
             self._dues.clear()
