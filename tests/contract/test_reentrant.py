@@ -127,6 +127,8 @@ async def test_a_callback_may_call_the_batcher(
     ends = {0: await outcome(first), 2: results[0], 3: results[1]}
     if inner:
         ends[9] = await outcome(inner[0])
+    if action == "close":
+        assert isinstance(await outcome(second), BatcherClosed)
     for item, end in ends.items():
         assert handler.seen[item] <= 1
         if isinstance(end, Exception):
