@@ -367,11 +367,15 @@ class DurableQueue(Generic[T, R]):
         else:
             new, value = new_item(self._items, item, key, priority, delay)
         waiter = service.create_waiter()
-        if new is None and (service.observer is None or not service.tracing):
+        if service.tracing:
+            with service.sending() as trace:
+                intake.bring(new or NewItem(payload), value, waiter, trace)
+                stored = await waiter
+        elif new is None:
             intake.append(payload, value, waiter)
             return await waiter  # type: ignore[no-any-return]
-        with service.sending() as trace:
-            intake.bring(new or NewItem(payload), value, waiter, trace)
+        else:
+            intake.bring(new, value, waiter, None)
             stored = await waiter
         return stored if isinstance(stored, Ticket) else stored[0]
 

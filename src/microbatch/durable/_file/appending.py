@@ -150,13 +150,17 @@ class Enqueue(Ask):
             transaction.need_room_in_log()
         if claims:
             transaction.serve(client, [(claim, None) for claim in claims])
-        for group, answer in zip(self._groups, answers, strict=True):
-            if isinstance(answer, list):
-                for delay in set(map(_DELAY, group)):
-                    if delay > 0:
-                        transaction.due_in(client.queue, delay)
-                    else:
-                        transaction.stir(client.queue)
+        delays = {
+            delay
+            for group, answer in zip(self._groups, answers, strict=True)
+            if isinstance(answer, list)
+            for delay in map(_DELAY, group)
+        }
+        if delays and min(delays) <= 0:
+            transaction.stir(client.queue)
+        later = [delay for delay in delays if delay > 0]
+        if later:
+            transaction.due_in(client.queue, min(later))
         return answers
 
     def done(self, answer: list[list[Stored] | QueueFull | Clash]) -> None:

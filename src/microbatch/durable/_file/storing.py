@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 # Of a NewItem, by place: four times as fast as by name.
 _PAYLOAD, _KEY, _TRACE = itemgetter(0), itemgetter(1), itemgetter(4)
 _STORED: Any = partial(tuple.__new__, Stored)  # without a call of Python's for each
+_RANGE: Any = partial(tuple.__new__, Range)
 _KIND = itemgetter(1, 2, 3)  # key, priority, delay
 
 #: What new items have that have nothing but a payload.
@@ -44,12 +45,15 @@ def new_range(  # noqa: PLR0917 - made in this file alone
     view: View, queue: int, first: int, count: int, state: int, item: NewItem = _PLAIN
 ) -> Range:
     """Return a range of new items that are alike."""
-    now, delay = view.now, max(0.0, item.delay)
+    now = view.now
+    _, key, priority, delay, _ = item
+    delay = max(0.0, delay)
     due, since = (delay, 0.0) if state == STAGED else (now + delay, now)
-    return Range(
-        first, count, queue, 0, state, item.priority, due, since, 0, 0, None, None, None,
-        view.ticket, None, None, item.key, now, None, None, None,
-    )  # fmt: skip
+    made: Range = _RANGE((
+        first, count, queue, 0, state, priority, due, since, 0, 0, None, None, None,
+        view.ticket, None, None, key, now, None, None, None,
+    ))  # fmt: skip
+    return made
 
 
 def append(  # noqa: PLR0917
@@ -161,6 +165,13 @@ def enqueue(
     if keys:
         for key, number, expires in (yield sql.KEYS, (json.dumps(keys), queue), False):
             known[key] = (number, expires)
+    single = len(keys) == len(groups) and set(map(len, groups)) == {1}
+    if single and not known and not full and len(set(keys)) == len(keys) <= room:
+        # By far the most: items by themselves, each with a key that nobody has.
+        stored = [items[0] for items in groups]
+        taken = dict(zip(keys, range(len(keys)), strict=True))
+        answers += [range(index, index + 1) for index in range(len(keys))]
+        groups = ()
     for items in groups:
         group = yield from _admit(view, row, reader, items, stored, taken, known)
         if isinstance(group, Clash):
@@ -300,7 +311,10 @@ def alike(  # noqa: PLR0917
     """Return ranges of items that stand side by side and are alike."""
     for start, stop in _runs(stored, chosen):
         item = stored[chosen[start]]
-        into = SCHEDULED if state == READY and item.delay > 0 else state
+        into = SCHEDULED if state == READY and item[3] > 0 else state
+        if stop - start == 1:
+            yield new_range(view, queue, first + chosen[start], 1, into, item)
+            continue
         for begin in range(start, stop, ITEMS_MAX):
             count = min(ITEMS_MAX, stop - begin)
             yield new_range(view, queue, first + chosen[begin], count, into, item)
@@ -341,6 +355,8 @@ def _with_ids(
     if isinstance(answer, QueueFull):
         return answer
     if isinstance(answer, range):
+        if len(answer) == 1:
+            return [Stored(first + answer.start, view.ticket)]
         numbers = range(first + answer.start, first + answer.stop)
         return list(map(_STORED, zip(numbers, repeat(view.ticket), repeat(False))))
     return [
