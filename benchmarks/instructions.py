@@ -55,7 +55,7 @@ OPTIONS = {
 }
 
 
-async def _waves(contender, size, waves, wave, counted):
+async def waves_of(contender, size, waves, wave, counted):
     async with contender.open(size) as run:
         await run(wave)
         if counted:
@@ -74,20 +74,25 @@ def _count():
 
 def watched(cell, waves, wave, counted=True):
     """Run in the process that callgrind watches."""
-    gc.disable()
     loop, name, size = cell
-    runner.run_on(loop, _waves, contenders.ALL[name], size, waves, wave, counted)
+    drive(contenders.ALL[name], loop, size, waves, wave, counted)
 
 
-def per_item(subject, loop, name, size, *, waves=3, wave=WAVE):
-    """Return a contender's instructions an item."""
+def drive(contender, loop, size, *rest):
+    """Run a contender, watched from its second wave on."""
+    gc.disable()
+    runner.run_on(loop, waves_of, contender, size, *rest)
+
+
+def per_item(subject, loop, name, size, *, waves=3, wave=WAVE, function=watched):
+    """Return a contender's instructions an item, run by a function like `watched`."""
     with tempfile.TemporaryDirectory() as folder:
         counts = Path(folder) / "counts"
         under = ["valgrind", "--tool=callgrind", "--instr-atstart=no"]
         under += ["--zero-before=getppid", "--dump-before=getsid"]
         under.append(f"--callgrind-out-file={counts}")
         fixed = {"PYTHONHASHSEED": "0"}
-        subject.call(watched, (loop, name, size), waves, wave, under=under, environment=fixed)
+        subject.call(function, (loop, name, size), waves, wave, under=under, environment=fixed)
         first = counts.with_name("counts.1").read_text()  # a second one has the end of the process
     return int(re.search(r"^summary: (\d+)", first, re.MULTILINE)[1]) / (waves * wave)
 

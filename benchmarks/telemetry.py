@@ -3,7 +3,8 @@
 Every caller is a task of its own that awaits `submit`; the handler returns at once. Callers run in
 contexts that were made before, with one span for all of them or one for each of a hundred, so that
 what is measured is the batcher's share. Spans go through the SDK's batch processor to an exporter
-that drops them, and figures into a reader that nobody reads.
+that drops them, and figures into a reader that nobody reads. What `on_batch` costs is too little for a
+clock, so it is counted: instructions an item, by callgrind, to those of `telemetry=False`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider, sampling
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from benchmarks import output, runner
+from benchmarks import child, instructions, output, runner
 from benchmarks.contenders import SETTINGS, echo
 from microbatch import Batcher, Telemetry
 
@@ -118,7 +120,20 @@ async def watched(size):
         looking.cancel()
 
 
+class Monitor:
+    """What a program does with a record: it counts."""
+
+    def __init__(self):
+        self.succeeded = self.failed = 0
+
+    def on_batch(self, record):
+        self.succeeded += record.succeeded
+        self.failed += record.failed
+
+
 OFF = "telemetry=False"
+MONITOR = Monitor()
+COUNTED = without_sdk("on_batch", 1.02, telemetry=Telemetry(on_batch=MONITOR.on_batch))
 ALL = [
     without_sdk(OFF, None, telemetry=False),
     Contender("stats() 100 times a second", watched, 1.03),
@@ -142,11 +157,46 @@ def cell(size, n, rounds):
     }
 
 
+def watched(named, waves, wave, counted=True):
+    """Run in the process that callgrind watches."""
+    loop, name, size = named
+    contender = COUNTED if name == COUNTED.name else next(one for one in ALL if one.name == name)
+    instructions.drive(contender, loop, size, waves, wave, counted)
+
+
+def count(sizes, **few):
+    """Return {batch size: the instructions of an item with on_batch, to those without telemetry}."""
+    found = {}
+    for size in sizes:
+        off, on = (
+            instructions.per_item(child.Subject(), "asyncio", name, size, function=watched, **few)
+            for name in (OFF, COUNTED.name)
+        )
+        print(f"batch {size}: {off:,.0f} instructions an item, {on:,.0f} with on_batch", flush=True)
+        found[size] = on / off
+    return found
+
+
+def counted_row(chosen, page, cells):
+    """Count, and return the table's row for it."""
+    if shutil.which("valgrind") is None:
+        page.say("valgrind is not installed: on_batch not counted")
+        return []
+    few = {"waves": 1, "wave": 200} if chosen.tiny else {}
+    counts = count([cell["batch"] for cell in cells], **few)
+    for cell in cells:
+        cell["counted"] = counts[cell["batch"]]
+    page.save({"cells": cells})
+    shown = [f"{cell['counted']:.4f}" for cell in cells]
+    return [(f"{COUNTED.name}, by instructions", f"<= {COUNTED.goal:.2f}", *shown)]
+
+
 def run(chosen, page):
     cells = []
     for size, n in [(10, 50)] if chosen.tiny else [(100, 10_000), (10, 5_000), (1, 2_000)]:
         cells.append(cell(size, n, 1 if chosen.tiny else chosen.rounds or 15))
         page.save({"cells": cells})
+    counted = counted_row(chosen, page, cells)
     page.table(
         [
             f"asyncio, CPU to {OFF} (quartiles)",
@@ -160,6 +210,7 @@ def run(chosen, page):
                 *[output.shown(cell["ratios"][one.name]) for cell in cells],
             )
             for one in ALL
-        ],
+        ]
+        + counted,
     )
     return {"cells": cells}

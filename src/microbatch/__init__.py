@@ -26,6 +26,7 @@ from ._pure.exceptions import (
 from ._pure.report import BatchFailed, BatchReport, Outcome
 from ._pure.retry import Backoff, Retry
 from ._pure.version import __version__ as __version__
+from ._telemetry.batch_record import BatchRecord
 from ._telemetry.settings import Telemetry
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "BatchAborted",
     "BatchFailed",
     "BatchInfo",
+    "BatchRecord",
     "BatchReport",
     "Batcher",
     "BatcherClosed",

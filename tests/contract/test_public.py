@@ -22,7 +22,7 @@ ERRORS = {
 }  # fmt: skip
 
 NAMES = ERRORS | {
-    "Batcher", "batched", "Pending", "BatcherStats", "current_batch", "batch_info", "BatchInfo", "Outcome", "BatchReport", "Retry",
+    "Batcher", "batched", "Pending", "BatcherStats", "current_batch", "batch_info", "BatchInfo", "BatchRecord", "Outcome", "BatchReport", "Retry",
     "Backoff", "AdaptiveSize", "Telemetry",
 }  # fmt: skip
 
@@ -187,12 +187,17 @@ def test_the_fields_of_the_records_are_pinned() -> None:
         "attempts",
         "id",
     ]
+    assert fields(microbatch.BatchRecord) == [
+        "name", "size", "reason", "seconds", "oldest_wait", "succeeded", "failed", "skipped", "retried", "held",
+        "errors",
+    ]  # fmt: skip
     assert fields(microbatch.Retry) == ["on", "attempts", "backoff"]
     assert fields(microbatch.Backoff) == ["initial", "factor", "maximum", "jitter"]
     assert all(
         record.__dataclass_params__.frozen
         for record in (
             microbatch.BatcherStats,
+            microbatch.BatchRecord,
             microbatch.Outcome,
             microbatch.Retry,
             microbatch.Backoff,

@@ -285,6 +285,17 @@ def test_telemetry_is_measured_against_none(tmp_path):
     assert cell["ratios"][telemetry.OFF]["median"] == 1
 
 
+def test_what_on_batch_costs_is_counted_for_one_that_is_called(capsys):
+    """The process that callgrind watches calls this function."""
+    monitor = telemetry.MONITOR
+    before = monitor.succeeded
+    telemetry.watched(("asyncio", telemetry.COUNTED.name, 10), 1, 30, counted=False)
+    assert monitor.succeeded - before == 60
+    telemetry.watched(("asyncio", telemetry.OFF, 10), 1, 30, counted=False)
+    assert monitor.succeeded - before == 60
+    assert capsys.readouterr().out == ""
+
+
 @slow
 @needs_valgrind
 def test_instructions_of_the_same_source_are_the_same(tmp_path):

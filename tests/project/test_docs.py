@@ -166,6 +166,7 @@ def test_the_tree_of_errors_is_the_codes():
 MEMBERS = [
     ("batcher.md", "BatcherStats", microbatch.BatcherStats),
     ("outcomes.md", "Outcome", microbatch.Outcome),
+    ("telemetry.md", "BatchRecord", microbatch.BatchRecord),
 ]
 
 

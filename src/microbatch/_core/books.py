@@ -29,6 +29,7 @@ class Books:
         sizing: Learns from each.
         observer: Tells of each; None tells nobody.
         changed: Called when items have left room, where somebody may wait for that.
+        hooked: Tells the program's own function of each, and when it ended; None if there is none.
 
     Attributes:
         telling: True while the log is told of failed items: whoever submits now hands us our own line.
@@ -37,6 +38,7 @@ class Books:
     __slots__ = (
         "_changed",
         "_door",
+        "_hooked",
         "_now",
         "_observer",
         "_room",
@@ -56,6 +58,7 @@ class Books:
         sizing: Sizing,
         observer: Observer | None,
         changed: Callable[[], None],
+        hooked: Callable[[Run, float], None] | None,
     ) -> None:
         self._door = door
         self._tally = tally
@@ -64,6 +67,7 @@ class Books:
         self._sizing = sizing
         self._observer = observer
         self._changed = changed
+        self._hooked = hooked
         self._now: Callable[[], float]
         self.forget()
 
@@ -91,7 +95,7 @@ class Books:
             run.slot.handled += run.size
         fallen: Any = None
         if run.errors is not None:
-            fallen, run.fallen = (run.waiters, run.fallen), None
+            fallen, run.fallen = [run.waiters, run.fallen], None
         run.items = run.waiters = run.group = run.contexts = lane = None  # type: ignore[assignment]
         if run.entries is not None:
             lane, run.lane, run.entries = run.lane, None, None
@@ -104,15 +108,23 @@ class Books:
         if run.errors is None:
             if observer is not None and run.record is not None:
                 observer.end(run, self._now())
-            return
-        # Waiters whose Pending was dropped say so as they go; a log handler that hands such lines to this
-        # very batcher would keep it busy for ever.
+        else:
+            self._tell_failures(run, fallen)
+        if self._hooked is not None:
+            self._hooked(run, self._now())
+
+    def _tell_failures(self, run: Run, fallen: list[Any]) -> None:
+        """Tell telemetry and the log of a run with failed items, and let those go who waited for them.
+
+        Waiters whose Pending was dropped say so as they go; a log handler that hands such lines to this
+        very batcher would keep it busy for ever.
+        """
         self.telling = True
         self._door.fifo = None
         try:
-            if observer is not None:
-                observer.end(run, self._now())
-            del fallen
+            if self._observer is not None:
+                self._observer.end(run, self._now())
+            fallen.clear()
         finally:
             self.telling = False
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -22,9 +24,9 @@ from .timer import Timer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from contextvars import Context
 
     from microbatch._loops.protocol import Loop
+    from microbatch._telemetry.hook import Hook
     from microbatch._telemetry.observer import Observer
 
     from .admission import Admission
@@ -116,6 +118,7 @@ class Dispatcher:
         self._settler = settler
         self._sizing = sizing
         self._life = life
+        hook = None if observer is None else observer.hook
         self.slots: Slots = Slots()
         self.timer: Timer = Timer(self._ring)
         self.books: Books = Books(
@@ -126,6 +129,7 @@ class Dispatcher:
             sizing=sizing,
             observer=observer,
             changed=self.changed,
+            hooked=None if hook is None else partial(self._tell, hook),
         )
         self.giving_up: GivingUp = GivingUp(rules, self.slots, settler, self.books, self.changed)
         self.call: Call = Call(
@@ -148,7 +152,7 @@ class Dispatcher:
     def forget(self) -> None:
         """Drop what belonged to an event loop that is gone."""
         self._loop: Loop | None = None
-        self.context: Context | None = None
+        self.context: contextvars.Context | None = None
         self.fatal: BaseException | None = None
         self.paused: bool = False
         self.slots.forget()
@@ -379,6 +383,20 @@ class Dispatcher:
     def _is_cancelled(self, slot: Slot) -> bool:
         """Tell whether somebody else cancelled a task of ours: mostly a loop that is ending."""
         return self._loop is not None and self._loop.was_cancelled(slot.task)
+
+    def _tell(self, hook: Hook, run: Run, now: float) -> None:
+        """Tell the program's own function of a run that has ended, in a context as batches have."""
+        context = contextvars.Context() if self.context is None else self.context.copy()
+        fatal = context.run(hook.tell, run, now)
+        if fatal is not None:  # not from here: others have their outcomes still to come
+            self.fatal = fatal  # for aclose() to raise, if the loop does not
+            self._loop.raise_fatal_soon(fatal, self._raise_fatal)  # type: ignore[union-attr]
+
+    def _raise_fatal(self) -> None:
+        """Raise it in the loop, unless aclose() has."""
+        fatal, self.fatal = self.fatal, None
+        if fatal is not None:
+            raise fatal
 
     def _crash(self, run: Run, slot: Slot, error: BaseException) -> BaseException | None:
         """Deal with what must not reach a caller, nor kill the loop; return what to raise on.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from microbatch._pure.reason import Reason
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping, Sequence
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from .entry import Entry
     from .waiters import Group
 
-Reason = Literal["size", "weight", "wait", "flush", "idle", "close"]
+__all__ = ["Reason", "Run"]
 
 
 class Run:
@@ -57,6 +59,7 @@ class Run:
         errors: How many items failed, by kind; None without any.
         fallen: Who waited for those: kept until its end is told of, see `Books.close`.
         retried: The same for those that are sent again.
+        held: How many were refused because the backend said "not now", and go again.
         origins: In durable mode the trace context and id of each item.
     """
 
@@ -91,6 +94,7 @@ class Run:
     errors: dict[Kind, int] | None = None
     fallen: list[Any] | None = None
     retried: dict[Kind, int] | None = None
+    held: int = 0
     origins: Sequence[tuple[bytes | None, int]] | None = None
 
     def __init__(self, items: list[Any], waiters: list[Any], reason: Reason) -> None:

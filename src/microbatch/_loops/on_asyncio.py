@@ -148,6 +148,11 @@ class AsyncioLoop:
         task.add_done_callback(_retrieve)
         return True
 
+    def raise_fatal_soon(self, error: BaseException, raise_it: Callable[[], None]) -> None:
+        """Let a callback raise what must end the program: asyncio lets it out of the loop."""
+        del error
+        self._native.call_soon(raise_it, context=self._nothing)
+
 
 def _retrieve(task: asyncio.Task[None]) -> None:
     """Take note of an exception, so that it is not logged as one that nobody did."""

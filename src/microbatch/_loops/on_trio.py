@@ -242,6 +242,11 @@ class TrioLoop:
             signal.raise_signal(signal.SIGINT)
         return False
 
+    def raise_fatal_soon(self, error: BaseException, raise_it: Callable[[], None]) -> None:
+        """Hand Ctrl-C to trio; for ``SystemExit`` there is no way but the batcher's end."""
+        del raise_it
+        self.raises_fatal(error, None)
+
 
 def _call(callback: Callable[[], None]) -> None:
     try:

@@ -213,6 +213,12 @@ def error_code(error: BaseException) -> str:
         stored = getattr(error, "code", None)
         if isinstance(stored, str):
             return stored
+    return code_of_class(kind)
+
+
+def code_of_class(kind: type[BaseException]) -> str:
+    """Return the code of errors of a class, where they bring none of their own."""
+    if issubclass(kind, MicrobatchError):
         name = kind.__name__
         return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
     return INTERNAL_ERROR

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from microbatch._pure.exceptions import Full, ItemError, Skipped
 
+from .hook import Hook
 from .kinds import _KNOWN, Kind
 from .log import LOG_INTERVAL, write
 from .names import ERROR_TYPES_MAX, OBSERVE_INTERVAL, OTHER
@@ -31,6 +32,7 @@ class Observer:
         settings: What to tell.
         queue: The durable queue whose items the batches are, if they are.
         counted: What that queue counts for gauges, if it does.
+        hook: The program's own function that is told of each batch, if there is one.
         per_item: True if a waiter has to tell of its end.
         recorder: What records, while somebody listens.
         tracing: True while spans are recorded, so that it matters who submits.
@@ -43,6 +45,7 @@ class Observer:
         "_muted",
         "_muted_items",
         "counted",
+        "hook",
         "name",
         "observe_at",
         "per_item",
@@ -59,6 +62,10 @@ class Observer:
         self.settings: Telemetry = _DEFAULT if settings is None else settings
         self.queue: str | None = queue
         self.counted: Counted | None = None
+        on_batch = self.settings.on_batch
+        self.hook: Hook | None = (
+            None if on_batch is None else Hook(on_batch, name, durable=queue is not None)
+        )
         self.per_item: bool = self.settings.trace_items or self.settings.item_metrics
         self.recorder: Recorder | None = None
         self.tracing: bool = False

@@ -24,6 +24,7 @@ from microbatch._pure.exceptions import Skipped
 from microbatch._pure.version import __version__
 
 from . import names
+from .figures import Figures
 from .instruments import Instruments
 from .kinds import CANCELLED, Kind, kind_of
 from .traceparent import decode, encode
@@ -257,7 +258,7 @@ class Recorder:
 
     def end(self, run: SeenRun, now: float) -> None:
         """Record what became of a batch."""
-        figures = _Figures(run, now)
+        figures = Figures(run, now, durable=self.observer.queue is not None)
         error = None if run.error is None else self.observer.type_of(run.error)
         record, run.record = run.record, None
         if record.span is not None:
@@ -265,7 +266,7 @@ class Recorder:
         if self.instruments is not None:
             self._measure(self.instruments, run, figures, error, record)
 
-    def _end_span(self, span: Span, record: Record, figures: _Figures, error: str | None) -> None:
+    def _end_span(self, span: Span, record: Record, figures: Figures, error: str | None) -> None:
         if span.is_recording():
             attributes: dict[str, float | str] = {
                 names.FAILED_ITEMS: figures.failed,
@@ -283,7 +284,7 @@ class Recorder:
         self,
         instruments: Instruments,
         run: SeenRun,
-        figures: _Figures,
+        figures: Figures,
         error: str | None,
         record: Record,
     ) -> None:
@@ -336,20 +337,6 @@ class Recorder:
                 counts[error_type] = counts.get(error_type, 0) + number
         for error_type, number in counts.items():
             counter.add(number, {**self._attributes, names.ERROR_TYPE: error_type}, context)
-
-
-class _Figures:
-    """What a run that has ended amounts to."""
-
-    __slots__ = ("duration", "failed", "skipped", "succeeded")
-
-    def __init__(self, run: SeenRun, now: float) -> None:
-        errors = run.errors or {}
-        self.skipped = sum(n for (cls, _), n in errors.items() if issubclass(cls, Skipped))
-        self.failed = sum(errors.values()) - self.skipped
-        retried = sum((run.retried or {}).values())
-        self.succeeded = run.size - self.failed - self.skipped - retried
-        self.duration = max(0.0, now - run.started)
 
 
 def tracer_of(provider: Any) -> Tracer:

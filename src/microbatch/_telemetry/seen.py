@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from microbatch._pure.reason import Reason
+
     from .kinds import Kind
 
 
@@ -18,7 +20,7 @@ class SeenRun(Protocol):
     @property
     def size(self) -> int: ...
     @property
-    def reason(self) -> str: ...
+    def reason(self) -> Reason: ...
     @property
     def since(self) -> float: ...
     @property
@@ -39,3 +41,5 @@ class SeenRun(Protocol):
     def errors(self) -> Mapping[Kind, int] | None: ...
     @property
     def retried(self) -> Mapping[Kind, int] | None: ...
+    @property
+    def held(self) -> int: ...

@@ -1,23 +1,33 @@
-"""What a batcher tells OpenTelemetry, and whom: the settings."""
+"""What a batcher tells, and whom: the settings."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from microbatch._pure import checks
 
+from .hook import check_hook
+
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
+    from .batch_record import BatchRecord
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Telemetry:
-    """What a batcher tells OpenTelemetry, and whom.
+    """What a batcher tells OpenTelemetry, or a function of your own, and whom.
 
     Args:
+        on_batch: Called with a `BatchRecord` after each batch, once its items have their outcomes and
+            before their callers go on, with an SDK or without one. In durable mode the outcomes are
+            not on the disk yet. It runs in the event loop's thread and in a copy of the context that
+            batches run in, so it must return soon. What it raises, and an awaitable that it returns,
+            is logged, at most once in ten seconds, and changes nothing. ``KeyboardInterrupt`` and
+            ``SystemExit`` then end the program, as they do from a handler.
         tracer_provider: Where spans go; the global one by default, whenever it is set.
         meter_provider: Where metrics go; the global one by default, whenever it is set.
         trace_items: Make a span ``submit {name}`` for each call, from the call to its result. With
@@ -30,10 +40,11 @@ class Telemetry:
         semconv_metrics: In durable mode, the ``messaging.*`` metrics too.
 
     Raises:
-        TypeError: If a setting has the wrong type.
+        TypeError: If a setting has the wrong type, or ``on_batch`` is a coroutine function.
         ValueError: If ``parent`` is neither of the two.
     """
 
+    on_batch: Callable[[BatchRecord], object] | None = None
     tracer_provider: TracerProvider | None = None
     meter_provider: MeterProvider | None = None
     trace_items: bool = False
@@ -44,6 +55,7 @@ class Telemetry:
     semconv_metrics: bool = False
 
     def __post_init__(self) -> None:
+        check_hook(self.on_batch)
         for name, method in (("tracer_provider", "get_tracer"), ("meter_provider", "get_meter")):
             provider = getattr(self, name)
             if provider is not None and not callable(getattr(provider, method, None)):

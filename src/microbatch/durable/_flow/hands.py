@@ -8,6 +8,8 @@ from microbatch._core.engine import Engine
 from microbatch._core.rules import TURN, Rules
 from microbatch._pure.adaptive import AdaptiveSize
 from microbatch._pure.exceptions import BatcherClosed
+from microbatch._telemetry.kinds import counted
+from microbatch.durable._file.records import State
 
 from .parcel import InPartition, Items, Parcel
 from .settling import Done, Failure
@@ -155,7 +157,7 @@ class Hands:
     def _start(self, run: Run) -> None:
         """Turn a parcel into what the handler gets: the engine's ``prepare``."""
         (parcel,) = run.items
-        parcel.started = True
+        parcel.started, parcel.run = True, run
         self.engine.unfold(run, parcel.items, parcel)
         run.reason = parcel.reason
         run.attempts = parcel.attempts
@@ -181,6 +183,7 @@ class Hands:
                 self._fail(
                     parcel.claim, number, parcel.attempts[index], death(number, error), error
                 )
+                parcel.run.errors = counted(parcel.run.errors, error)
                 continue
             done.ids.append(number)
             done.results.append(payload)
@@ -193,9 +196,10 @@ class Hands:
     def failed(self, parcel: Parcel, index: int, error: Exception) -> None:
         """Take one item's failure."""
         number, attempt = parcel.ids[index], parcel.attempts[index]
-        self._fail(
-            parcel.claim, number, attempt, verdict(number, attempt, error, self._retry), error
-        )
+        decided = verdict(number, attempt, error, self._retry)
+        if decided.state not in (State.DEAD, State.SKIPPED):
+            parcel.run.retried = counted(parcel.run.retried, error)
+        self._fail(parcel.claim, number, attempt, decided, error)
         self._check_end(parcel)
 
     def _fail(

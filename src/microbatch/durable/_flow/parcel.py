@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
 
-    from microbatch._core.run import Reason
+    from microbatch._core.run import Reason, Run
 
     from .hands import Hands
 
@@ -29,7 +29,7 @@ class Parcel:
         left: How many have no outcome yet.
         started: Whether a handler has it.
         pending: What the engine gave for it.
-        values: The handler's results: as they read back.
+        run: The handler call, once it has begun.
     """
 
     __slots__ = (
@@ -43,6 +43,7 @@ class Parcel:
         "partition",
         "pending",
         "reason",
+        "run",
         "started",
         "traces",
     )
@@ -56,6 +57,7 @@ class Parcel:
         self.left: int = len(self.ids)
         self.started: bool = False
         self.pending: Any = None
+        self.run: Run
 
     # What the engine tells a group of callers
 
