@@ -3,10 +3,11 @@
     python examples/call_bulk_api.py
 
 The API, a small server of this example's own, answers each item of a request by itself: 201 made,
-422 wrong, 429 too fast (with the seconds to wait) or 503 busy; two whole requests it answers with
-500. The handler translates that into results and errors, one for each item; ``Retry``
-sends the 429s, 503s and 500s again, together with new items, and everybody else has long had an
-answer. ``rate_limited`` keeps to the rate that the API allows, second attempts included.
+422 wrong or 503 busy; two whole requests it answers with 500. The handler translates that into
+results and errors, one for each item; ``Retry`` sends the 503s and 500s again, together with new
+items, and everybody else has long had an answer. After every fifth request the API takes none for
+a quarter of a second: 429 with the seconds to wait. The handler raises ``RateLimited``: then all
+four slots wait, no attempt is counted, and one request goes first when the time is over.
 """
 
 import json
@@ -14,21 +15,22 @@ import sys
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
+from time import monotonic
 from typing import Any
 
 import anyio
 import httpx
 
-from microbatch import Backoff, Batcher, ItemError, Retry
-from microbatch.layers import rate_limited
+from microbatch import Backoff, Batcher, ItemError, RateLimited, Retry, retry_after
 
 PEOPLE = 1_000
 BACKOFF = Backoff(initial=0.2)
-RATE = 20  # requests that the API allows in a second
+SLOTS = 4
+WINDOW, PAUSE = 5, 0.25  # so many requests, and then none for so many seconds
 COUNTING = Lock()  # the API answers each connection in a thread of its own
 REQUESTS: list[int] = []  # how many items each had that the API answered item by item
 FAILED: list[int] = []  # and how many those had that it answered with 500
-TIMES: list[float] = []  # when each request set out
+REFUSED: Counter[int] = Counter()  # requests that came too fast, by the pause that they came in
 ATTEMPTS: Counter[int] = Counter()  # how often each person came
 
 
@@ -37,26 +39,37 @@ class Api(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
+    closed_until = 0.0
+
     def do_POST(self) -> None:
         """Answer a request, each item with a status of its own."""
         people = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with COUNTING:
-            failed = len(REQUESTS) + len(FAILED) in {4, 10}
-            (FAILED if failed else REQUESTS).append(len(people))
-            answers = [] if failed else [self.make(person["number"]) for person in people]
+            pause = Api.closed_until - monotonic()
+            status, answers = self.answer(people) if pause <= 0 else (429, [])
+            if status == 429:
+                REFUSED[(len(REQUESTS) + len(FAILED)) // WINDOW] += 1
         body = json.dumps(answers).encode()
-        self.send_response(500 if failed else 207)
+        self.send_response(status)
+        if status == 429:
+            self.send_header("Retry-After", f"{pause:.3f}")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def answer(self, people: list[dict[str, int]]) -> tuple[int, list[dict[str, Any]]]:
+        """Take a request, and close for a while after every fifth one."""
+        failed = len(REQUESTS) + len(FAILED) in {4, 8}
+        (FAILED if failed else REQUESTS).append(len(people))
+        if (len(REQUESTS) + len(FAILED)) % WINDOW == 0:
+            Api.closed_until = monotonic() + PAUSE
+        return (500, []) if failed else (207, [self.make(one["number"]) for one in people])
 
     def make(self, number: int) -> dict[str, Any]:
         """Answer for one item."""
         ATTEMPTS[number] += 1
         if number % 250 == 9:
             return {"status": 422, "message": f"person {number} has no address"}
-        if number % 20 == 3 and ATTEMPTS[number] == 1:
-            return {"status": 429, "message": "too fast", "retry_after": 0.1}
         if number % 100 == 50 and ATTEMPTS[number] <= 2:
             return {"status": 503, "message": "busy"}
         return {"status": 201, "id": f"person-{number}"}
@@ -72,8 +85,7 @@ def result(answer: dict[str, Any]) -> str | ItemError:
     return ItemError(
         answer["message"],
         code=f"http_{answer['status']}",
-        retryable=answer["status"] in {429, 503},
-        retry_after=answer.get("retry_after"),
+        retryable=answer["status"] == 503,
     )
 
 
@@ -95,15 +107,15 @@ async def send(url: str) -> None:
     async with httpx.AsyncClient(base_url=url) as client:
 
         async def make(people: list[dict[str, int]]) -> list[str | ItemError]:
-            TIMES.append(anyio.current_time())
             response = await client.post("/people", json=people)
+            if response.status_code == 429:  # nobody's failure: all wait, and these go first
+                raise RateLimited(retry_after=retry_after(response.headers.get("Retry-After")))
             response.raise_for_status()  # the whole request failed: an error for all of them
             return [result(answer) for answer in response.json()]
 
         # A transport error or a 500 is retried by its type, an ItemError by what it says of itself.
         retry = Retry(on=(httpx.TransportError, httpx.HTTPStatusError), attempts=6, backoff=BACKOFF)
-        handler = rate_limited(make, RATE)
-        async with Batcher(handler, max_batch_size=100, max_concurrency=4, retry=retry) as batcher:
+        async with Batcher(make, max_batch_size=40, max_concurrency=SLOTS, retry=retry) as batcher:
 
             async def one(number: int) -> None:
                 try:
@@ -119,8 +131,7 @@ async def send(url: str) -> None:
     for attempts, people in sorted(Counter(ATTEMPTS.values()).items()):
         print(f"  sent {attempts} times: {people}")
     print(f"answered with 500 and sent again: {len(FAILED)} requests")
-    most = max(sum(start <= t < start + 1 for t in TIMES) for start in TIMES)
-    print(f"requests in any second: {most} at most, {RATE} allowed")
+    print(f"refused with 429: at most {max(REFUSED.values())} requests in a pause, {SLOTS} slots")
     print(f"made: {len(made)}, failed: {len(failed)}")
     for number, error in failed.items():
         print(f"  {number:>3}: {error.code}, {error}, sent {ATTEMPTS[number]} times")

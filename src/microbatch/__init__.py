@@ -5,6 +5,7 @@ from ._core.batcher import Batcher
 from ._core.decorator import batched
 from ._core.info import BatchInfo, batch_info, current_batch
 from ._core.pending import Pending
+from ._core.retry_after import retry_after
 from ._core.stats import BatcherStats
 from ._pure.adaptive import AdaptiveSize
 from ._pure.exceptions import (
@@ -19,6 +20,7 @@ from ._pure.exceptions import (
     ItemNotFound,
     ItemTooHeavy,
     MicrobatchError,
+    RateLimited,
     ResultCountError,
     Skipped,
     WouldDeadlock,
@@ -51,6 +53,7 @@ __all__ = [
     "MicrobatchError",
     "Outcome",
     "Pending",
+    "RateLimited",
     "ResultCountError",
     "Retry",
     "Skipped",
@@ -59,6 +62,7 @@ __all__ = [
     "batch_info",
     "batched",
     "current_batch",
+    "retry_after",
 ]
 
 for _name in __all__:  # tracebacks, reprs and pickles name the module where users find them

@@ -11,6 +11,7 @@ The tree::
      ├─ ItemError             raise or return it for one item: a code, a message, retryable or not
      │   ├─ ItemNotFound      a bulk read found nothing for this item (also a KeyError)
      │   ├─ Skipped           the item was left out on purpose: counted apart from failures
+     │   ├─ RateLimited       the backend takes nothing now: with retry= the items wait and go again
      │   └─ ItemTooHeavy      the item alone weighs more than a batch may (also a ValueError)
      ├─ ResultCountError      the handler's results do not match its items
      ├─ HandlerTimeout        the handler took longer than handler_timeout (also a TimeoutError)
@@ -37,6 +38,7 @@ from microbatch._pure.exceptions import (
     ItemNotFound,
     ItemTooHeavy,
     MicrobatchError,
+    RateLimited,
     ResultCountError,
     Skipped,
     WouldDeadlock,
@@ -56,6 +58,7 @@ __all__ = [
     "ItemNotFound",
     "ItemTooHeavy",
     "MicrobatchError",
+    "RateLimited",
     "ResultCountError",
     "Skipped",
     "WouldDeadlock",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fuzz_close import LAWS_OF_THE_END
+from fuzz_hold import LAWS_OF_HOLDS
 from fuzz_order import LAWS_OF_ORDER
 from fuzz_record import EPSILON, CallbackError, Crash, well_after
 from fuzz_wait import LAWS_OF_WAITING
@@ -64,8 +65,9 @@ def right_end(record: Record) -> Iterator[str]:
         if not record.settings.coalesce:
             if not given.fits(end):
                 yield f"right end: {life} got {end.payload!r} from call {fitting[-1].number}, not the last"
-            if end.attempts not in {None, len(life.calls)}:
-                yield f"right end: {life}'s report has {end.attempts} attempts, of {len(life.calls)}"
+            attempts = record.attempt(life, len(life.calls) - 1)
+            if end.attempts not in {None, attempts}:
+                yield f"right end: {life}'s report has {end.attempts} attempts, of {attempts}"
             if life.caller.kind in {"submit", "nowait"} and differ(
                 given.stamp.time, end.stamp.time
             ):
@@ -159,10 +161,11 @@ def wrong_closed(record: Record, life: Life, error: BatcherClosed) -> Iterator[s
         yield "nobody closed"
         return
     if not record.settings.coalesce:
-        if error.started != bool(life.calls):
-            yield f"started is {error.started}, it had {len(life.calls)} calls"
-        if life.end.attempts not in {None, len(life.calls)}:
-            yield f"{life.end.attempts} attempts, of {len(life.calls)}"
+        attempts = record.attempt(life, len(life.calls)) - 1
+        if error.started != bool(attempts):
+            yield f"started is {error.started}, it had {attempts} attempts"
+        if life.end.attempts not in {None, attempts}:
+            yield f"{life.end.attempts} attempts, of {attempts}"
     cut, time, kind = close.cut(), life.end.stamp.time, life.caller.kind
     if life.sent.seq > close.began.seq or kind == "held":  # those are awaited in the end
         return
@@ -194,7 +197,7 @@ def batches(record: Record) -> Iterator[str]:
         shared = [record.shared(item) for item in items]
         if settings.coalesce and not settings.attempts and len(set(shared)) != len(shared):
             yield f"coalesce: {name} has a key twice"
-        attempts = [life.calls.index(call) + 1 for life in call.lives]
+        attempts = [record.attempt(life, life.calls.index(call)) for life in call.lives]
         if call.info.get("attempts") != attempts:
             yield f"batch: {name} is told attempts {call.info.get('attempts')}, not {attempts}"
         if call.end is None:
@@ -317,10 +320,12 @@ def contexts(record: Record) -> Iterator[str]:
 def retries(record: Record) -> Iterator[str]:
     settings = record.settings
     for life in record.lives:
-        if len(life.calls) > max(settings.attempts, 1):
+        if life.calls and record.attempt(life, len(life.calls) - 1) > max(settings.attempts, 1):
             yield f"retry: {life} was handled {len(life.calls)} times"
-        for attempt, (before, after) in enumerate(zip(life.calls, life.calls[1:], strict=False), 1):
-            given = before.of(life)
+        for index, (before, after) in enumerate(zip(life.calls, life.calls[1:], strict=False)):
+            given, attempt = before.of(life), record.attempt(life, index)
+            if record.refused(given):
+                continue
             if given is None or given.error is None or not record.retryable(given.error):
                 yield f"retry: {life} goes again after {given}"
                 continue
@@ -339,6 +344,7 @@ def gave_up_early(record: Record, life: Life) -> bool:
         or not record.goes_again(life)
         or life.cancelled
         or settings.room_weight is not None
+        or record.refused(life.last())
     ):
         return False
     given = life.last()
@@ -370,6 +376,7 @@ LAWS = [
     reasons,
     contexts,
     retries,
+    *LAWS_OF_HOLDS,
     *LAWS_OF_ORDER,
     *LAWS_OF_WAITING,
     *LAWS_OF_THE_END,

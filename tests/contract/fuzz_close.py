@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from fuzz_hold import refusals
 from fuzz_record import EPSILON, TURNS, well_after
 
 from microbatch import BatcherClosed, HandlerStuck, HandlerTimeout, Skipped
@@ -133,8 +134,8 @@ def totals(record: Record) -> Iterator[str]:
     if any(life.doubtful for life in record.lives):
         return
     dropped = any(life.caller.dropped or life.caller.kind == "held" for life in record.lives)
-    if dropped and record.settings.attempts and record.bounded():
-        return  # where back-off holds half the room an item fails at once, and nobody tells
+    if dropped and record.settings.attempts and (record.bounded() or refusals(record)):
+        return  # where back-off holds half the room, or holds are over, an item fails, and nobody tells
     cut = record.close.cut() if record.close else None
     if cut is not None and any(
         call.end and abs(call.end.time - cut) < EPSILON for call in record.calls

@@ -175,9 +175,10 @@ class Handlers:
     def misbehave(self, call: Call) -> Any:
         """Do to the batch what its first item says; return None if that is nothing."""
         whim = call.lives[0].item.whim
-        if whim in {"raise", "flaky", "base"}:
-            kind = {"raise": Boom, "flaky": ConnectionError, "base": Crash}[whim]
-            error = kind(call.lives[0].item.id, call.number)
+        tag = (call.lives[0].item.id, call.number)
+        if whim in {"raise", "flaky", "busy", "base"}:
+            kind = {"raise": Boom, "flaky": ConnectionError, "base": Crash}.get(whim)
+            error = made("busy", tag) if kind is None else kind(*tag)
             self.all(call, None, blank(HandlerCrashed) if whim == "base" else error)
             raise error
         return whim

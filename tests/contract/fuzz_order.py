@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
+from fuzz_hold import refusals
 from fuzz_record import EPSILON, well_after
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def urgent_first(record: Record) -> Iterator[str]:
         yield f"order: calls {numbers(same)} left more urgent items behind"
     if settings.wait or settings.part_slots:
         return  # then not every partition is ready
+    if refusals(record):
+        return  # nor is one that waits for its backend
     others = [call for call in record.calls if passes_over(record, call, same=False)]
     if len(others) * 10 > len(record.calls) + 9:
         yield f"order: calls {numbers(others)} left before more urgent partitions"
@@ -85,6 +88,8 @@ def full_batches(record: Record) -> Iterator[str]:
     settings = record.settings
     if settings.coalesce or settings.adaptive:
         return
+    if settings.batch_weight is not None and refusals(record):
+        return  # what was refused stands before the others, and may be what does not fit
     for call in record.calls:
         if len(call.lives) >= settings.size or call.info.get("reason") == "flush":
             continue

@@ -15,11 +15,24 @@ if TYPE_CHECKING:
 
 KINDS = ("list", "list", "list", "resolve", "generate")
 #: What an item's handling ends with, one word for each attempt; the last one stands for all later ones.
-FATES = ("error", "flaky", "again", "never", "after", "plain", "skipped", "hollow", "rubbish")
+FATES = (
+    "error",
+    "flaky",
+    "again",
+    "never",
+    "after",
+    "plain",
+    "skipped",
+    "hollow",
+    "rubbish",
+    "busy",
+    "lull",
+)
 #: What the handler does with a batch whose first item says so.
 WHIMS = (
     "raise",
     "flaky",
+    "busy",
     "base",
     "short",
     "long",
@@ -75,6 +88,7 @@ class Settings:
     part_slots: int | None = None
     coalesce: bool = False
     attempts: int = 0  # 0: no retry
+    holds: int = 10
     initial: float = 1.0
     maximum: float = 60.0
     retry_timeouts: bool = False
@@ -149,6 +163,7 @@ class _Drawer:
             part_slots=pick([None, 1, 2]) if parts else None,
             coalesce=chance(0.2),
             attempts=pick([2, 3]) if chance(0.35) else 0,
+            holds=pick([2, 10]),
             initial=pick([0.5, 1.0]),
             maximum=pick([1.5, 60.0]),
             retry_timeouts=chance(0.3),

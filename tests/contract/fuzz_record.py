@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import microbatch
-from microbatch import ItemError, Skipped
+from microbatch import ItemError, RateLimited, Skipped
 
 if TYPE_CHECKING:
     from fuzz_program import Item, Program
@@ -206,6 +206,8 @@ class Record:
         settings = self.settings
         if not settings.attempts or error is None:
             return False
+        if isinstance(error, RateLimited):
+            return False  # it is held instead
         if isinstance(error, microbatch.HandlerTimeout):
             return settings.retry_timeouts
         if isinstance(error, Hollow):
@@ -221,20 +223,33 @@ class Record:
             settings.maximum, settings.initial * 2.0 ** (attempt - 1) if after is None else after
         )
 
+    def refused(self, given: Given | None) -> bool:
+        """Whether a call gave it that the backend takes nothing now: then it is no attempt, and waits."""
+        busy = given is not None and isinstance(given.error, RateLimited)
+        return busy and self.settings.attempts > 0
+
+    def attempt(self, life: Life, index: int) -> int:
+        """Which attempt its call of that index is; behind the last one the next."""
+        return 1 + sum(not self.refused(call.of(life)) for call in life.calls[:index])
+
     def goes_again(self, life: Life) -> bool:
-        """Whether its last handler call is not its last, as far as Retry says."""
+        """Whether its last handler call is not its last, as far as Retry says; a refused one may be."""
         given = life.last()
+        if self.refused(given):
+            return True
         return (
             given is not None
             and self.retryable(given.error)
-            and len(life.calls) < self.settings.attempts
+            and self.attempt(life, len(life.calls) - 1) < self.settings.attempts
         )
 
     def due(self, life: Life) -> float | None:
         given = life.last()
         if given is None or given.error is None or not self.goes_again(life):
             return None
-        return given.stamp.time + self.delay(given.error, len(life.calls))
+        if self.refused(given):
+            return None
+        return given.stamp.time + self.delay(given.error, self.attempt(life, len(life.calls) - 1))
 
     def maybe_pending(self, life: Life, now: Stamp) -> bool:
         """Whether it may take room, or wait for it."""
@@ -364,14 +379,13 @@ def made(fate: str, tag: tuple[int, int]) -> Any:
     text = f"{tag[0]}/{tag[1]}"
     if fate == "ok":
         return tag
-    if fate == "error":
-        return ValueError(*tag)
-    if fate == "flaky":
-        return ConnectionError(*tag)
+    plain = {"error": ValueError, "flaky": ConnectionError, "hollow": Hollow}.get(fate)
+    if plain is not None:
+        return plain(*tag)
     if fate == "skipped":
         return Skipped(text)
-    if fate == "hollow":
-        return Hollow(*tag)
+    if fate in {"busy", "lull"}:
+        return RateLimited(text, retry_after=0.75 if fate == "busy" else None)
     retryable = {"again": True, "after": True, "never": False}.get(fate)
     error = ItemError(
         text, code="x", retryable=retryable, retry_after=0.75 if fate == "after" else None

@@ -221,7 +221,7 @@ class Run(Callers):
             "partition": callback("partition", lambda item: item.part) if one.parts else None,
             "partition_concurrency": one.part_slots if one.parts else None,
             "coalesce": callback("coalesce", lambda item: item.key) if one.coalesce else None,
-            "retry": Retry(on=retried, attempts=one.attempts, backoff=backoff)
+            "retry": Retry(on=retried, attempts=one.attempts, backoff=backoff, holds=one.holds)
             if one.attempts
             else None,
             "handler_timeout": one.timeout,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
+from fuzz_hold import may_be_held
 from fuzz_record import EPSILON
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def nothing_waits_in_vain(record: Record) -> Iterator[str]:
         count: dict[object, int] = {}
         for life, came, due, left in lives:
             part = record.part(life.item)
-            if not came < at < left:
+            if not came < at < left or may_be_held(record, part, at):
                 continue
             if settings.part_slots is not None and running.count(part) >= settings.part_slots:
                 continue
@@ -47,6 +48,7 @@ def nobody_waits_beside_room(record: Record) -> Iterator[str]:
         or settings.part_slots
     ):
         return
+    parts = {record.part(life.item) for life in record.lives}
     sent = [life for life in record.lives if life.sent and not refused_in_bulk(record, life)]
     times = [
         (life, life.sent.time, left_at(record, life, 0), left_room(record, life))
@@ -55,6 +57,8 @@ def nobody_waits_beside_room(record: Record) -> Iterator[str]:
     ]
     for begin, end, _ in free_spans(record, (time for _, *three in times for time in three)):
         at = (begin + end) / 2
+        if any(may_be_held(record, part, at) for part in parts):
+            continue  # who is in the buffer takes room, and cannot go
         waiting = [life for life, came, began, _ in times if came < at < began]
         taken = sum(began < at < left for _, _, began, left in times)
         much = bool(waiting) if settings.wait == 0 else len(waiting) + taken > settings.room
@@ -126,7 +130,7 @@ def stays(record: Record, life: Life) -> Iterator[tuple[Life, float, float, floa
             and record.bounded()
         ):
             return  # it may have failed at once, where back-off holds half the room
-        came = given.stamp.time + record.delay(given.error, index + 1)
+        came = given.stamp.time + record.delay(given.error, record.attempt(life, index))
 
 
 def left_at(record: Record, life: Life, index: int) -> float:

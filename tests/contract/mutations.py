@@ -135,8 +135,8 @@ MUTATIONS = [
     Mutation(
         "the last come are the first to go",
         "_core/ranking",
-        "return next(iter(self._arrivals.values()), None)",
-        "return next(reversed(self._arrivals.values()), None)",
+        "first = next(iter(self._arrivals.values()), None)",
+        "first = next(reversed(self._arrivals.values()), None)",
     ),
     Mutation(
         "who is urgent goes first in one batch of ten only",
@@ -159,8 +159,8 @@ MUTATIONS = [
     Mutation(
         "a partition whose batch has ended is not looked at again",
         "_core/lanes",
-        "lane.flying -= 1\n        if lane.entries:\n            self._appraise(lane, now)\n",
-        "lane.flying -= 1\n        if lane.entries:\n            pass\n",
+        "lane.hold.come_back(run)\n        if lane.entries:\n            self._appraise(lane, now)\n",
+        "lane.hold.come_back(run)\n        if lane.entries:\n            pass\n",
     ),
     Mutation(
         "equal keys do not share a slot",
@@ -196,8 +196,8 @@ MUTATIONS = [
     Mutation(
         "an item gets its neighbour's result",
         "_core/settler",
-        "self.settle(run, index, results[index])",
-        "self.settle(run, index, results[index - 1])",
+        "            else:\n                self.settle(run, index, results[index])",
+        "            else:\n                self.settle(run, index, results[index - 1])",
     ),
     Mutation(
         "one who has gone keeps the others from their results",
@@ -241,6 +241,62 @@ MUTATIONS = [
         "_core/backoff",
         "heapq.heappush(self._heap, (due, next",
         "heapq.heappush(self._heap, (due + 0.1, next",
+    ),
+    # --- hold
+    Mutation(
+        "a refused call holds nothing",
+        "_core/lanes",
+        "        if lane.hold is not None and lane.hold.closed:\n            return False\n",
+        "",
+    ),
+    Mutation(
+        "all go at once when the time is over",
+        "_core/hold",
+        "            self.probe = batch\n            self.closed = True\n",
+        "            self.probe = batch\n",
+    ),
+    Mutation(
+        "a late refusal makes no hold longer",
+        "_core/holding",
+        "if after and hold.extend(now + pause_of(after)):",
+        "if False:",
+    ),
+    Mutation(
+        "a refusal counts as an attempt",
+        "_core/lanes",
+        "        entry.state = BUFFERED\n        entry.run = None\n",
+        "        entry.state = BUFFERED\n        entry.run = None\n        entry.attempts += 1\n",
+    ),
+    Mutation(
+        "refused items go behind the others",
+        "_core/lane",
+        "        self.entries.push_back(entry)\n",
+        "        entry.seq += 1_000_000\n        self.entries.push_back(entry)\n",
+    ),
+    Mutation(
+        "refused items fail too early",
+        "_core/holding",
+        "run.spent = not late and refusals >= self._retry.holds",
+        "run.spent = not late and refusals >= self._retry.holds - 1",
+    ),
+    Mutation(
+        "what is refused for ever never ends",
+        "_core/holding",
+        "run.spent = not late and refusals >= self._retry.holds",
+        "run.spent = False",
+    ),
+    Mutation(
+        "the timer is not set for a hold",
+        "_core/lanes",
+        "if self.holds and (over := self.holds.deadline()) is not None:",
+        "if False:",
+    ),
+    Mutation(
+        "an item withdrawn while held keeps its room",
+        "_core/ranking",
+        "        if self._returned.pop(element.seq, None) is None:\n",
+        "        if element.seq in self._returned:\n            return\n"
+        "        if self._returned.pop(element.seq, None) is None:\n",
     ),
     # --- handler calls and slots
     Mutation(

@@ -18,12 +18,13 @@ from microbatch import errors
 
 ERRORS = {
     "MicrobatchError", "Full", "BatcherFull", "BatcherClosed", "BatchFailed", "BatchAborted", "ItemError", "ItemNotFound", "Skipped",
+    "RateLimited",
     "ItemTooHeavy", "ResultCountError", "HandlerTimeout", "HandlerCrashed", "HandlerStuck", "WouldDeadlock",
 }  # fmt: skip
 
 NAMES = ERRORS | {
     "Batcher", "batched", "Pending", "BatcherStats", "current_batch", "batch_info", "BatchInfo", "BatchRecord", "Outcome", "BatchReport", "Retry",
-    "Backoff", "AdaptiveSize", "Telemetry",
+    "Backoff", "AdaptiveSize", "Telemetry", "retry_after",
 }  # fmt: skip
 
 
@@ -175,7 +176,7 @@ def test_the_fields_of_the_records_are_pinned() -> None:
         return [field.name for field in dataclasses.fields(record)]
 
     assert fields(microbatch.BatcherStats) == [
-        "pending", "buffered", "in_flight", "waiting", "in_backoff", "batches", "items", "failed", "reasons",
+        "pending", "buffered", "in_flight", "waiting", "in_backoff", "held", "batches", "items", "failed", "reasons",
         "oldest_wait", "oldest_in_flight", "stuck_threads",
     ]  # fmt: skip
     assert fields(microbatch.Outcome) == [
@@ -191,7 +192,7 @@ def test_the_fields_of_the_records_are_pinned() -> None:
         "name", "size", "reason", "seconds", "oldest_wait", "succeeded", "failed", "skipped", "retried", "held",
         "errors",
     ]  # fmt: skip
-    assert fields(microbatch.Retry) == ["on", "attempts", "backoff"]
+    assert fields(microbatch.Retry) == ["on", "attempts", "backoff", "holds"]
     assert fields(microbatch.Backoff) == ["initial", "factor", "maximum", "jitter"]
     assert all(
         record.__dataclass_params__.frozen
@@ -246,6 +247,7 @@ def test_the_error_tree_is_pinned() -> None:
         "BatchAborted": microbatch.MicrobatchError,
         "ItemError": microbatch.MicrobatchError,
         "Skipped": microbatch.ItemError,
+        "RateLimited": microbatch.ItemError,
         "ItemTooHeavy": ValueError,
         "ResultCountError": microbatch.MicrobatchError,
         "HandlerTimeout": TimeoutError,

@@ -42,7 +42,7 @@ def test_an_item_leaves_within_the_stated_number_of_batches(
         items = run.items
         total += 1
         of_its_own += run.lane.partition == partitions
-        lanes.landed(run.lane, 0.0)
+        lanes.landed(run.lane, 0.0, run)
     fits = size if weight is None else int(weight)
     assert of_its_own == 10 * (older // fits + 1)
     assert total <= 10 * partitions * of_its_own
@@ -59,5 +59,5 @@ def test_of_many_partitions_one_batch_in_ten_is_of_who_has_been_ready_the_longes
         run = lanes.cut(0.0)
         assert run is not None
         batches.append(run.items)
-        lanes.landed(run.lane, 0.0)
+        lanes.landed(run.lane, 0.0, run)
     assert [batches.index([partition]) + 1 for partition in range(4)] == [10, 20, 30, 40]

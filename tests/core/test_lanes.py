@@ -113,10 +113,10 @@ def test_a_partition_has_as_many_batches_in_flight_as_it_may() -> None:
     assert (lanes.ready(0.0), lanes.cut(0.0)) == (0, None)
     put(lanes, "q", partition="q")
     assert cut(lanes).items == ["q"]
-    lanes.landed(first.lane, 0.0)
+    lanes.landed(first.lane, 0.0, first)
     assert cut(lanes).items == [2]
     assert lanes.cut(0.0) is None
-    lanes.landed(second.lane, 0.0)
+    lanes.landed(second.lane, 0.0, second)
     assert cut(lanes).items == [3]
 
 
@@ -126,7 +126,7 @@ def test_what_waited_for_its_partition_waits_for_company_too() -> None:
     for number in range(3):
         put(lanes, number, 100.0)
     run = cut(lanes, 100.0)
-    lanes.landed(run.lane, 100.5)
+    lanes.landed(run.lane, 100.5, run)
     assert (lanes.ready(100.5), lanes.deadline()) == (0, 101.0)
     assert cut(lanes, 101.0).items == [2]
 
@@ -293,12 +293,12 @@ def test_a_lane_is_kept_while_a_batch_of_it_is_in_flight() -> None:
     for number in range(2):
         put(lanes, number)
     first, second = cut(lanes), cut(lanes)
-    lanes.landed(first.lane, 0.0)
+    lanes.landed(first.lane, 0.0, first)
     put(lanes, 2)
     put(lanes, 3)
     assert cut(lanes).items == [2]
     assert lanes.cut(0.0) is None
-    lanes.landed(second.lane, 0.0)
+    lanes.landed(second.lane, 0.0, second)
     assert cut(lanes).items == [3]
 
 
@@ -309,9 +309,9 @@ def test_a_batch_from_before_the_buffer_was_emptied_may_land_later() -> None:
         lanes = lanes_of(1)
         put(lanes, 0)
         runs.append(cut(lanes))
-    first, second, third = [run.lane for run in runs]
-    lanes.landed(first, 0.0)
-    assert list(lanes._lanes) == [third]
-    lanes.landed(third, 0.0)
-    lanes.landed(second, 0.0)
+    for run in runs[:1]:
+        lanes.landed(run.lane, 0.0, run)
+    assert list(lanes._lanes) == [runs[2].lane]
+    for run in (runs[2], runs[1]):
+        lanes.landed(run.lane, 0.0, run)
     assert list(lanes._lanes) == []

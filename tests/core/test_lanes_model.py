@@ -10,6 +10,7 @@ from support import Caller, programs
 
 from microbatch._core.entry import BUFFERED, FLYING, Entry
 from microbatch._core.flushes import Mark
+from microbatch._core.hold import Hold
 from microbatch._core.lanes import Lanes
 
 
@@ -39,11 +40,19 @@ class Program:
         self.closing = False
         self.pressed = False
         self.found = 0  # cancelled ones that the lanes came across themselves
+        self.held: dict[
+            Any, float
+        ] = {}  # when the time of partitions that wait for their backend is over
+        self.awaited: set[Any] = set()  # of these one batch goes first
+        self.probes: dict[Any, Any] = {}  # where it is under way
+        self.again: set[Entry] = set()  # were refused
 
     def of(self, partition: Any) -> list[Entry]:
         return [entry for entry in self.entries if entry.partition == partition]
 
     def is_free(self, partition: Any) -> bool:
+        if partition in self.probes or self.held.get(partition, -1.0) > self.now:
+            return False
         flying = sum(run.lane.partition == partition for run in self.flying)
         return self.limit is None or flying < self.limit
 
@@ -60,6 +69,9 @@ class Program:
             )
             or self.now >= entries[0].since + self.max_wait
             or entries[0] in self.flushed
+            or any(
+                entry.seq >= entries[0].seq for entry in self.again if entry.partition == partition
+            )
         )
 
     def note_due(self) -> None:
@@ -131,7 +143,40 @@ class Program:
             run = self.flying.pop(one % len(self.flying))
             for entry in run.entries:
                 entry.release()
-            self.lanes.landed(run.lane, self.now)
+            self.land_it(run)
+
+    def land_it(self, run: Any) -> None:
+        partition = run.lane.partition
+        if self.probes.get(partition) is run:
+            del self.probes[partition]
+            self.awaited.discard(partition)
+        self.lanes.landed(run.lane, self.now, run)
+
+    def refuse(self, one: int, two: int) -> None:
+        """A batch comes back whose backend took some of it, and nothing more now."""
+        if not self.flying:
+            return
+        run = self.flying.pop(one % len(self.flying))
+        partition, lane = run.lane.partition, run.lane
+        until = self.now + two % 4 * 0.5
+        if lane.hold is None:
+            lane.hold = Hold()
+        lane.hold.begin(until)
+        self.lanes.hold(lane)
+        self.held[partition] = until
+        self.awaited.add(partition)
+        self.probes.pop(partition, None)
+        self.was_due.discard(partition)
+        back = [entry for place, entry in enumerate(run.entries) if (place + one) % 3]
+        for entry in run.entries:
+            if entry in back:
+                self.lanes.put_back(entry, self.now)
+                self.entries.append(entry)
+                self.again.add(entry)
+            else:
+                entry.release()
+        self.entries.sort(key=lambda entry: entry.seq)
+        self.land_it(run)
 
     def cut(self, one: int, two: int) -> None:
         before = list(self.entries)
@@ -171,6 +216,8 @@ class Program:
             self.drop(entry)
         self.was_due.discard(partition)
         self.flying.append(run)
+        if partition in self.awaited:
+            self.probes[partition] = run
 
     def check_reason(self, run: Any, alive: list[Entry]) -> None:
         rest = [e for e in alive if e not in run.entries]
@@ -182,13 +229,19 @@ class Program:
             assert run.reason == "close"
         elif any(entry in self.flushed for entry in run.entries):
             assert run.reason == "flush"
-        elif self.max_wait and self.now >= run.since + self.max_wait:
+        elif self.max_wait and (
+            self.now >= run.since + self.max_wait or self.is_again(run.lane.partition, run.entries)
+        ):
             assert run.reason == "wait"
         else:
             assert run.reason == "idle"
             assert self.pressed or not self.max_wait
         if self.max_weight is not None:
             assert run.weight <= self.max_weight
+
+    def is_again(self, partition: Any, entries: list[Entry]) -> bool:
+        last = max([e.seq for e in self.again if e.partition == partition], default=-1)
+        return any(entry.seq <= last for entry in entries)
 
     def check(self) -> None:
         lanes, entries = self.lanes, self.entries
@@ -205,6 +258,11 @@ class Program:
             for partition in {entry.partition for entry in entries} - self.was_due
             if self.is_free(partition)
             for oldest in self.of(partition)[:1]
+        ]
+        idle += [
+            until
+            for partition, until in self.held.items()
+            if until > self.now and self.of(partition)
         ]
         when = lanes.deadline()
         assert not idle or (when is not None and when <= min(idle))
@@ -223,7 +281,7 @@ class Program:
         assert not lanes.is_full() or max(len(self.of(p)) for p in "abc") >= self.size
 
 
-STEPS = ["add"] * 6 + ["cut"] * 3 + "withdraw leave sweep wait flush press land land".split()  # noqa: SIM905
+STEPS = ["add"] * 6 + ["cut"] * 3 + "withdraw leave sweep wait flush press land land refuse".split()  # noqa: SIM905
 
 
 @given(
@@ -251,6 +309,8 @@ def test_lanes_keep_every_promise_under_any_program(
         program.note_due()
         program.cut(0, 0)
         program.land(0, 0)
+        program.now += 0.5
+    program.now += 2.0
     lanes = program.lanes
     assert (lanes.count, lanes.weight, lanes.ready(program.now), lanes.deadline()) == (
         0,

@@ -42,7 +42,9 @@ class NaiveRanking:
 @given(
     programs(
         st.tuples(
-            st.sampled_from(["push", "push", "push", "promote", "discard", "turn", "turn", "look"]),
+            st.sampled_from(
+                ["push", "push", "push", "promote", "discard", "turn", "turn", "look", "push_back"]
+            ),
             st.integers(-2, 2),
             st.integers(0, 99),
         ),
@@ -56,6 +58,7 @@ def test_a_ranking_is_what_a_search_through_all_would_find(
     """Higher priority first, first come first served within one, every tenth turn by age."""
     ranking: Ranking[Element] = Ranking()
     naive = NaiveRanking()
+    gone: list[Element] = []
     for seq, (step, number, pick) in enumerate(steps):
         priority = 0 if one_priority else number
         chosen = naive.elements[pick % len(naive.elements)] if naive.elements else None
@@ -67,12 +70,22 @@ def test_a_ranking_is_what_a_search_through_all_would_find(
             element = Element(seq, priority)
             ranking.push(element)
             naive.elements.append(element)
+        elif step == "push_back" and gone:
+            element = gone.pop(pick % len(gone))
+            if not naive.elements:
+                naive.mixed = False
+            elif naive.oldest().priority != element.priority:  # type: ignore[union-attr]
+                naive.mixed = True
+            ranking.push_back(element)
+            naive.elements.append(element)
+            naive.elements.sort(key=lambda e: e.seq)
         elif step == "promote" and chosen is not None and not one_priority:
             ranking.promote(chosen, chosen.priority + 1 + abs(number))
             naive.mixed = True
         elif step == "discard" and chosen is not None:
             ranking.discard(chosen)
             naive.elements.remove(chosen)
+            gone.append(chosen)
         elif step == "turn":
             expected = naive.turn()
             found = ranking.turn()()
@@ -82,6 +95,7 @@ def test_a_ranking_is_what_a_search_through_all_would_find(
                 naive.turns += naive.mixed
                 ranking.discard(found)
                 naive.elements.remove(found)
+                gone.append(found)
         assert list(ranking) == naive.elements
         assert len(ranking) == len(naive.elements)
         assert bool(ranking) == bool(naive.elements)

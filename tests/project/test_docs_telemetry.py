@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY, generate_latest
 from support import Recorder
 from telemetry_support import Sdk
 
-from microbatch import Backoff, Batcher, BatcherFull, Retry, Telemetry, __version__
+from microbatch import Backoff, Batcher, BatcherFull, RateLimited, Retry, Telemetry, __version__
 from microbatch._telemetry import names
 from microbatch.durable import DurableBatcher, DurableQueue
 
@@ -25,6 +25,18 @@ if TYPE_CHECKING:
 
 DASHBOARD = DOCS / "telemetry/dashboard.json"
 ALERTS = DOCS / "telemetry/alerts.yml"
+
+
+def busy_at_first() -> Any:
+    """Return a handler that is refused once, and then fails item 1."""
+    refusals, recorder = [RateLimited(retry_after=0)], Recorder(fails={1})
+
+    async def handler(items: list[int]) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return await recorder(items)
+
+    return handler
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +50,9 @@ def emitted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
 
     async def main() -> None:
         nonlocal scraped
-        handler = Recorder(fails={1})
         async with (
             Batcher(
-                handler,
+                busy_at_first(),
                 max_pending=3,
                 weigh=float,
                 max_pending_weight=1000,
@@ -217,7 +228,7 @@ def test_what_an_sdk_gets_has_the_pages_names_units_kinds_and_bounds(tmp_path: P
     async def main() -> None:
         async with (
             Batcher(
-                Recorder(fails={1}),
+                busy_at_first(),
                 weigh=float,
                 max_pending_weight=1000,
                 retry=retry,

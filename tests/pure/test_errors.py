@@ -45,6 +45,12 @@ MESSAGES: list[tuple[errors.MicrobatchError, str]] = [
     (errors.ItemNotFound(7), "nothing was found for 7"),
     (errors.Skipped("seen before"), "seen before"),
     (errors.Skipped(), "skipped"),
+    (errors.RateLimited("slow down", retry_after=2), "slow down"),
+    (errors.RateLimited(), "the backend takes nothing now"),
+    (
+        errors.RateLimited(retry_after=2.5),
+        "the backend takes nothing now, and may be asked again in 2.5 s",
+    ),
     (
         errors.ItemTooHeavy(12, 10),
         "an item of weight 12 is over max_batch_weight=10",
@@ -169,6 +175,9 @@ def test_skipped_and_too_heavy_are_never_retried() -> None:
     assert skipped.retryable is False
     assert (skipped.reason, skipped.code, skipped.details) == ("seen before", "duplicate", [1])
     assert (errors.Skipped().reason, errors.Skipped().code) == ("", "skipped")
+    refused = errors.RateLimited("slow down", retry_after=2, details=[1])
+    assert (refused.code, refused.retryable, refused.retry_after) == ("rate_limited", True, 2)
+    assert refused.details == [1]
     heavy = errors.ItemTooHeavy(12, 10)
     assert heavy.retryable is False
     assert (heavy.weight, heavy.allowed, heavy.limit) == (12, 10, "max_batch_weight")
@@ -183,6 +192,7 @@ def test_skipped_and_too_heavy_are_never_retried() -> None:
         (errors.WouldDeadlock("orders", "submit"), RuntimeError),
         (errors.BatcherFull("orders", "max_pending", 5), errors.Full),
         (errors.Skipped(), errors.ItemError),
+        (errors.RateLimited(), errors.ItemError),
         (errors.ItemTooHeavy(12, 10), errors.ItemError),
     ],
 )
@@ -267,5 +277,6 @@ def test_every_code_is_a_name_in_snake_case() -> None:
         "handler_timeout",
         "handler_crashed",
         "handler_stuck",
+        "rate_limited",
         "would_deadlock",
     }

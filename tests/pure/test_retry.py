@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microbatch import Backoff, HandlerTimeout, ItemError, Retry, Skipped
+from microbatch import Backoff, HandlerTimeout, ItemError, RateLimited, Retry, Skipped
 
 seconds = st.floats(0, 1e6)
 shares = st.floats(0, 1)
@@ -203,3 +203,27 @@ def test_without_a_chance_of_its_own_a_delay_is_random(made: int) -> None:
     delay = Retry(on=OSError).delay(OSError(), made)
     assert delay is not None
     assert 0 < delay <= 2 ** (made - 1)
+
+
+@pytest.mark.parametrize("refusals", [1, 2, 5, 10_000])
+def test_a_hold_lasts_as_long_as_the_backend_says_or_the_back_off(refusals: int) -> None:
+    """The refusals in a row stand in the attempts' place; attempts and ``on`` have no say."""
+    retry = Retry(on=OSError, attempts=1, backoff=Backoff(initial=1.5, jitter=0.5))
+    assert (
+        retry.hold(RateLimited(), refusals, lambda: 1.0)
+        == min(1.5 * 2 ** min(refusals - 1, 99), 60) * 0.5
+    )
+    assert retry.hold(RateLimited(retry_after=7), refusals, lambda: 1.0) == 7
+    assert retry.hold(RateLimited(retry_after=700), refusals, lambda: 1.0) == 60
+    assert retry.hold(RateLimited(retry_after=math.nan), refusals, lambda: 0.0) > 0
+    assert 0 <= retry.hold(RateLimited(), refusals) <= 60
+
+
+def test_holds_are_bounded_by_a_whole_number() -> None:
+    """Ten by default, and one is none."""
+    assert Retry(on=OSError).holds == 10
+    assert Retry(on=OSError, holds=1).holds == 1
+    with pytest.raises(ValueError, match="holds must be at least 1, got 0"):
+        Retry(on=OSError, holds=0)
+    with pytest.raises(TypeError, match=r"holds must be an int, got 1\.5"):
+        Retry(on=OSError, holds=1.5)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 from support import Gate, Recorder, outcome, outcomes, turns
 from telemetry_support import Sdk, echo, plain, under
 
-from microbatch import Backoff, Batcher, Retry, __version__
+from microbatch import Backoff, Batcher, RateLimited, Retry, __version__
 
 pytestmark = pytest.mark.anyio
 
@@ -215,6 +215,37 @@ async def test_each_retry_is_a_span_with_its_attempt() -> None:
     assert {s.links[0].context.span_id for s in spans} == {request.get_span_context().span_id}
     assert sdk.counts("microbatch.retries") == {"ValueError": 2}
     assert sdk.counts("microbatch.items") == {None: 1, "ValueError": 1}
+
+
+async def test_a_hold_is_counted_once_and_its_items_when_they_have_their_outcome() -> None:
+    """Two batches refused at the same time are one hold; nothing has failed or was tried again."""
+    sdk = Sdk()
+    calls = 0
+
+    async def handler(items: list[int]) -> list[Any]:
+        nonlocal calls
+        calls += 1
+        call = calls
+        await anyio.sleep(0.1)
+        if call == 1:
+            raise RateLimited(retry_after=1.0)
+        if call == 2:
+            return [items[0], RateLimited(retry_after=0.5)]
+        return items
+
+    retry = Retry(on=ValueError, backoff=Backoff(initial=1.0, jitter=0.0))
+    async with Batcher(
+        handler, max_batch_size=2, max_concurrency=2, retry=retry, telemetry=sdk.telemetry()
+    ) as batcher:
+        assert await outcomes(*[batcher.submit_nowait(item) for item in range(4)]) == [0, 1, 2, 3]
+    assert [point.value for point in sdk.points("microbatch.holds")] == [1]
+    assert sdk.counts("microbatch.items") == {None: 4}
+    assert sdk.counts("microbatch.retries") == {}
+    spans = [s for s in sdk.all_spans() if s.name.startswith("process")]
+    assert [s.attributes["microbatch.attempt"] for s in spans] == [1] * len(spans)
+    assert [s.attributes["microbatch.batch.failed_items"] for s in spans] == [0] * len(spans)
+    errors = [s.attributes.get("error.type") for s in spans]
+    assert errors == ["microbatch.errors.RateLimited", None, None, None]
 
 
 async def test_a_withdrawn_items_caller_is_not_linked() -> None:

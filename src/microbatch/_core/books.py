@@ -101,7 +101,7 @@ class Books:
             lane, run.lane, run.entries = run.lane, None, None
         if room.lanes is not None:
             if lane is not None:
-                room.lanes.landed(lane, self._now())
+                room.lanes.landed(lane, self._now(), run)
             self._changed()
         # Last, since it runs foreign code.
         observer = self._observer

@@ -18,6 +18,7 @@ from .dispatcher import Dispatcher
 from .door import Door
 from .entrance import Entrance
 from .flushes import Mark
+from .holding import Holding
 from .leaving import Leaving
 from .life import Life
 from .room import Room
@@ -95,7 +96,10 @@ class Engine:
             observer=observer,
         )
         admission = Admission(rules, self.room, sizing)
-        settler = Settler(rules, self.tally, backoffs, observer)
+        holding = None
+        if rules.retry is not None:
+            holding = Holding(rules.name, rules.retry, self.room, backoffs)
+        settler = Settler(rules, self.tally, backoffs, holding=holding, observer=observer)
         self.dispatcher: Dispatcher = Dispatcher(
             rules,
             door=self.door,
@@ -127,6 +131,7 @@ class Engine:
             backoffs=backoffs,
             room=self.room,
             settler=settler,
+            holding=holding,
             dispatcher=self.dispatcher,
         )
         self._leaving = Leaving(self.serving, self.room, admission, self.dispatcher)

@@ -40,7 +40,7 @@ FOLLOWING: Final[Mapping[State, frozenset[State]]] = {
     WAITING: frozenset({BUFFERED, SHARING, ENDED}),
     BUFFERED: frozenset({FLYING, ENDED}),
     SHARING: frozenset(),
-    FLYING: frozenset({BACKOFF, ENDED}),
+    FLYING: frozenset({BACKOFF, BUFFERED, ENDED}),
     BACKOFF: frozenset({BUFFERED, ENDED}),
     ENDED: frozenset(),
 }

@@ -15,6 +15,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from .entry import BUFFERED, FLYING
+from .hold import Holds
 from .keyed import Keyed
 from .lane import Lane
 from .ranking import Ranking
@@ -35,6 +36,7 @@ class Lanes:
         pressed: True while no company can come, since the room is full: then all is due.
         weight: What they weigh together.
         withdrawn: Items that were dropped because their callers had gone, and not told of yet.
+        holds: Those of lanes that wait for their backend.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Lanes:
         self._idle: dict[Lane, None] = {}  # lanes with items that nothing has made ready
         self._ready: Ranking[Lane] = Ranking()
         self._deadlines: list[tuple[float, int, Lane]] = []
+        self.holds: Holds = Holds()
 
     def place(self, entry: Entry) -> tuple[Lane, Entry | None]:
         """Find an entry's lane and the buffered entry of its key, if there is one, right before adding it.
@@ -101,6 +104,9 @@ class Lanes:
 
     def _put(self, lane: Lane, entry: Entry) -> None:
         lane.put(entry)
+        self._count(entry)
+
+    def _count(self, entry: Entry) -> None:
         self.weight += entry.weight
         self.count += 1
         if entry.key is not None:
@@ -140,7 +146,7 @@ class Lanes:
             self._deadlines.clear()
 
     def _unlist_unused(self, lane: Lane) -> None:
-        if not (lane.entries or lane.flying or lane.away):
+        if not lane.is_used:
             lane.home.remove(lane.hash, lane)
             lane.home = None
             self._changes += 1
@@ -161,6 +167,8 @@ class Lanes:
                 heapq.heappush(self._deadlines, (lane.deadline, oldest.seq, lane))
 
     def _is_free(self, lane: Lane) -> bool:
+        if lane.hold is not None and lane.hold.closed:
+            return False
         return self._lane_limit is None or lane.flying < self._lane_limit
 
     def _is_due(self, lane: Lane, now: float) -> bool:
@@ -173,7 +181,11 @@ class Lanes:
         ):
             return True
         oldest: Any = lane.entries.oldest()
-        return bool(oldest.seq <= lane.due or now >= oldest.since + self.max_wait)
+        return bool(
+            oldest.seq <= lane.due
+            or oldest.seq <= lane.again
+            or now >= oldest.since + self.max_wait
+        )
 
     def _make_ready(self, lane: Lane) -> None:
         self._idle.pop(lane, None)
@@ -200,7 +212,12 @@ class Lanes:
         """Return how many batches may be cut now, at least."""
         self._expire(now)
         lanes = len(self._ready)
-        return lanes and max(lanes, self.count // self._size() if len(self._lanes) == 1 else 0)
+        if lanes != 1 or len(self._lanes) != 1:
+            return lanes
+        lane: Any = self._ready.top()
+        if lane.hold is not None and lane.hold.awaited:
+            return 1
+        return max(1, self.count // self._size())
 
     def is_full(self) -> bool:
         """Tell whether the next batch can hardly grow: if it can, letting the loop turn is cheap."""
@@ -215,10 +232,19 @@ class Lanes:
             lane.deadline = None
             if lane.entries and not lane.queued:
                 self._appraise(lane, now)
+        if self.holds:
+            for lane in self.holds.over(now):
+                if lane.entries:
+                    self._appraise(lane, now)
+                else:
+                    self._unlist_unused(lane)
 
     def deadline(self) -> float | None:
         """Return when a lane that is not ready may be, if time alone makes it so."""
-        return self._deadlines[0][0] if self._deadlines else None
+        when = self._deadlines[0][0] if self._deadlines else None
+        if self.holds and (over := self.holds.deadline()) is not None:
+            return over if when is None else min(when, over)
+        return when
 
     def cut(self, now: float) -> Run | None:
         """Take out the next batch: of the lane whose most urgent item is the most urgent of all."""
@@ -236,6 +262,9 @@ class Lanes:
                 continue
             self._ready.turned()
             lane.flying += 1
+            if lane.hold is not None:
+                run.era, run.probing = lane.hold.era, lane.hold.awaited
+                lane.hold.leave(run)
             if lane.entries:
                 self._appraise(lane, now)
             else:
@@ -305,19 +334,40 @@ class Lanes:
         if any(entry.seq <= lane.due for entry in entries):
             return "flush"
         if self.max_wait > 0:
-            if now >= since + self.max_wait:
+            if now >= since + self.max_wait or any(entry.seq <= lane.again for entry in entries):
                 return "wait"
             if not self.pressed:
                 return None
         return "idle"
 
-    def landed(self, lane: Lane, now: float) -> None:
+    def landed(self, lane: Lane, now: float, run: Run) -> None:
         """Tell that a batch of this lane has ended: its place is free."""
         lane.flying -= 1
+        if lane.hold is not None:
+            lane.hold.come_back(run)
         if lane.entries:
             self._appraise(lane, now)
         else:
             self._unlist_unused(lane)
+
+    def put_back(self, entry: Entry, now: float) -> None:
+        """Put an entry that was cut back in its lane, in the place that it had. It has waited enough."""
+        lane: Lane = entry.lane
+        entry.state = BUFFERED
+        entry.run = None
+        lane.put_back(entry)
+        self._count(entry)
+        lane.again = max(lane.again, entry.seq)
+        if entry.marks:
+            lane.due = max(lane.due, entry.seq)
+        self._appraise(lane, now)
+
+    def hold(self, lane: Lane) -> None:
+        """Let no batch of a lane begin before the time of its hold is over."""
+        if lane.queued:
+            self._ready.discard(lane)
+        self._idle.pop(lane, None)
+        self.holds.add(lane)
 
     def call_back(self, entry: Entry) -> Lane:
         """Tell that an entry is in back-off no longer; return its lane."""

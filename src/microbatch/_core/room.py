@@ -201,6 +201,12 @@ class Room:
         """Return how many items wait for a batch."""
         return self.fifo.count if self.fifo is not None else self.ranked.count
 
+    def held(self) -> float:
+        """Return for how many seconds a partition is held still: the longest of all. From any thread."""
+        lanes = self.lanes
+        last = None if lanes is None else lanes.holds.last()
+        return 0.0 if last is None else max(0.0, last - self.now())
+
     def weight(self) -> int:
         """Return what all pending items weigh, in units; only where there are lanes do they."""
         tally = self._tally
@@ -318,6 +324,7 @@ class Room:
             else:
                 self.ranked.withdraw(entry)
             entry.release()
+        self.ranked.holds.clear()
         return waiters
 
     # For gauges

@@ -61,6 +61,10 @@ class Run:
         retried: The same for those that are sent again.
         held: How many were refused because the backend said "not now", and go again.
         origins: In durable mode the trace context and id of each item.
+        era: How many holds its partition had when it began.
+        probing: True if it is the probe of a partition whose backend took nothing.
+        began_hold: True if its partition is held for what it was refused.
+        spent: True if there were too many refusals in a row, so that its refused items fail.
     """
 
     # Defaults stand on the class: a run of one item is made as often as an item.
@@ -96,6 +100,10 @@ class Run:
     retried: dict[Kind, int] | None = None
     held: int = 0
     origins: Sequence[tuple[bytes | None, int]] | None = None
+    era: int = 0
+    probing: bool = False
+    began_hold: bool = False
+    spent: bool = False
 
     def __init__(self, items: list[Any], waiters: list[Any], reason: Reason) -> None:
         self.items: list[Any] = items

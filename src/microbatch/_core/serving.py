@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .backoff import Backoffs
     from .dispatcher import Dispatcher
     from .door import Door
+    from .holding import Holding
     from .life import Life
     from .room import Room
     from .rules import Rules
@@ -37,6 +38,7 @@ class Serving:
         "_dispatcher",
         "_door",
         "_entered",
+        "_holding",
         "_life",
         "_room",
         "_rules",
@@ -55,6 +57,7 @@ class Serving:
         backoffs: Backoffs,
         room: Room,
         settler: Settler,
+        holding: Holding | None,
         dispatcher: Dispatcher,
     ) -> None:
         self._rules = rules
@@ -64,6 +67,7 @@ class Serving:
         self._backoffs = backoffs
         self._room = room
         self._settler = settler
+        self._holding = holding
         self._dispatcher = dispatcher
         self._entered = False
         self.loop: Loop | None = None
@@ -90,6 +94,8 @@ class Serving:
             self._door.native = current.native
             self._door.create_waiter = current.create_waiter
             self._settler.now = current.now
+            if self._holding is not None:
+                self._holding.now = current.now
             self._room.bind(current)
             self._dispatcher.bind(current)
             self._room.observe()

@@ -10,7 +10,7 @@ from microbatch._loops.context import in_context
 from microbatch._loops.on_asyncio import InvalidState
 from microbatch._pure import checks
 from microbatch._pure.copying import copy_exception
-from microbatch._pure.exceptions import HandlerCrashed, Skipped
+from microbatch._pure.exceptions import HandlerCrashed, RateLimited, Skipped
 from microbatch._telemetry.kinds import counted, kind_of
 from microbatch._telemetry.log import write
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from .backoff import Backoffs
     from .entry import Entry
+    from .holding import Holding
     from .rules import Rules
     from .run import Run
     from .tally import Tally
@@ -41,14 +42,21 @@ class Settler:
         now: The loop's clock.
     """
 
-    __slots__ = ("_backoffs", "_observer", "_rules", "_tally", "now")
+    __slots__ = ("_backoffs", "_holding", "_observer", "_rules", "_tally", "now")
 
     def __init__(
-        self, rules: Rules, tally: Tally, backoffs: Backoffs, observer: Observer | None
+        self,
+        rules: Rules,
+        tally: Tally,
+        backoffs: Backoffs,
+        *,
+        holding: Holding | None,
+        observer: Observer | None,
     ) -> None:
         self._rules = rules
         self._tally = tally
         self._backoffs = backoffs
+        self._holding = holding
         self._observer = observer
         self.now: Callable[[], float]
 
@@ -60,7 +68,7 @@ class Settler:
         if run.promised:
             self.keep_promises(run)
         if run.entries is not None or run.early:
-            self._settle_each(run, results)
+            self._settle_each(run, results, mixed=mixed)
         else:
             self._tally.items += run.left
             if mixed or not run.uniform:
@@ -76,11 +84,20 @@ class Settler:
             else:
                 _set_all(run.waiters, results)
 
-    def _settle_each(self, run: Run, results: list[Any]) -> None:
+    def _settle_each(self, run: Run, results: list[Any], *, mixed: bool) -> None:
         """The same where there are entries, or some outcomes are out already."""
+        refused = []
         for index, waiter in enumerate(run.waiters):
-            if waiter is not None:
+            if waiter is None:
+                continue
+            if mixed and self._holding is not None and _is_refusal(results[index]):
+                refused.append(
+                    index
+                )  # last: what succeeded beside them tells how they are to be taken
+            else:
                 self.settle(run, index, results[index])
+        for index in refused:
+            self.settle(run, index, results[index])
 
     def _deliver_each(self, run: Run, results: list[Any]) -> None:
         """The same where a result may be an exception, or the waiters are of several kinds."""
@@ -107,6 +124,8 @@ class Settler:
         waiter, entry = self._take_out(run, index)
         self._tally.items += 1
         if entry is not None:
+            if self._holding is not None and (hold := run.lane.hold) is not None:
+                hold.refusals = 0  # the backend takes some again
             note_attempts(waiter, entry.attempts)
         if not waiter.done():
             waiter.set_result(result)
@@ -116,9 +135,14 @@ class Settler:
     def settle_error(self, run: Run, index: int, error: Exception) -> None:
         """The same with an exception that belongs to this item alone."""
         waiter, entry = self._take_out(run, index)
-        if entry is not None and self._back_off(entry, error):
-            run.retried = counted(run.retried, error)
-            return
+        if entry is not None:
+            if self._holding is not None and _is_refusal(error):
+                if self._holding.takes(run, index, entry, error):
+                    run.held += 1
+                    return
+            elif self._back_off(entry, error):
+                run.retried = counted(run.retried, error)
+                return
         self._tally.items += 1
         if entry is not None:
             note_attempts(waiter, entry.attempts)
@@ -208,6 +232,11 @@ class Settler:
         run.decided = True
         for index in list(run.promised):
             self.keep_promise(run, index)
+
+
+def _is_refusal(result: Any) -> bool:
+    """Tell whether a backend says that it takes nothing now. A proxy may lie about its class."""
+    return issubclass(type(result), RateLimited)
 
 
 def _set_all(waiters: list[Any], results: list[Any]) -> None:

@@ -21,6 +21,8 @@ class BatcherStats:
         in_flight: Items in handler calls, without an outcome yet.
         waiting: Callers that wait for room.
         in_backoff: Items that failed and wait for their next attempt.
+        held: Seconds until a backend that took nothing is asked again (``RateLimited``), of all partitions
+            that wait the longest; 0 if none does. Their items are among the buffered ones.
         batches: Handler calls that have ended.
         items: Items whose handling has ended.
         failed: Those of them that failed; skipped ones are not counted here.
@@ -36,6 +38,7 @@ class BatcherStats:
     in_flight: int
     waiting: int
     in_backoff: int
+    held: float
     batches: int
     items: int
     failed: int
@@ -65,6 +68,7 @@ def stats_of(engine: Engine) -> BatcherStats:
         in_flight=tally.flying,
         waiting=len(engine.room.line),
         in_backoff=tally.backing_off,
+        held=engine.room.held(),
         batches=sum(tally.reasons.values()),
         items=tally.items,
         failed=tally.failed,

@@ -42,7 +42,8 @@ class BatcherClosed(MicrobatchError):
     Attributes:
         name: The batcher's name.
         started: True if the item was in a handler call that was cut short: what the handler did for it
-            is then unknown. False if no handler ever saw the item.
+            is then unknown. False if no handler ever saw the item, or its backend only refused it
+            (``RateLimited``).
     """
 
     def __init__(self, name: str, started: bool = False) -> None:
@@ -158,6 +159,38 @@ class Skipped(ItemError):
     def __init__(self, reason: str = "", *, code: str = "skipped", details: Any = None) -> None:
         super().__init__(reason, code=code, retryable=False, details=details)
         self.reason = reason
+
+
+class RateLimited(ItemError):
+    """The backend takes nothing now: too many requests, unavailable for a while, locked.
+
+    That is no failure of an item. A handler raises it for its whole batch, or returns it in the places of
+    the items that were not taken. With ``retry=`` those go to the front of their partition's buffer again,
+    no attempt is counted, and no batch of that partition begins until the time is over; see ``Retry``.
+    Without, it is an error like any other.
+
+    Args:
+        message: What the backend said, for people.
+        retry_after: Seconds until it may be asked again; None, or what is not finite, if it did not say.
+            `retry_after` reads them off an HTTP header.
+        details: Anything more, made of built-in types.
+    """
+
+    code: str = "rate_limited"
+    retryable: bool | None = True
+
+    def __init__(
+        self, message: str = "", *, retry_after: float | None = None, details: Any = None
+    ) -> None:
+        super().__init__(
+            message, code="rate_limited", retryable=True, retry_after=retry_after, details=details
+        )
+
+    def __str__(self) -> str:
+        when = (
+            "" if self.retry_after is None else f", and may be asked again in {self.retry_after} s"
+        )
+        return str(self.message or f"the backend takes nothing now{when}")
 
 
 class ItemTooHeavy(ItemError, ValueError):

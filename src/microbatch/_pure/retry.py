@@ -72,18 +72,30 @@ class Retry:
         attempts: Handler calls in all, the first included; at least 1.
         backoff: How long an item waits for its next attempt. A finite ``retry_after`` of the error
             takes its place, up to ``backoff.maximum``.
+        holds: A handler that raises or returns ``RateLimited`` is told "not now": no attempt is counted,
+            and ``on`` is not asked. The refused items go to the front of their partition's buffer (of the
+            batcher's, without partitions). None of its batches begins until ``retry_after``, or the
+            back-off's delay after so many refusals in a row, is over. Then one batch goes, and the others
+            once it has come back without a refusal. After so many refused calls in a row, with no item of
+            the partition succeeding in or between them, what they refuse fails with ``RateLimited``; at
+            least 1, which fails it at once. Calls that were under way when the first one was refused do
+            not count. An item that is refused while others succeed beside it fails after ten times as
+            many refusals as the first of its batch. The default of 10 is two minutes on average with
+            the default back-off (a choice).
 
     Raises:
-        ValueError: If attempts is below 1 or ``on`` is empty.
+        ValueError: If attempts or holds is below 1, or ``on`` is empty.
         TypeError: If a setting has the wrong type.
     """
 
     on: type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool]
     attempts: int = 3
     backoff: Backoff = field(default_factory=Backoff)
+    holds: int = 10
 
     def __post_init__(self) -> None:
         checks.whole_number("attempts", self.attempts, 1)
+        checks.whole_number("holds", self.holds, 1)
         if not isinstance(self.backoff, Backoff):
             raise TypeError(f"backoff must be a Backoff, got {self.backoff!r}")
         if isinstance(self.on, tuple):
@@ -125,8 +137,27 @@ class Retry:
         """
         if attempt >= self.attempts or not self.wants(error):
             return None
-        after: Any = getattr(error, "retry_after", None)
-        number = isinstance(after, int) or (isinstance(after, float) and math.isfinite(after))
-        if number and not isinstance(after, bool):  # an int may be beyond what floats hold
-            return float(min(max(0, after), self.backoff.maximum))
-        return self.backoff.delay(attempt, chance())
+        after = told_delay(error, self.backoff.maximum)
+        return self.backoff.delay(attempt, chance()) if after is None else after
+
+    def hold(
+        self, error: Exception, refusals: int, chance: Callable[[], float] = random.random
+    ) -> float:
+        """Return the seconds for which a partition is held.
+
+        Args:
+            error: The ``RateLimited`` that a call was refused with.
+            refusals: How many calls in a row were, this one included.
+            chance: Where randomness comes from: a function that returns numbers from 0 to 1.
+        """
+        after = told_delay(error, self.backoff.maximum)
+        return self.backoff.delay(refusals, chance()) if after is None else after
+
+
+def told_delay(error: Exception, maximum: float) -> float | None:
+    """Return the ``retry_after`` of an error, in seconds from 0 to a maximum; None if it has no finite one."""
+    after: Any = getattr(error, "retry_after", None)
+    number = isinstance(after, int) or (isinstance(after, float) and math.isfinite(after))
+    if number and not isinstance(after, bool):  # an int may be beyond what floats hold
+        return float(min(max(0, after), maximum))
+    return None

@@ -68,6 +68,7 @@ class Instruments:
         self.process_duration: Histogram = histograms["messaging.process.duration"]
         self.items: Counter = counters["microbatch.items"]
         self.retries: Counter = counters["microbatch.retries"]
+        self.holds: Counter = counters["microbatch.holds"]
         self.sent: Counter = counters["messaging.client.sent.messages"]
         self.consumed: Counter = counters["messaging.client.consumed.messages"]
         for name, (unit, description) in names.GAUGES.items():

@@ -117,6 +117,7 @@ HISTOGRAMS: Final[Mapping[str, tuple[str, str, tuple[float, ...]]]] = {
 COUNTERS: Final[Mapping[str, tuple[str, str]]] = {
     "microbatch.items": ("{item}", "Items that have their outcome."),
     "microbatch.retries": ("{item}", "Failed items that were sent again."),
+    "microbatch.holds": ("{hold}", "How often a backend that took nothing was left in peace."),
     "messaging.client.sent.messages": ("{message}", "Messages that were committed."),
     "messaging.client.consumed.messages": (
         "{message}",

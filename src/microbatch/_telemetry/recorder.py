@@ -294,6 +294,8 @@ class Recorder:
         instruments.wait_duration.record(record.wait, with_reason, context)
         failing = {} if error is None else {names.ERROR_TYPE: error}
         instruments.batch_duration.record(figures.duration, {**mine, **failing}, context)
+        if run.began_hold:
+            instruments.holds.add(1, mine, context)
         if self.observer.queue is None:
             self.tell_ends(figures.succeeded, figures.skipped, run.errors, run.retried, context)
             self.tell_refused()

@@ -11,7 +11,7 @@ from microbatch._core.bulk import bulk
 from microbatch._core.info import batcher_name
 from microbatch._pure import checks
 from microbatch._pure.copying import copy_exception
-from microbatch._pure.exceptions import BatchAborted, Skipped
+from microbatch._pure.exceptions import BatchAborted, RateLimited, Skipped
 from microbatch._pure.handler import is_only
 
 from ._passing import BulkHandler, Handler, R, SilentHandler, T, named_after
@@ -32,14 +32,16 @@ def atomic(handler: Any, *, transaction: Transaction | None = None) -> BulkHandl
     """Fail the whole batch when one of its items fails.
 
     The failed items keep their own errors and the others get ``BatchAborted``, which names the
-    first failed one. ``Skipped`` is no failure: a batch with skipped items is kept. Nobody's
-    outcome is out before the batch is decided and its transaction has ended.
+    first failed one. ``Skipped`` is no failure: a batch with skipped items is kept. Where items
+    were refused with ``RateLimited`` and none failed, all get that, so that they wait and go again
+    together. Nobody's outcome is out before the batch is decided and its transaction has ended.
 
     Args:
         handler: An async or plain bulk handler.
         transaction: Called without arguments for each batch; the async context manager that it
             returns is entered around the call. It is left normally when no item failed, else with
-            the ``BatchAborted`` or with what the handler raised, which is its sign to roll back.
+            the ``BatchAborted`` or ``RateLimited``, or with what the handler raised, which is its
+            sign to roll back.
             Without one, what the handler has written stays written.
 
     Raises:
@@ -53,7 +55,7 @@ def atomic(handler: Any, *, transaction: Transaction | None = None) -> BulkHandl
     async def all_or_nothing(items: list[Any]) -> list[Any]:
         if not items:
             return []
-        abort: BatchAborted | None = None
+        abort: BatchAborted | RateLimited | None = None
         results: list[Any] = []
         raised: Exception | None = None
         try:
@@ -84,14 +86,18 @@ def atomic(handler: Any, *, transaction: Transaction | None = None) -> BulkHandl
     return all_or_nothing
 
 
-def _abort_of(results: list[Any]) -> BatchAborted | None:
+def _abort_of(results: list[Any]) -> BatchAborted | RateLimited | None:
+    """Return what becomes of the good items; None if they are kept."""
+    refusal: RateLimited | None = None
     for index, result in enumerate(results):
-        if isinstance(result, Exception) and not isinstance(result, Skipped):
+        if isinstance(result, RateLimited):
+            refusal = refusal or result
+        elif isinstance(result, Exception) and not isinstance(result, Skipped):
             return BatchAborted(index, result, batcher_name())
-    return None
+    return refusal
 
 
-def _roll_back(abort: BatchAborted | None) -> None:
+def _roll_back(abort: BatchAborted | RateLimited | None) -> None:
     """Tell the transaction around that it must not be kept."""
     if abort is not None:
         raise abort

@@ -8,7 +8,7 @@ from typing import Any, overload
 from microbatch._core.bulk import bulk
 from microbatch._core.info import current_batch, narrowed
 from microbatch._pure.copying import copy_exception
-from microbatch._pure.exceptions import ItemError
+from microbatch._pure.exceptions import ItemError, RateLimited
 
 from ._passing import BulkHandler, Handler, R, SilentHandler, T, hand_over, named_after
 
@@ -40,8 +40,8 @@ def bisecting(handler: Any, *, isolate_on: Isolate = Exception) -> BulkHandler[A
         isolate_on: Which errors may be an item's fault: an exception class, a tuple of them, or a
             predicate. With any other error a part fails as it is, in one call. Name what your
             backend raises for bad data: while it is down, halving makes things worse. An
-            ``ItemError`` whose ``retryable`` is True, such as "too many requests", is never an
-            item's fault.
+            ``ItemError`` whose ``retryable`` is True is never an item's fault. After a
+            ``RateLimited`` the handler is not called again for this batch: what is left gets it too.
 
     Returns:
         A handler whose poisonous items fail alone. It raises what the handler raised where the
@@ -72,6 +72,9 @@ def bisecting(handler: Any, *, isolate_on: Isolate = Exception) -> BulkHandler[A
                     continue
                 if len(part) == count:
                     raise
+                if isinstance(error, RateLimited):  # so it would the rest, which follows in a row
+                    part = range(part.start, count)
+                    parts.clear()
                 found = [copy_exception(error) for _ in part]
             for index, result in zip(part, found, strict=True):
                 results[index] = result
@@ -94,7 +97,9 @@ def _predicate(isolate_on: Isolate) -> Callable[[Exception], bool]:
         )
 
     def isolates(error: Exception) -> bool:
-        if isinstance(error, ItemError) and error.retryable is True:
+        if isinstance(error, RateLimited) or (
+            isinstance(error, ItemError) and error.retryable is True
+        ):
             return False  # the backend is busy, whatever the items are
         if by_class:
             return isinstance(error, classes)  # type: ignore[arg-type]
