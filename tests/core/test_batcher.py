@@ -64,6 +64,7 @@ async def test_a_forked_childs_batcher_starts_empty() -> None:
     await batcher.aclose()
 
 
+@pytest.mark.asyncio_logs  # of the task that it takes along, if the collector comes by
 async def test_a_bulk_that_a_fork_took_along_is_nobodys_when_it_is_cancelled() -> None:
     """As above: the child's books know nothing of it."""
     batcher = Batcher(Gate(), max_pending=1, max_wait=5.0)
