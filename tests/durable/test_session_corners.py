@@ -133,7 +133,7 @@ def test_who_waits_for_company_gets_only_full_calls(file: File) -> None:
     """Before `max_wait` is over three items are no batch of ten."""
 
     class Client:
-        queue, consumer, want = file.queue, file.consumer, Want(1, 1, 10)
+        queue, consumer, want = file.queue, file.consumer, Want(1, 1, 10, 10)
 
         def has_waited(self, _: float) -> bool:
             return False

@@ -320,6 +320,26 @@ async def test_partitions_do_not_share_a_batch(path):
     assert sorted(map(sorted, handler.batches)) == [[0, 2, 4, 6, 8], [1, 3, 5, 7, 9]]
 
 
+async def test_many_partitions_fill_their_batches(path):
+    """More is claimed than one batch's worth: of that, each of 50 partitions would get two."""
+    handler = Handler()
+    async with DurableQueue(path, item_type=int) as queue:
+        tickets = await queue.enqueue_many(range(1000))
+    async with batcher(path, handler, partition=lambda number: number % 50) as durable:
+        await asyncio.gather(*(durable.result(ticket, 60) for ticket in tickets))
+    assert [len(batch) for batch in handler.batches] == [20] * 50
+
+
+async def test_what_is_claimed_ahead_is_cut_into_batches(path):
+    """No handler call has more items than it may."""
+    handler = Handler()
+    async with DurableQueue(path, item_type=int) as queue:
+        tickets = await queue.enqueue_many(range(250))
+    async with batcher(path, handler, partition=lambda number: "all") as durable:
+        await asyncio.gather(*(durable.result(ticket, 60) for ticket in tickets))
+    assert handler.batches == [[*range(100)], [*range(100, 200)], [*range(200, 250)]]
+
+
 async def test_a_partition_function_that_raises_fails_its_item_alone(path):
     """It runs after the commit, so the item must end somewhere."""
     async with batcher(path, Handler(), partition=lambda number: 1 // number) as durable:

@@ -65,7 +65,8 @@ class DurableBatcher(DurableQueue[T, R]):
         max_batch_size: As for ``Batcher``.
         max_wait: As for ``Batcher``: a ready item waits on the disk no longer than this for company.
         max_concurrency: As for ``Batcher``. Items are claimed only for slots that are free.
-        partition: As for ``Batcher``, within this process.
+        partition: As for ``Batcher``, within this process. So that batches fill, up to ten batches' worth of
+            items is claimed for each free slot then, at most 10,000.
         retry: As for ``Batcher``; the delay is stored, so it holds across restarts. None: what fails is
             a dead letter at once. An item whose process dies goes again, and is a dead letter after two
             deaths alone with its process, whatever attempts are left.

@@ -23,11 +23,16 @@ if TYPE_CHECKING:
 
 
 class Want(NamedTuple):
-    """What a consumer has room for: see `records.Demand`, whose consumer the writer knows."""
+    """What a consumer has room for: see `records.Demand`, whose consumer the writer knows.
+
+    Attributes:
+        enough: How many items need not wait for company any longer.
+    """
 
     claim: int
     slots: int
     size: int
+    enough: int
 
 
 class Client:

@@ -96,10 +96,12 @@ class WriteTransaction:
         if not client.has_waited(time.monotonic()):
             # There are enough for one full call, or more: what is left of them waits on.
             look = yield from self.session.look(client.queue)
-            full = look.counts[State.READY] // demand.size
+            assert client.want is not None  # noqa: S101 - there is a demand
+            full = look.counts[State.READY] // client.want.enough
             if not full:
                 return
-            demand = demand._replace(slots=min(demand.slots, full))
+            size = min(demand.size, full * client.want.enough)
+            demand = demand._replace(slots=min(demand.slots, full), size=size)
         claims, queue = yield from self.session.claim(client.queue, demand)
         if claims:
             self.serve(client, [(claim, None) for claim in claims])

@@ -370,7 +370,7 @@ class Writer:
         want = client.want
         assert want is not None  # noqa: S101
         queue_row = self.connection.read(lambda session: session.look(client.queue))
-        return queue_row.counts[State.READY] >= want.size
+        return queue_row.counts[State.READY] >= want.enough
 
     def _serve(self) -> None:
         """Serve whoever asked for items since the last transaction, if there may be some."""

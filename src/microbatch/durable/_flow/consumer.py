@@ -66,7 +66,7 @@ class Consumer:
         """Say how much room there is, if that is more than was said last."""
         if not self._taking or self.settling.exposed:
             return
-        slots = self.hands.free_slots()
+        slots, size = self.hands.room()
         before = self._wanted
         if not slots:
             if before is not None:  # what came for it now would only be refused, and lose its place
@@ -76,11 +76,11 @@ class Consumer:
                 self._looking = True
                 self._loop.call_at(self._loop.now() + STUCK_PAUSE, self._look_at_stuck)
             return
-        size = self.hands.size()
-        if before is not None and (before.slots, before.size) == (slots, size):
+        enough = self.hands.size()
+        if before is not None and before[1:] == (slots, size, enough):
             return
         # Each slot has a claim number of its own, which is never used again.
-        want = Want(next(self._claims), slots, size)
+        want = Want(next(self._claims), slots, size, enough)
         for _ in range(slots - 1):
             next(self._claims)
         self._wanted = want

@@ -9,6 +9,7 @@ from microbatch._core.rules import TURN, Rules
 from microbatch._pure.adaptive import AdaptiveSize
 from microbatch._pure.exceptions import BatcherClosed
 from microbatch._telemetry.kinds import counted
+from microbatch.durable._file.ranges import ITEMS_MAX
 from microbatch.durable._file.records import State
 
 from .parcel import InPartition, Items, Parcel
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from microbatch.durable._file.records import Claim, Verdict
 
     from .settling import Settling
+
+
+#: How many batches' worth of items is claimed for each free slot where partitions part them.
+CLAIMED_AHEAD = 10
 
 
 class Hands:
@@ -80,14 +85,17 @@ class Hands:
         size = self._size
         return size.size if isinstance(size, AdaptiveSize) else size
 
-    def free_slots(self) -> int:
-        """Return how many handler calls could begin now."""
-        if self.engine.is_stuck():
-            return 0
+    def room(self) -> tuple[int, int]:
+        """Return how many claims there is room for, and how many items each of them may have."""
+        size = self.size()
         # A disk that does not keep up, or has failed, must not let outcomes pile up in memory.
-        if self.settling.unsettled > 2 * self._max_concurrency * self.size():
-            return 0
-        return max(0, self._max_concurrency - len(self._parcels))
+        if self.engine.is_stuck() or self.settling.unsettled > 2 * self._max_concurrency * size:
+            return 0, 0
+        free = max(0, self._max_concurrency - len(self._parcels))
+        if self._partition is None or not free:
+            return free, size
+        # The disk knows nothing of partitions: of one batch's worth each would get a part.
+        return 1, max(size, min(size * free * CLAIMED_AHEAD, ITEMS_MAX))
 
     # In
 
@@ -112,7 +120,10 @@ class Hands:
                 self._hand_over(claim.number, good, None)
         else:
             for partition, items in self._parted(claim.number, good):
-                self._hand_over(claim.number, items, partition)
+                size = self.size()
+                for start in range(0, len(items.ids), size):
+                    places = range(start, min(start + size, len(items.ids)))
+                    self._hand_over(claim.number, items.some(places), partition)
 
     def _decoded(self, claim: Claim, found: Items) -> Items:
         """Return the items with their values, without those that do not decode: they fail."""
