@@ -45,10 +45,10 @@ def virtual_time(backend: str = "asyncio") -> dict[str, Any]:
     takes too, a ``MockClock``, new with each call: one event loop each.
 
     The clock sees what waits in the event loop, and the threads that run plain handlers, read files or wait
-    for worker processes for microbatch: while one of those works, time passes as it does outside. On
-    asyncio so it does for ``asyncio.to_thread`` and ``run_in_executor``. Any other thread, a socket or
-    the durable mode's file it does not see: it jumps past what comes from there, timeouts included, so
-    use real time for those. ``time.monotonic()`` and ``time.time()`` stay what they are.
+    for worker processes for microbatch: while one of those works, or a durable queue is open, time passes as
+    it does outside. On asyncio so it does for ``asyncio.to_thread`` and ``run_in_executor``. Any other
+    thread, or a socket, it does not see: it jumps past what comes from there, timeouts included, so use
+    real time for those. ``time.monotonic()`` and ``time.time()`` stay what they are.
 
     On asyncio a test that waits for what can never come (no timer is set, nothing is open, there is one
     thread) ends after 5 seconds in a ``RuntimeError`` that lists what waits. On trio, and where there are

@@ -25,6 +25,7 @@ from durable_support import (
 
 from microbatch import BatcherClosed, Retry
 from microbatch.durable import DurableQueue, QueueUnavailable
+from microbatch.testing import virtual_time
 
 in_a_loop = pytest.mark.anyio
 
@@ -350,3 +351,24 @@ async def test_what_a_task_of_the_queues_own_fails_in_is_logged(path, caplog):
     assert record.getMessage() == "queue 'default': its brewing failed"
     assert isinstance(record.exc_info[1], LookupError)
     caplog.clear()
+
+
+def test_virtual_time_does_not_jump_while_a_queue_is_open(path):
+    """What its thread and its file have under way would be overtaken by every timeout."""
+    month = 30 * 86_400.0
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        async with batcher(path, Handler()) as durable:
+            ticket = await durable.enqueue(1)
+            assert await durable.result(ticket, timeout=month) == 2
+            assert loop.time() < month
+        await asyncio.sleep(month)  # in real time this test would be ended by its limit
+        missing = DurableQueue(path.parent / "missing" / "queue.db", item_type=int)
+        with pytest.raises(QueueUnavailable):
+            await missing.enqueue(1)
+        await asyncio.sleep(month)
+        return loop.time()
+
+    with asyncio.Runner(**virtual_time()) as runner:
+        assert runner.run(main()) >= 2 * month

@@ -1,8 +1,7 @@
 """Time that waits for nobody: event loops whose clock jumps when all that is left to do is to wait.
 
-On asyncio it is the loop's own clock, on trio its ``MockClock``. While a thread works that was started through
-`thread_at_work`, time passes as it does outside: what the thread will do is not known, so a jump would run
-into every timeout that guards it.
+On asyncio it is the loop's own clock, on trio its ``MockClock``. While somebody holds it, time passes as it
+does outside: what a thread will do is not known, so a jump would run into every timeout that guards it.
 """
 
 from __future__ import annotations
@@ -198,15 +197,24 @@ def _running_clock() -> Holdable | None:
     return loop if isinstance(loop, VirtualLoop) else None
 
 
+def hold_clock() -> Callable[[], None]:
+    """Let virtual time pass as real time does, until what this returns is called, once."""
+    clock = _running_clock()
+    if clock is None:
+        return no_hold
+    clock.hold()
+    return clock.release
+
+
+def no_hold() -> None:
+    """Take back what was no hold."""
+
+
 @contextlib.contextmanager
 def thread_at_work() -> Iterator[None]:
     """Within, virtual time passes as real time does: around the wait for a thread, in the event loop."""
-    clock = _running_clock()
-    if clock is None:
-        yield
-        return
-    clock.hold()
+    release = hold_clock()
     try:
         yield
     finally:
-        clock.release()
+        release()

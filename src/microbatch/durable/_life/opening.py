@@ -12,6 +12,7 @@ import anyio
 
 from microbatch._loops.current import current_loop
 from microbatch._loops.on_asyncio import running_loop
+from microbatch._loops.virtual import hold_clock, no_hold
 from microbatch._pure import checks
 from microbatch._pure.exceptions import BatcherClosed
 
@@ -98,6 +99,7 @@ class Opening:
     def _forget(self) -> None:
         self.native = None
         self.loop: Loop | None = None
+        self._release: Callable[[], None] = no_hold
         self._lock: anyio.Lock = anyio.Lock(fast_acquire=True)
         self._closed: anyio.Event = anyio.Event()
 
@@ -159,6 +161,15 @@ class Opening:
         return current
 
     async def _start(self, loop: Loop) -> None:
+        # From here on threads and the file take part in everything: virtual time would jump past them.
+        self._release = hold_clock()
+        try:
+            await self._start_parts(loop)
+        finally:
+            if self.state != "open":
+                self._release()
+
+    async def _start_parts(self, loop: Loop) -> None:
         try:
             await self._parts.start(loop)
         except GeneratorExit:  # its event loop has ended: there is nothing to wait in
@@ -212,4 +223,5 @@ class Opening:
 
     def _end(self) -> None:
         self.state = "closed"
+        self._release()
         self._closed.set()
