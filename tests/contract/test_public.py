@@ -229,7 +229,7 @@ def test_what_a_batch_tells_is_pinned() -> None:
 
     public = {name for name in dir(microbatch.BatchInfo) if not name.startswith("_")}
     assert public == {
-        "size", "reason", "oldest_wait", "partition", "attempts", "contexts", "job", "keys", "resolve",
+        "size", "reason", "oldest_wait", "partition", "attempts", "contexts", "job", "item_ids", "keys", "resolve",
     }  # fmt: skip
     assert parameters(microbatch.BatchInfo.resolve) == [
         ("index", "", REQUIRED),

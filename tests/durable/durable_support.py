@@ -316,3 +316,51 @@ def states(path: Path) -> dict[int, str]:
         )
         for number in range(first, first + count)
     }
+
+
+def check_jobs(path: Path) -> None:
+    """What jobs' rows count must be what is there, and nothing may lie about that belongs to none."""
+    check_counts(path)
+    connection = sqlite3.connect(path, timeout=20)
+    try:
+        connection.execute("BEGIN")
+        columns = "total, succeeded, failed, skipped, cancelled, expired"
+        jobs = {
+            number: (life, kept, *counts)
+            for number, life, kept, *counts in connection.execute(
+                f"SELECT id, life, kept, {columns} FROM microbatch_jobs"
+            )
+        }
+        for job, (life, kept, total, *counts) in jobs.items():
+            assert life != 5, "a job that goes should have gone"
+            real = {
+                state: connection.execute(
+                    "SELECT ifnull(sum(count), 0) FROM microbatch_ranges WHERE job = ? AND state = ?",
+                    (job, state),
+                ).fetchone()[0]
+                for state in range(9)
+            }
+            if life and kept:
+                assert counts == [real[3], real[7], real[4], real[5], real[6]], job
+                assert total == sum(real.values())
+            lanes = connection.execute(
+                "SELECT count(*) FROM microbatch_lanes WHERE lane = ?", (job,)
+            ).fetchone()[0]
+            assert lanes == (life in (1, 2, 3)), job
+            if life == 4:
+                assert total == sum(counts)
+        for table, column in (
+            ("ranges", "job"), ("item_ids", "job"), ("job_details", "job"), ("lanes", "lane"),
+        ):  # fmt: skip
+            found = connection.execute(f"SELECT DISTINCT {column} FROM microbatch_{table}")
+            assert {number for (number,) in found} - {None, 0} <= jobs.keys(), table
+        for table, column in (("errors", "id"), ("results", "first_id"), ("blobs", "first_id")):
+            orphans = connection.execute(
+                f"""SELECT count(*) FROM microbatch_{table} AS t WHERE NOT EXISTS (
+                    SELECT 1 FROM microbatch_ranges AS r WHERE r.first_id = (
+                        SELECT max(first_id) FROM microbatch_ranges WHERE first_id <= t.{column})
+                    AND t.{column} < r.first_id + r.count)"""
+            ).fetchone()[0]
+            assert not orphans or table == "blobs", table
+    finally:
+        connection.close()

@@ -15,6 +15,7 @@ import time
 from durable_support import looked
 
 from microbatch.durable import DurableBatcher, DurableQueue
+from microbatch.durable._flow import job_intake
 from microbatch.durable._life import neighbours
 
 
@@ -60,7 +61,7 @@ async def hold_and_fork(path: str) -> None:
         await asyncio.sleep(60)
 
 
-async def suicide(path: str) -> None:
+async def suicide(path: str, queue: str = "default") -> None:
     """Die over item 13, as a segmentation fault would make it."""
 
     async def handler(items):
@@ -69,7 +70,7 @@ async def suicide(path: str) -> None:
             os.kill(os.getpid(), 9)
         return items
 
-    async with DurableBatcher(path, handler, item_type=int) as durable:
+    async with DurableBatcher(path, handler, item_type=int, queue=queue) as durable:
         say("ready")
         while (await durable.stats()).depth:
             await asyncio.sleep(0.01)
@@ -128,6 +129,35 @@ async def submit(path: str, number: str) -> None:
     """Submit to a worker elsewhere."""
     async with DurableQueue(path, item_type=int, result_type=int) as queue:
         say(await queue.submit(int(number)))
+
+
+async def bring_job(path: str, named: str) -> None:
+    """Write a part of a job, and wait to be killed."""
+    job_intake.CHUNK_ITEMS = 100
+
+    async def source():
+        for number in range(1_050):
+            yield number
+        say("staged")
+        await asyncio.sleep(600)
+
+    async with DurableQueue(path, item_type=int) as queue:
+        item_id = str if int(named) else None
+        await queue.enqueue_job(source(), key="k", item_id=item_id)
+
+
+async def tell_and_hang(path: str) -> None:
+    """Be told of a job's end, and never come back from that."""
+
+    async def on_job_end(status):
+        say("telling", status.id)
+        await asyncio.sleep(600)
+
+    async with DurableBatcher(
+        path, lambda items: items, item_type=int, on_job_end=on_job_end
+    ) as durable:
+        await durable.enqueue_job([])
+        await asyncio.sleep(600)
 
 
 async def forget_to_close(path: str) -> None:

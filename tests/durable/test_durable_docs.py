@@ -31,6 +31,7 @@ QUEUE_SETTINGS = {
     "result_ttl": 86_400.0,
     "keep_dead": None,
     "keep_done": None,
+    "job_ttl": 604_800.0,
     "poll_interval": 0.05,
     "synchronous": "full",
     "name": None,
@@ -45,6 +46,7 @@ BATCHER_SETTINGS = {
     "handler_timeout": None,
     "drain_timeout": 30.0,
     "on_settle": None,
+    "on_job_end": None,
 }
 
 
@@ -109,19 +111,39 @@ def test_every_method_is_documented_with_its_signature() -> None:
 
 
 def test_both_classes_have_the_same_methods_and_all_are_coroutines() -> None:
-    """A queue and a batcher are interchangeable for who only enqueues; `enqueue_in` fits both drivers."""
+    """A queue and a batcher are interchangeable for who only enqueues; `enqueue_in` fits both drivers.
+
+    `job` does nothing that could be awaited.
+    """
     assert sorted(n for n in dir(DurableQueue) if n[0] != "_") == sorted([*METHODS, "name"])
     plain = [m for m in METHODS if not inspect.iscoroutinefunction(getattr(DurableBatcher, m))]
-    assert plain == ["enqueue_in"]
+    assert plain == ["enqueue_in", "job"]
     assert all(getattr(DurableBatcher, method).__doc__ for method in METHODS)
 
 
-@pytest.mark.parametrize("name", ["Ticket", "DeadLetter", "QueueStats"])
+@pytest.mark.parametrize(
+    "name", ["Ticket", "DeadLetter", "QueueStats", "JobStatus", "JobPage", "JobsPage"]
+)
 def test_documented_fields_are_the_codes(name: str) -> None:
     """A figure that the page has not is one that nobody reads."""
     record = getattr(durable, name)
     public = {member for member in dir(record) if member[0] != "_"}
     assert set(documented(PAGE, name)) == public
+
+
+def test_every_call_of_a_job_is_documented_with_its_signature() -> None:
+    """Names, order and defaults."""
+    shown = {}
+    for call, _ in rows(sections(PAGE)["Job"])[1:]:
+        name, _, arguments = call.strip("`").rstrip(")").partition("(")
+        shown[name] = ast.parse(f"def f({arguments}): ...").body[0].args  # type: ignore[attr-defined]
+    public = {name for name in dir(durable.Job) if name[0] != "_"} - {"id"}
+    assert set(shown) == public
+    for name, arguments in shown.items():
+        code = parameters(getattr(durable.Job, name))
+        assert [a.arg for a in arguments.args] == list(code), name
+        given = [p.default for p in code.values() if p.default is not REQUIRED]
+        assert [ast.literal_eval(d) for d in arguments.defaults] == given, name
 
 
 def test_every_error_is_documented_with_its_base_and_fields() -> None:

@@ -62,7 +62,10 @@ class BatchInfo:
         partition: The partition that all its items share; None without ``partition=``.
         attempts: For each item the number of this attempt, from 1.
         contexts: For each item its caller's context, with ``capture_context=True``; else None.
-        job: In durable mode the job that the items belong to; else None.
+        job: In durable mode the id of the job that all of the items belong to; None where they do not,
+            and in memory.
+        item_ids: In durable mode, for each item the id that its job's ``item_id`` gave it, or None; None
+            where no item has one, and in memory.
         keys: In durable mode each item's idempotency key; else None.
     """
 
@@ -71,6 +74,7 @@ class BatchInfo:
         "_run",
         "attempts",
         "contexts",
+        "item_ids",
         "job",
         "keys",
         "oldest_wait",
@@ -96,7 +100,11 @@ class BatchInfo:
         self.contexts: tuple[Context, ...] | None = (
             None if contexts is None else tuple(contexts[i] for i in chosen)
         )
-        self.job: Any = run.job
+        self.job: str | None = run.job
+        ids = run.item_ids
+        self.item_ids: tuple[str | None, ...] | None = (
+            None if ids is None else tuple(ids[i] for i in chosen)
+        )
         self.keys: tuple[str | None, ...] | None = (
             None if run.keys is None else tuple(run.keys[i] for i in chosen)
         )

@@ -34,7 +34,8 @@ class Run:
         attempts: Each item's attempt, where entries do not tell, or no longer.
         contexts: Each item's context, if the batcher captures them.
         keys: Each item's idempotency key, in durable mode.
-        job: The job of its items, in durable mode.
+        job: The job of its items, in durable mode, if they are all of one.
+        item_ids: The ids that the clients gave to the items of jobs, in durable mode.
         lane: Whose batch it is, where there are partitions.
         weight: What its items weigh together, in units.
         gone: How many of the callers still waited for have gone.
@@ -91,7 +92,8 @@ class Run:
     attempts: Sequence[int] | None = None
     contexts: Sequence[Context | None] | None = None
     keys: Sequence[str | None] | None = None
-    job: Any = None
+    job: str | None = None
+    item_ids: Sequence[str | None] | None = None
     since: float = 0.0
     record: Any = None
     error: Kind | None = None

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from microbatch._pure.handler import Results, Silent
     from microbatch._telemetry.settings import Telemetry
 
+    from .job_status import JobStatus
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -46,6 +48,7 @@ class BatcherSettings(QueueSettings, Generic[T, R], total=False):
     handler_timeout: float | None
     drain_timeout: float | None
     on_settle: Callable[[aiosqlite.Connection, list[T], list[R]], Awaitable[None]] | None
+    on_job_end: Callable[[JobStatus], Awaitable[None]] | None
 
 
 class DurableBatcher(DurableQueue[T, R]):
@@ -77,12 +80,16 @@ class DurableBatcher(DurableQueue[T, R]):
             success of these items, on the connection that it runs on. What it writes to the same file
             commits with it, exactly once. If it raises, or takes longer than 5 s, all is rolled back
             and these items count as failed. It must not commit, and it holds the write lock: be quick.
+        on_job_end: ``async (status)``: called at least once, by one worker that has such a function, for
+            each job that has ended, whoever was there when it did. If it raises it is called again, ten
+            times in all, after 1 s and then twice as long each time, up to 5 min; then that is logged.
         max_depth: As for ``DurableQueue``; so is all that follows.
         max_file_bytes: ...
         key_ttl: ...
         result_ttl: ...
         keep_dead: ...
         keep_done: ...
+        job_ttl: ...
         poll_interval: ...
         synchronous: ...
         name: For logs and telemetry; the handler's qualified name by default.
@@ -131,12 +138,14 @@ class DurableBatcher(DurableQueue[T, R]):
         drain_timeout: float | None = 30.0,
         on_settle: Callable[[aiosqlite.Connection, list[T], list[Any]], Awaitable[None]]
         | None = None,
+        on_job_end: Callable[[JobStatus], Awaitable[None]] | None = None,
         max_depth: int = 1_000_000,
         max_file_bytes: int | None = None,
         key_ttl: float = 86_400.0,
         result_ttl: float = 86_400.0,
         keep_dead: int | None = None,
         keep_done: int | None = None,
+        job_ttl: float = 604_800.0,
         poll_interval: float = 0.05,
         synchronous: str = "full",
         name: str | None = None,
@@ -148,6 +157,7 @@ class DurableBatcher(DurableQueue[T, R]):
         checks.number("max_wait", max_wait, minimum=0)
         checks.function("partition", partition)
         checks.function("on_settle", on_settle)
+        checks.function("on_job_end", on_job_end)
         if not isinstance(max_batch_size, AdaptiveSize):
             checks.whole_number("max_batch_size", max_batch_size, 1)
         title = name_of(handler) if name is None else name
@@ -164,6 +174,7 @@ class DurableBatcher(DurableQueue[T, R]):
                 result_ttl=result_ttl,
                 keep_dead=keep_dead,
                 keep_done=keep_done,
+                job_ttl=job_ttl,
             ),
             poll_interval=poll_interval,
             synchronous=synchronous,
@@ -182,6 +193,7 @@ class DurableBatcher(DurableQueue[T, R]):
                 partition=partition,
                 retry=retry,
                 on_settle=on_settle,
+                on_job_end=on_job_end,
             ),
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, TypeVar, Unpack, overload
 
 import aiosqlite
 import anyio
@@ -26,6 +26,8 @@ from ._flow.verdicts import attempts_max
 from ._life.opening import Opening
 from ._life.seat import Seat
 from .errors import IdempotencyConflict, ItemCancelled, UnknownTicket
+from .job import QueueAccess
+from .jobs import WithJobs
 from .records import DeadLetter, Ticket, queue_stats, ticket_id
 
 if TYPE_CHECKING:
@@ -61,13 +63,14 @@ class QueueSettings(TypedDict, total=False):
     result_ttl: float
     keep_dead: int | None
     keep_done: int | None
+    job_ttl: float
     poll_interval: float
     synchronous: str
     name: str | None
     telemetry: Telemetry | Literal[False] | None
 
 
-class DurableQueue(Generic[T, R]):
+class DurableQueue(WithJobs[T, R]):
     """A queue of items on disk, without a handler.
 
     A process holds it that only enqueues, waits for the results of workers elsewhere, or administers.
@@ -88,6 +91,8 @@ class DurableQueue(Generic[T, R]):
         keep_dead: Dead letters kept at most, the newest; None for all.
         keep_done: Done items kept at most, the newest; None for all within ``result_ttl``. Those
             whose key still counts stay, so that it gives their result.
+        job_ttl: Seconds for which the row of an ended job is kept, at least 0: a week. Its outcomes are
+            kept for ``result_ttl`` from its end.
         poll_interval: Seconds, more than 0: how soon a result or an item of another process is noticed.
         synchronous: ``"full"``: what is acknowledged survives a power cut. ``"extra"`` also syncs the
             directory; ``"normal"`` survives only the death of the process.
@@ -150,6 +155,7 @@ class DurableQueue(Generic[T, R]):
         result_ttl: float = 86_400.0,
         keep_dead: int | None = None,
         keep_done: int | None = None,
+        job_ttl: float = 604_800.0,
         poll_interval: float = 0.05,
         synchronous: str = "full",
         name: str | None = None,
@@ -167,6 +173,7 @@ class DurableQueue(Generic[T, R]):
                 result_ttl=result_ttl,
                 keep_dead=keep_dead,
                 keep_done=keep_done,
+                job_ttl=job_ttl,
             ),
             poll_interval=poll_interval,
             synchronous=synchronous,
@@ -199,8 +206,11 @@ class DurableQueue(Generic[T, R]):
         self._path = resolve(path)
         self._queue_name = queue
         self._items: Codec[T] = Codec(item_type, "item_type")
+        results: Codec[R] = Codec(Any if result_type is None else result_type, "result_type")
         self._limits = limits
         self._synchronous = synchronous
+        self._access = QueueAccess(queue, self._items, results, limits, self._opened)
+        interval = checks.number("poll_interval", poll_interval, above=0)
         self._service = Service(
             title=self._name,
             queue=queue,
@@ -209,19 +219,22 @@ class DurableQueue(Generic[T, R]):
                 self._path,
                 queue,
                 limits=limits,
-                poll_interval=checks.number("poll_interval", poll_interval, above=0),
+                poll_interval=interval,
                 synchronous=synchronous,
                 attempts_max=None if work is None else attempts_max(work.retry),
                 max_wait=0.0 if work is None else work.max_wait,
+                tells=work is not None and work.on_job_end is not None,
             ),
             items=self._items,
-            results=Codec(Any if result_type is None else result_type, "result_type"),
+            results=results,
             limits=limits,
+            poll_interval=interval,
             telemetry=telemetry,
             work=work,
         )
         self._opening = Opening(self._name, self._service)
         self._service.spawn = self._opening.spawn
+        self._service.status_of = self._access.status_of
 
     @property
     def name(self) -> str:

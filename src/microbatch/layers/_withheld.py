@@ -42,7 +42,7 @@ def withheld() -> Iterator[dict[int, Any]]:
     run = Run([None] * len(indices), [], outer.reason)
     known = info.BatchInfo(outer, indices)
     run.attempts, run.contexts = known.attempts, known.contexts
-    run.keys, run.job = known.keys, known.job
+    run.keys, run.job, run.item_ids = known.keys, known.job, known.item_ids
     run.lane = outer.lane
     run.started, run.since = outer.started, outer.since
     run.outer = outer

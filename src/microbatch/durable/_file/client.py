@@ -48,6 +48,7 @@ class Client:
         synchronous: What it needs of the disk.
         attempts_max: How often an item of it may be tried; None if it has no handler.
         max_wait: Seconds that a ready item may wait for company before it is claimed.
+        tells: Whether it wants to be told how jobs ended.
         hears: Told in the event loop of claims, each with its items' values where this process has them, and
             of the ids, as (first, count), of items that ended elsewhere; None means that any may have. Asked,
             in whatever thread, whether somebody waits for that.
@@ -63,6 +64,8 @@ class Client:
         left: Whether it has given back what it had: only the rest of its closing is to come.
         polled: Whether the writer looks for what others commit.
         seen_ended: The last of the queue's endings that it was told of; ``seen_removed`` likewise.
+        telling: Whether it is being told so, and takes no other.
+        abandoned: Jobs that came in and are to be removed while it leaves.
         claims: The claims that it was given and has not finished.
         on_lost: Called in the writer's thread when its event loop has ended without closing it.
     """
@@ -78,6 +81,7 @@ class Client:
         synchronous: str,
         attempts_max: int | None,
         max_wait: float,
+        tells: bool = False,
         hears: Hears,
     ) -> None:
         self.name = name
@@ -88,6 +92,8 @@ class Client:
         self.synchronous = synchronous
         self.attempts_max = attempts_max
         self.max_wait = max_wait
+        self.tells = tells
+        self.telling = False
         self.hears = hears
         self.writer: Writer | None = None
         self.queue = 0
@@ -100,6 +106,7 @@ class Client:
         self.left = False
         self.seen_ended = -1
         self.seen_removed = -1
+        self.abandoned: list[int] = []
         self.claims: set[int] = set()
         self.on_lost: Callable[[], object] = lambda: None
         self._parting = False

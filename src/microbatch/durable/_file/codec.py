@@ -112,6 +112,22 @@ def decode_roughly(payload: bytes) -> Any:
         return payload
 
 
+#: Characters that are kept of an item that has no form for the disk.
+ROUGH_CHARACTERS_MAX = 2_000
+
+
+def encode_roughly(value: Any) -> bytes:
+    """Return bytes for an item that does not fit its type, for people to look at: its text if need be."""
+    try:
+        return _encode(value)
+    except Exception:  # noqa: BLE001 - a user's type may raise anything
+        try:
+            text = repr(value)
+        except Exception:  # noqa: BLE001
+            text = f"(a {type(value).__name__} that cannot be shown)"
+        return _encode(_storable(text[:ROUGH_CHARACTERS_MAX]))
+
+
 class _Error(NamedTuple):
     kind: str
     message: str

@@ -104,7 +104,7 @@ class Committing:
             session = self._connection.session()
             transaction = WriteTransaction(session, set(self._stirred))
             answer = self._connection.run(raw, function(transaction))
-            self._connection.run(raw, session.finish())
+            self._connection.run(raw, transaction.finish())
             return answer
 
         answer = self._write_down(steps)
@@ -123,7 +123,7 @@ class Committing:
             answers = [self._connection.run(raw, ask.steps(transaction)) for ask in asks]
             for client in self._wanting(transaction.stirred):
                 self._connection.run(raw, transaction.claim(client))
-            self._connection.run(raw, session.finish())
+            self._connection.run(raw, transaction.finish())
             return answers
 
         return self._write_down(steps), [transaction]
@@ -168,7 +168,7 @@ class Committing:
 
         def work() -> Any:
             answer = self._connection.run(raw, ask.steps(transaction))
-            self._connection.run(raw, session.finish())
+            self._connection.run(raw, transaction.finish())
             return answer
 
         answer = self._connection.attempt(raw, work)
@@ -199,6 +199,6 @@ class Committing:
         transaction = WriteTransaction(session, set())
         for client in [client for client in self._clients if not client.left]:
             self._connection.run(raw, self._registrar.join(transaction, client))
-        self._connection.run(raw, session.finish())
+        self._connection.run(raw, transaction.finish())
         self._stirred.clear()
         self._stirred.update(transaction.stirred)

@@ -30,6 +30,7 @@ def move(
         return None
     row: tuple[Any, ...] = rows[0]
     view.changed.add(row[0])
+    view.moved_life = True
     return row
 
 
@@ -59,6 +60,7 @@ def _count_moves(view: View, job: int, moves: Moves) -> Generator[Step, Any, Non
         return  # it was given up while it came in
     uid, life, total, *counts, max_failures, ordered = rows[0]
     view.changed.add(uid)
+    view.moved_life |= back
     if moves.codes:
         ((before_json,),) = yield job_sql.ERRORS, (job,), False
         codes = add_codes(json.loads(before_json), moves.codes)
@@ -109,6 +111,7 @@ def _end_batch(view: View, queue: int, lane: int) -> Generator[Step, Any, None]:
         if not (yield job_sql.WAITS_UP_TO, (lane, READY, bound), False):
             bound = None
     yield job_sql.END_BATCH, {"bound": bound, "queue": queue, "lane": lane}, False
+    view.opened.add(queue)
 
 
 def is_ordered(view: View, queue: int, lane: int) -> Generator[Step, Any, bool]:

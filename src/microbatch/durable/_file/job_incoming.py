@@ -142,10 +142,11 @@ def abandon(view: View, job: int) -> Generator[Step, Any, bool]:
     return (yield from job_counts.move(view, job, Event.ABANDONED)) is not None
 
 
-def abandon_all(view: View, consumer: int) -> Generator[Step, Any, bool]:
-    """Give up all that a consumer brings, and what it was to tell; return whether there was a job."""
+def abandon_all(view: View, consumer: int) -> Generator[Step, Any, list[int]]:
+    """Give up all that a consumer brings, and what it was to tell; return the jobs that are to be removed."""
     yield job_sql.GIVE_BACK_TELLS, (consumer,), False
-    found = False
-    for (job,) in (yield job_sql.STAGED_BY, (consumer,), False):
-        found = (yield from abandon(view, job)) or found
-    return found
+    view.moved_life = True  # somebody else may tell it now
+    jobs = [job for (job,) in (yield job_sql.STAGED_BY, (consumer,), False)]
+    for job in jobs:
+        yield from abandon(view, job)
+    return jobs

@@ -71,6 +71,13 @@ class ToldOfJobs(NamedTuple):
     jobs: list[str | None]
     ids: list[str | None] | None
 
+    def some(self, places: Sequence[int]) -> ToldOfJobs | None:
+        """Return what is told of those at some places."""
+        jobs = [self.jobs[place] for place in places]
+        if jobs.count(None) == len(jobs):
+            return None
+        return ToldOfJobs(jobs, None if self.ids is None else [self.ids[p] for p in places])
+
 
 def told(lanes: dict[int, LaneOf], chosen: Sequence[Range]) -> Generator[Step, Any, ToldOfJobs]:
     """Return what is told of claimed items, of which at least one is of a job."""

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 PAGE_BYTES = 8 << 20
 PAGE_STEP = 250
 
-#: Ranges of a state that are read at once for a page.
-RANGES_READ = 500
-
 _place_of = attrgetter("position")
 
 
@@ -74,7 +71,8 @@ def _ranges_behind(
     """Return ranges of so many items behind a place, and whether there are more behind them."""
     found: list[Range] = []
     for state in states:
-        values = {"job": job, "state": state, "position": after + 1, "limit": limit + 1}
+        # One may end before that place, and one tells that there are more.
+        values = {"job": job, "state": state, "position": after + 1, "limit": limit + 2}
         mine = [Range(*row) for row in (yield job_sql.PAGE, values, False)]
         found += [one for one in mine if _end_of(one) > after]
     found.sort(key=_place_of)
@@ -181,7 +179,7 @@ def leftovers(  # noqa: PLR0917
         if room <= 0 or len(content.payloads) < one.count:
             last, more = _end_of(taken[-1]), True
             break
-    ids = None
+    ids: list[str | None] | None = None
     if named:
         known = yield from client_ids(job, taken)
         ids = [known[(one.position or 0) + n] for one in taken for n in range(one.count)]
@@ -190,7 +188,7 @@ def leftovers(  # noqa: PLR0917
 
 def ids_from(
     job: int, position: int, limit: int
-) -> Generator[Step, Any, list[tuple[int, list[str]]]]:
+) -> Generator[Step, Any, list[tuple[int, list[str | None]]]]:
     """Return runs of the client's ids, each with the place where it begins."""
     rows = yield job_sql.IDS_FROM, (job, position, limit), False
     return [(first, json.loads(ids)) for first, ids in rows]

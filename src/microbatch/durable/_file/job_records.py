@@ -71,7 +71,7 @@ class Chunk(NamedTuple):
     position: int
     payloads: Sequence[bytes]
     refused: dict[int, bytes]
-    ids: Sequence[str] | None
+    ids: Sequence[str | None] | None
     trace: bytes | None = None
 
 
@@ -102,6 +102,7 @@ class JobRow(NamedTuple):
     before_done: int
     changes: int
     kept: int
+    named: int
 
     @property
     def tally(self) -> Counts:
@@ -184,5 +185,5 @@ class Leftovers(NamedTuple):
     """
 
     payloads: list[bytes]
-    ids: list[str] | None
+    ids: list[str | None] | None
     after: int | None

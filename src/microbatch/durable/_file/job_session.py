@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from microbatch.durable.errors import QueueFull
 
     from .job_records import Begun, Chunk, JobRow, Leftovers, NewJob, Page, Recipe
+    from .job_steps import Needs
     from .records import Step
     from .view import View
 
@@ -54,13 +55,13 @@ class JobSteps:
         """Give it up; `step` removes it."""
         return job_incoming.abandon(self._view, job)
 
-    def abandon_all(self, consumer: int) -> Generator[Step, Any, bool]:
-        """Give up what a consumer brings, and was to tell; return whether there is something to remove."""
+    def abandon_all(self, consumer: int) -> Generator[Step, Any, list[int]]:
+        """Give up what a consumer brings, and was to tell; return the jobs, which `step` removes."""
         return job_incoming.abandon_all(self._view, consumer)
 
     def ids_from(
         self, job: int, position: int, limit: int
-    ) -> Generator[Step, Any, list[tuple[int, list[str]]]]:
+    ) -> Generator[Step, Any, list[tuple[int, list[str | None]]]]:
         """Return rows of the client's ids, each with the place where it begins."""
         return job_pages.ids_from(job, position, limit)
 
@@ -77,11 +78,12 @@ class JobSteps:
     def cancel(
         self, queue: int, uid: str, owner: str | None
     ) -> Generator[Step, Any, JobLife | None]:
-        """Stop a job; return the life that it had, None if there is none."""
+        """Stop a job, and end the first of what has not begun; return its life before, None without one."""
         found = yield from self.find(queue, uid, owner)
         if found is None:
             return None
-        yield from job_counts.stop(self._view, found[0], CANCELLED)
+        if (yield from job_counts.stop(self._view, found[0], CANCELLED)):
+            yield from self.step(found[0])
         return JobLife(found[1])
 
     def pause(
@@ -110,35 +112,23 @@ class JobSteps:
 
     # Chores
 
-    def chore(self, queue: int) -> Generator[Step, Any, int | None]:
-        """Return a job of a queue for which something is left to do."""
-        rows = yield job_sql.CHORE, (queue,), False
-        return int(rows[0][0]) if rows else None
-
     def step(self, job: int) -> Generator[Step, Any, bool]:
-        """Do some of that; return whether there is more."""
+        """Do some of what is left to do for a job; return whether there is more."""
         return job_steps.step(self._view, job)
 
-    def look(self, queue: int, limits: Limits, *, keeps: bool) -> Generator[Step, Any, bool]:
-        """Do what is due by now: deadlines, and with ``keeps`` what is kept too long."""
-        return job_steps.look(self._view, queue, limits, keeps=keeps)
+    def needs(self, queue: int) -> Generator[Step, Any, Needs]:
+        """Return what a queue's jobs need to have done, without changing anything."""
+        return job_steps.needs(self._view, queue)
 
-    def next_deadline(self, queue: int) -> Generator[Step, Any, float | None]:
-        """Return when the next deadline comes."""
-        ((found,),) = yield job_sql.NEXT_DEADLINE, (queue,), False
-        return None if found is None else float(found)
+    def expire(self, queue: int) -> Generator[Step, Any, bool]:
+        """Stop a job that is past its deadline; return whether there may be another."""
+        return job_steps.expire(self._view, queue)
 
-    def stopped(self, queue: int) -> Generator[Step, Any, list[str]]:
-        """Return the ids of jobs of which nothing more may begin and something has not ended."""
-        rows = yield job_sql.STOPPED, (queue,), False
-        return [uid for (uid,) in rows]
+    def keep(self, queue: int, limits: Limits) -> Generator[Step, Any, bool]:
+        """Let go of what is kept too long; return whether there may be more."""
+        return job_steps.keep(self._view, queue, limits)
 
     # Telling
-
-    def next_tell(self, queue: int) -> Generator[Step, Any, float | None]:
-        """Return when the next end of a job is to be told that nobody tells now."""
-        ((found,),) = yield job_sql.NEXT_TELL, (queue,), False
-        return None if found is None else float(found)
 
     def take_tell(self, queue: int, consumer: int) -> Generator[Step, Any, tuple[str, int] | None]:
         """Take over to tell of the end that is due longest; return the job's id, and how often it was tried."""
@@ -149,6 +139,7 @@ class JobSteps:
     def told(self, uid: str, consumer: int, delay: float | None) -> Generator[Step, Any, None]:
         """Note that it was tried: again after so many seconds, None for never."""
         at = None if delay is None else self._view.now + delay
+        self._view.moved_life = True  # there may be another to tell
         yield job_sql.TOLD, {"uid": uid, "consumer": consumer, "at": at}, False
 
     # Reading

@@ -133,6 +133,8 @@ REMOVE_DETAILS = "DELETE FROM microbatch_job_details WHERE job = ?"
 OVERDUE = """SELECT id FROM microbatch_jobs WHERE queue = ? AND deadline IS NOT NULL AND deadline <= ?
     LIMIT 1"""
 NEXT_DEADLINE = "SELECT min(deadline) FROM microbatch_jobs WHERE queue = ? AND deadline IS NOT NULL"
+NEEDS_MEND = """SELECT 1 FROM microbatch_jobs WHERE queue = ? AND deadline IS NOT NULL
+    AND created_at > ? LIMIT 1"""
 #: What was written in a wrong future counts from now.
 MEND = """UPDATE microbatch_jobs SET deadline = :now + (deadline - created_at), created_at = :now
     WHERE queue = :queue AND deadline IS NOT NULL AND created_at > :future RETURNING id, deadline"""
@@ -155,14 +157,12 @@ TAKE_TELL = """UPDATE microbatch_jobs SET teller = :consumer WHERE id = (
 TOLD = """UPDATE microbatch_jobs SET tell_at = :at, tell_tries = tell_tries + 1, teller = NULL
     WHERE uid = :uid AND teller = :consumer"""
 GIVE_BACK_TELLS = "UPDATE microbatch_jobs SET teller = NULL WHERE teller = ?"
-MEND_TELLS = """UPDATE microbatch_jobs SET tell_at = :now
-    WHERE queue = :queue AND tell_at IS NOT NULL AND teller IS NULL AND tell_at > :future"""
 
 # Reading
 
 _ROW = """j.id, j.uid, j.owner, j.key, d.metadata, j.retry_of, j.life, j.outcome, j.paused, j.total,
     j.succeeded, j.failed, j.skipped, j.cancelled, j.expired, d.errors, j.created_at, j.started_at, j.ended_at,
-    j.last_at, j.before_at, j.before_done, j.changes, j.kept"""
+    j.last_at, j.before_at, j.before_done, j.changes, j.kept, j.named"""
 _FROM = "FROM microbatch_jobs AS j LEFT JOIN microbatch_job_details AS d ON d.job = j.id"
 STATUS = f"""SELECT {_ROW} {_FROM} WHERE j.uid = :uid AND j.queue = :queue
     AND (:owner IS NULL OR j.owner = :owner) AND j.life BETWEEN 1 AND 4"""

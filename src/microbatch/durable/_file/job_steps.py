@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import job_counts, job_sql
 from . import payloads as blobs
@@ -28,9 +28,6 @@ IDS_STEP = 200
 
 EXPIRED = int(State.EXPIRED)
 
-#: Seconds for which telling of a job's end is put off at most.
-TELL_MAX = 300.0
-
 #: The code of an item that does not fit its type.
 INVALID = "invalid_item"
 
@@ -42,6 +39,24 @@ class Chore(IntEnum):
     END_WAITING = 2
     REMOVE_OUTCOMES = 3
     REMOVE = 4
+
+
+class Needs(NamedTuple):
+    """What a queue's jobs need.
+
+    Attributes:
+        chore: A job for which something is left to do.
+        overdue: Whether a deadline has passed.
+        deadline: When the next one comes.
+        tell: When the next end is to be told that nobody tells now.
+        stopped: The ids of jobs of which nothing more may begin.
+    """
+
+    chore: int | None
+    overdue: bool
+    deadline: float | None
+    tell: float | None
+    stopped: list[str]
 
 
 def step(view: View, job: int) -> Generator[Step, Any, bool]:
@@ -140,26 +155,26 @@ def _remove_step(view: View, queue: int, job: int) -> Generator[Step, Any, bool]
 # Looks: what time asks for
 
 
-def look(view: View, queue: int, limits: Limits, *, keeps: bool) -> Generator[Step, Any, bool]:
-    """Do what is due in a queue by now: a deadline, and with ``keeps`` what is kept too long.
-
-    Returns:
-        Whether there may be more.
-    """
-    values = {"queue": queue, "now": view.now, "future": view.now + CLOCK_TOLERANCE}
+def expire(view: View, queue: int) -> Generator[Step, Any, bool]:
+    """Stop a job that is past its deadline; return whether there was one, and may be another."""
+    future = view.now + CLOCK_TOLERANCE
+    values = {"queue": queue, "now": view.now, "future": future}
     for number, deadline in (yield job_sql.MEND, values, False):
         yield job_sql.MEND_LANE, (deadline, queue, number), False
     for (job,) in (yield job_sql.OVERDUE, (queue, view.now), False):
-        yield from job_counts.stop(view, job, EXPIRED)
-        return True
-    if not keeps:
-        return False
+        return (yield from job_counts.stop(view, job, EXPIRED))
+    return False
+
+
+def keep(view: View, queue: int, limits: Limits) -> Generator[Step, Any, bool]:
+    """Let go of what is kept too long: outcomes of jobs first, then jobs; return whether there may be more."""
+    values = {"queue": queue, "now": view.now, "future": view.now + CLOCK_TOLERANCE}
     yield job_sql.MEND_ENDED, values, False
-    yield job_sql.MEND_TELLS, values | {"future": view.now + 2 * TELL_MAX}, False
     past = (queue, 1, view.now - limits.result_ttl)
     for (job,) in (yield job_sql.PAST, past, False):
         for (uid,) in (yield job_sql.FORGET_OUTCOMES, (job,), False):
             view.changed.add(uid)
+            view.moved_life = True
         return True
     for kept in (0, 1):
         past = (queue, kept, view.now - limits.job_ttl)
@@ -167,3 +182,21 @@ def look(view: View, queue: int, limits: Limits, *, keeps: bool) -> Generator[St
             yield from job_counts.move(view, job, Event.DELETED)
             return True
     return False
+
+
+def needs(view: View, queue: int) -> Generator[Step, Any, Needs]:
+    """Return what a queue's jobs need to have done, without changing anything."""
+    chores = yield job_sql.CHORE, (queue,), False
+    ((deadline,),) = yield job_sql.NEXT_DEADLINE, (queue,), False
+    mend = False
+    if deadline is not None:
+        mend = bool((yield job_sql.NEEDS_MEND, (queue, view.now + CLOCK_TOLERANCE), False))
+    ((tell,),) = yield job_sql.NEXT_TELL, (queue,), False
+    stopped = yield job_sql.STOPPED, (queue,), False
+    return Needs(
+        chore=chores[0][0] if chores else None,
+        overdue=mend or (deadline is not None and deadline <= view.now),
+        deadline=deadline,
+        tell=tell,
+        stopped=[uid for (uid,) in stopped],
+    )

@@ -109,10 +109,23 @@ class Session:
             self._jobs = JobSteps(self._view)
         return self._jobs
 
+    def count_jobs(self) -> Generator[Step, Any, set[int]]:
+        """Write down now what was done to items of jobs; return the queues in which a lane was opened."""
+        view = self._view
+        if view.moves or view.rearranged:
+            yield from job_counts.flush(view)
+        opened, view.opened = view.opened, set()
+        return opened
+
     @property
     def changed_jobs(self) -> set[str]:
         """The ids of jobs whose rows were changed."""
         return self._view.changed
+
+    @property
+    def moved_lives(self) -> bool:
+        """Whether a job's life changed, or something is left to do for one."""
+        return self._view.moved_life
 
     @property
     def ended_unheard(self) -> set[int]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .job_store import HearsOfJobs
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
@@ -16,10 +18,11 @@ if TYPE_CHECKING:
     from microbatch.durable.errors import QueueFull
 
     from .client import Want
+    from .job_store import JobStore
     from .records import Claim, Clash, DeadRow, Found, NewItem, QueueCounts, Settlement, Stored
 
 
-class Hears(Protocol):
+class Hears(HearsOfJobs, Protocol):
     """What a store tells the queue that has it open, in its event loop."""
 
     def claimed(self, claims: list[tuple[Claim, list[Any] | None]]) -> None: ...
@@ -32,6 +35,8 @@ class Store(Protocol):
 
     @property
     def lock_waits(self) -> int: ...
+    @property
+    def jobs(self) -> JobStore: ...
     async def open(self, loop: Loop, hears: Hears) -> None: ...
     async def close(self) -> None: ...
     def lose_loop(self) -> None: ...

@@ -120,6 +120,8 @@ class WriteTransaction:
             settled = yield from self.session.settle(
                 client.queue, client.limits, client.consumer, ask.settlements
             )
+            for queue in (yield from self.session.count_jobs()):
+                self.stir(queue)
         self.ended.add(client)
         self.finished += [(client, claim) for claim in ask.finished]
         for settlement in ask.settlements:
@@ -129,6 +131,11 @@ class WriteTransaction:
                 elif verdict.state == State.SCHEDULED:
                     self.due_in(client.queue, verdict.delay)
         return settled
+
+    def finish(self) -> Generator[Step, Any, None]:
+        """Write down what is written once, at the end."""
+        yield from self.session.finish()
+        self.ended_unheard |= self.session.ended_unheard
 
     def stir(self, queue: int) -> None:
         """Note that something may be ready in a queue."""

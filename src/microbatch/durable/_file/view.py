@@ -189,12 +189,14 @@ class View:
         moves: What was done to the items of jobs and does not stand in their rows yet, by job.
         rearranged: Lanes whose ordered batch may be over, by queue and lane.
         changed: The ids of jobs whose rows were changed.
+        opened: Queues in which a lane was opened: something may be ready.
+        moved_life: Whether a job's life changed, or something is left to do for one.
         ended_unheard: Queues in which something ended of which nobody here has heard.
     """
 
     __slots__ = (
-        "_consumers", "_lanes", "_rows", "changed", "ended_unheard", "ids", "moves", "now", "path",
-        "rearranged", "ticket", "wal_size",
+        "_consumers", "_lanes", "_rows", "changed", "ended_unheard", "ids", "moved_life", "moves", "now",
+        "opened", "path", "rearranged", "ticket", "wal_size",
     )  # fmt: skip
 
     def __init__(
@@ -216,6 +218,8 @@ class View:
         self.moves: dict[int, Moves] = {}
         self.rearranged: set[tuple[int, int]] = set()
         self.changed: set[str] = set()
+        self.opened: set[int] = set()
+        self.moved_life = False
         self.ended_unheard: set[int] = set()
 
     def row(self, queue: int) -> Generator[Step, Any, Row]:

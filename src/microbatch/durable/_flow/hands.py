@@ -17,7 +17,7 @@ from .settling import Done, Failure
 from .verdicts import death, unseen, verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Collection, Hashable, Sequence
 
     from microbatch._core.run import Reason, Run
     from microbatch._pure.retry import Retry
@@ -102,7 +102,7 @@ class Hands:
     def take_in(self, claim: Claim, values: list[Any] | None) -> None:
         """Hand a claim's items to the handler."""
         self.settling.begin(claim.number, len(claim.payloads))
-        good = Items([], [], [], [], [])
+        good = Items([], [], [], [], [], claim.told)
         index = 0
         for part in claim.ranges:
             end = index + part.count
@@ -173,6 +173,8 @@ class Hands:
         run.reason = parcel.reason
         run.attempts = parcel.attempts
         run.keys = parcel.keys
+        if parcel.told is not None:
+            run.job, run.item_ids = parcel.job, parcel.told.ids
         run.origins = list(zip(parcel.traces, parcel.ids, strict=True))
         if self._partition is not None:
             run.lane = InPartition(parcel.partition)
@@ -228,6 +230,25 @@ class Hands:
         for parcel in list(self._parcels):
             if not parcel.started and parcel.pending is not None and parcel.pending.cancel():
                 self._give_back(parcel)
+
+    def give_back_stopped(self, jobs: Collection[str]) -> None:
+        """Put back what no handler has seen of jobs of which nothing more may begin."""
+        for parcel in list(self._parcels):
+            told = parcel.told
+            if parcel.started or told is None or parcel.pending is None:
+                continue
+            stopped = [place for place, job in enumerate(told.jobs) if job in jobs]
+            if not stopped or not parcel.pending.cancel():
+                continue
+            content, gone = parcel.content(), set(stopped)
+            self._parcels.discard(parcel)
+            for place in stopped:
+                failure = Failure(unseen(content.ids[place]), 0, None)
+                self.settling.failed(parcel.claim, failure)
+            rest = content.some(p for p in range(len(content.ids)) if p not in gone)
+            if rest.ids:
+                self._hand_over(parcel.claim, rest, parcel.partition)
+        self.on_room()
 
     def _give_back(self, parcel: Parcel) -> None:
         self._parcels.discard(parcel)

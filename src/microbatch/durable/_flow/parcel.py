@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
 
     from microbatch._core.run import Reason, Run
+    from microbatch.durable._file.job_lanes import ToldOfJobs
 
     from .hands import Hands
 
@@ -24,6 +25,7 @@ class Parcel:
         attempts: Which attempt this is for each, from 1.
         keys: Their idempotency keys.
         traces: The contexts that they were sent in.
+        told: What the handler is told of their jobs; None where nobody is of one.
         reason: Why it left.
         partition: What all of them share.
         left: How many have no outcome yet.
@@ -45,19 +47,30 @@ class Parcel:
         "reason",
         "run",
         "started",
+        "told",
         "traces",
     )
 
     def __init__(self, hands: Hands, claim: int, items: Items, reason: Reason) -> None:
         self._hands = hands
         self.claim = claim
-        self.ids, self.items, self.attempts, self.keys, self.traces = items
+        self.ids, self.items, self.attempts, self.keys, self.traces, self.told = items
         self.reason: Reason = reason
         self.partition: Hashable = None
         self.left: int = len(self.ids)
         self.started: bool = False
         self.pending: Any = None
         self.run: Run
+
+    def content(self) -> Items:
+        """Return its items, as they came."""
+        return Items(self.ids, self.items, self.attempts, self.keys, self.traces, self.told)
+
+    @property
+    def job(self) -> str | None:
+        """Return the job that all its items are of; None if they are not all of one."""
+        jobs = None if self.told is None else self.told.jobs
+        return jobs[0] if jobs and jobs.count(jobs[0]) == len(jobs) else None
 
     # What the engine tells a group of callers
 
@@ -107,6 +120,7 @@ class Items(NamedTuple):
         attempts: Which attempt this is for each, from 1.
         keys: Their idempotency keys.
         traces: The contexts that they were sent in.
+        told: What the handler is told of their jobs; None where nobody is of one.
     """
 
     ids: list[int]
@@ -114,6 +128,7 @@ class Items(NamedTuple):
     attempts: list[int]
     keys: list[str | None]
     traces: list[bytes | None]
+    told: ToldOfJobs | None = None
 
     def some(self, places: Iterable[int]) -> Items:
         """Return those at some places."""
@@ -124,6 +139,7 @@ class Items(NamedTuple):
             [self.attempts[place] for place in chosen],
             [self.keys[place] for place in chosen],
             [self.traces[place] for place in chosen],
+            None if self.told is None else self.told.some(chosen),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import sqlite3
@@ -22,9 +23,11 @@ from .consumer import Consumer
 from .hands import Hands
 from .intake import Intake
 from .settling import Settling
+from .telling import Telling
+from .watching import Watching
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Hashable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
     from pathlib import Path
 
     import aiosqlite
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from microbatch._pure.retry import Retry
     from microbatch._telemetry.observer import Observer
     from microbatch.durable._file.codec import Codec
+    from microbatch.durable._file.job_records import JobRow
     from microbatch.durable._file.limits import Limits
     from microbatch.durable._file.records import Claim, Found
     from microbatch.durable._file.store import Store
@@ -61,7 +65,7 @@ class Work(NamedTuple):
 
     Attributes:
         calling: What `Batcher` takes that calls the handler: the handler, its slots, its timeout.
-        max_batch_size, max_wait, partition, retry, on_settle: As for ``DurableBatcher``.
+        max_batch_size, max_wait, partition, retry, on_settle, on_job_end: As for ``DurableBatcher``.
     """
 
     calling: dict[str, Any]
@@ -70,6 +74,7 @@ class Work(NamedTuple):
     partition: Callable[[Any], Hashable] | None
     retry: Retry | None
     on_settle: Callable[[aiosqlite.Connection, list[Any], list[Any]], Awaitable[None]] | None
+    on_job_end: Callable[[Any], Awaitable[None]] | None = None
 
 
 class Service:
@@ -83,12 +88,15 @@ class Service:
         items: How items read back.
         results: How results do.
         limits: How much the queue may hold.
+        poll_interval: Seconds between two looks at what others have committed.
         telemetry: As for ``Batcher``.
         work: How items are handled; None for a queue without a handler.
 
     Attributes:
         intake: Brings new items to the disk.
         callers: Who waits for results.
+        watching: Who waits for jobs.
+        status_of: Makes what is told of a job; whoever makes the service sets it.
         consumer: Works through the queue; None without a handler.
         lookups: Reads items, many at once.
         counting: Counts for whoever reads gauges.
@@ -105,6 +113,7 @@ class Service:
         items: Codec[Any],
         results: Codec[Any],
         limits: Limits,
+        poll_interval: float,
         telemetry: Any,
         work: Work | None,
     ) -> None:
@@ -115,6 +124,7 @@ class Service:
         self._items = items
         self._results = results
         self._limits = limits
+        self.poll_interval = poll_interval
         self._telemetry = telemetry
         self._work = work
         self.observer: Observer | None = observer_of(title, telemetry, queue)
@@ -126,6 +136,9 @@ class Service:
         self.intake: Intake
         self.callers: Callers
         self.lookups: Batcher[int, Found | None]
+        self.watching: Watching
+        self.status_of: Callable[[JobRow], Any]
+        self._telling: Telling | None = None
         # Made now, so that what is wrong with the settings is said now.
         self.hands: Hands | None = self._make_hands()
         self.consumer: Consumer | None = None
@@ -173,9 +186,14 @@ class Service:
             observer=self.observer,
             title=self._title,
         )
+        self.watching = Watching(self._title, self._queue, loop, self.store, self.spawn)
         self._wanted = {}
         self._looking = None
         work = self._work
+        if work is not None and work.on_job_end is not None:
+            self._telling = Telling(
+                self._title, self.store, work.on_job_end, self.status_of, self.spawn
+            )
         if work is not None:
             self.hands = self.hands or self._make_hands()
             assert self.hands is not None  # noqa: S101
@@ -224,6 +242,9 @@ class Service:
         if looking is not None:
             looking.task.cancel()
             await looking.ended.wait()
+        if self._telling is not None:
+            await self._telling.close()
+        await self.watching.close()
         await self.lookups.aclose(0)
         self.intake.give_up()
         self.callers.close(self._title)
@@ -273,6 +294,20 @@ class Service:
         """Remove what was staged and will not be shown."""
         self.spawn(self.store.drop_staged(part), "clean-up")
 
+    async def drop_job(self, job: int) -> None:
+        """Remove a job that will not be shown; what cannot be removed now is, once others look."""
+        with contextlib.suppress(QueueUnavailable):
+            await self.store.jobs.drop(job)
+
+    def drop_job_soon(self, job: int) -> None:
+        """The same without waiting for it."""
+        self.spawn(self.drop_job(job), "clean-up")
+
+    def release_job_soon(self, job: int) -> None:
+        """Let a job begin here as soon as the call that brought it is over."""
+        assert self._loop.native is not None  # noqa: S101 - asyncio
+        self._loop.native.call_soon(self.store.jobs.release, job)
+
     # What the store tells
 
     def claimed(self, claims: list[tuple[Claim, list[Any] | None]]) -> None:
@@ -286,6 +321,24 @@ class Service:
         """Look up what ended elsewhere, as far as somebody waits for it."""
         self._look_up_soon(self.callers.items() if spans is None else self.callers.among(spans))
 
+    def jobs_changed(self, uids: Collection[str]) -> None:
+        """Look at jobs that somebody waits for."""
+        self.watching.changed(uids)
+
+    def watched_jobs(self) -> list[str]:
+        """Return which jobs somebody waits for; in whatever thread."""
+        return self.watching.uids()
+
+    def jobs_stopped(self, uids: Collection[str]) -> None:
+        """Give back what no handler has of jobs of which nothing more may begin."""
+        if self.hands is not None and self.consumer is not None:
+            self.hands.give_back_stopped(frozenset(uids))
+
+    def tell_end(self, told: tuple[str, int]) -> None:
+        """Tell the user's function that a job has ended."""
+        if self._telling is not None and self.consumer is not None:
+            self._telling.tell(*told)
+
     @property
     def tracing(self) -> bool:
         """Tell whether spans are recorded of what is stored."""
@@ -293,8 +346,8 @@ class Service:
         return observer is not None and observer.tracing
 
     def is_waiting(self) -> bool:
-        """Tell whether somebody waits for an item's end."""
-        return bool(self.callers)
+        """Tell whether somebody waits for an item's end, or for a job."""
+        return bool(self.callers) or bool(self.watching)
 
     # Looking up
 

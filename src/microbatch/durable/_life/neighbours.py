@@ -28,6 +28,9 @@ logger: logging.Logger = logging.getLogger("microbatch.durable")
 #: Seconds between two looks at who lives: an item of a dead process is handled again within twice this.
 ALIVE_INTERVAL = 0.25
 
+#: The same where nobody handles items: what a dead process had staged is gone within three times this.
+IDLE_INTERVAL = 1.0
+
 #: Seconds between two comparisons of what the file says a consumer has with what it has; after trouble at once.
 COMPARE_INTERVAL = 5.0
 
@@ -103,6 +106,11 @@ class Neighbours(Duty):
         if number is None:
             return False
         more = yield from session.drop_staged(client.queue, number)
+        client.abandoned += yield from session.jobs.abandon_all(number)
+        if client.abandoned:
+            more = True
+            if not (yield from session.jobs.step(client.abandoned[-1])):
+                client.abandoned.pop()
         if (yield from session.held(client.queue, number)):
             more = (yield from session.give_back(client.queue, number)) or more
             transaction.stir(client.queue)
@@ -138,10 +146,11 @@ class Neighbours(Duty):
 
     def due(self, now: float) -> float | None:
         del now
-        # Who has staged something is a consumer too. Whoever comes looks once for what the dead had staged.
-        if self._fresh or any(c.consumer is not None for c in self.writer.clients):
-            return self.next
-        return None
+        if not self.writer.clients:
+            return None
+        # Who has staged something is a consumer too. All others look for what the dead had staged.
+        busy = self._fresh or any(c.consumer is not None for c in self.writer.clients)
+        return self.next if busy else self.next + IDLE_INTERVAL - ALIVE_INTERVAL
 
     def do(self, now: float) -> None:
         self.next = now + ALIVE_INTERVAL
@@ -246,6 +255,7 @@ def _drop_staged(
     """Remove some of what a dead consumer had staged; return whether there is more."""
     session = transaction.session
     more = yield from session.drop_staged(consumer.queue, consumer.id)
+    yield from session.jobs.abandon_all(consumer.id)
     if not more and not (yield from session.held(consumer.queue, consumer.id)):
         yield from session.forget(consumer.id)
     return more
@@ -260,6 +270,7 @@ def _bury_some(
     for consumer in consumers:
         queue = consumer.queue
         more = yield from session.drop_staged(queue, consumer.id)
+        yield from session.jobs.abandon_all(consumer.id)
         dead, left = yield from session.take_back(queue, consumer.id, limits[queue])
         transaction.stir(queue)
         if dead:

@@ -10,7 +10,7 @@ from microbatch.durable._file.records import State
 from microbatch.durable._file.view import CLOCK_TOLERANCE
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
     from microbatch.durable._file.client import Client
     from microbatch.durable._file.records import Queue, Step
@@ -24,10 +24,15 @@ class Polling(Duty):
 
     A look asks for one number, which changes when another connection has committed. Only then are the rows
     of the queues read, and only a queue whose counters moved is asked what ended in it.
+
+    Args:
+        writer: Whose duty it is.
+        on_change: Called when another connection has committed.
     """
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Writer, on_change: Callable[[], object] = lambda: None) -> None:
         super().__init__(writer)
+        self._on_change = on_change
         self._version: Any = None
         self._dues: dict[int, float] = {}  # by queue, in seconds since the epoch
         self._due_unknown: set[int] = set()
@@ -85,6 +90,8 @@ class Polling(Duty):
             self.writer.stirred.add(queue)
         version = self.writer.connection.version()
         self.writer.catch_up()
+        if version != self._version:
+            self._on_change()
         new = any(client.seen_ended < 0 for client in clients)
         if version == self._version and not new and not self._due_unknown:
             return

@@ -23,6 +23,8 @@ from microbatch.durable._file.writer import INBOX_BYTES, Writer
 from microbatch.durable.errors import QueueUnavailable
 
 from .alive import is_held
+from .job_care import JobCare
+from .job_seat import JobSeat
 from .neighbours import Neighbours
 from .polling import Polling
 from .upkeep import Upkeep
@@ -59,8 +61,9 @@ _aside: ContextVar[tuple[Writer, ...]] = ContextVar("microbatch_aside", default=
 
 
 def _duties(writer: Writer) -> tuple[Registrar, list[Duty]]:
-    neighbours = Neighbours(writer)
-    return neighbours, [neighbours, Polling(writer), Upkeep(writer)]
+    neighbours, care = Neighbours(writer), JobCare(writer)
+    polling = Polling(writer, care.changed_elsewhere)
+    return neighbours, [neighbours, polling, care, Upkeep(writer)]
 
 
 class Seat:
@@ -74,6 +77,10 @@ class Seat:
         synchronous: What is asked of the disk.
         attempts_max: How often an item may be tried; None for a queue without a handler.
         max_wait: Seconds that a ready item may wait for company.
+        tells: Whether it wants to be told how jobs ended.
+
+    Attributes:
+        jobs: Its jobs.
     """
 
     def __init__(
@@ -86,6 +93,7 @@ class Seat:
         synchronous: str,
         attempts_max: int | None,
         max_wait: float,
+        tells: bool = False,
     ) -> None:
         self._path = path
         self._name = name
@@ -94,6 +102,10 @@ class Seat:
         self._synchronous = synchronous
         self._attempts_max = attempts_max
         self._max_wait = max_wait
+        self._tells = tells
+        self.jobs: JobSeat = JobSeat(
+            limits, client=lambda: self._client, writer=self._open, read=self._read
+        )
         self._client: Client
         self._writer: Writer | None = None
         self._readers: Readers
@@ -116,6 +128,7 @@ class Seat:
             synchronous=self._synchronous,
             attempts_max=self._attempts_max,
             max_wait=self._max_wait,
+            tells=self._tells,
             hears=hears,
         )
         writer = self._writer = registry.enter(self._path, self._make_writer, client)

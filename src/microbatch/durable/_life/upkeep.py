@@ -42,7 +42,8 @@ class Upkeep(Duty):
             if client.attempts_max is None or self._next.get(client, 0.0) > now:
                 continue
             more = self.writer.transact(partial(self._step, client=client))
-            rest = min(client.limits.result_ttl, client.limits.key_ttl) / 10
+            limits = client.limits
+            rest = min(limits.result_ttl, limits.key_ttl, limits.job_ttl) / 10
             rest = min(max(rest, UPKEEP_INTERVAL), UPKEEP_INTERVAL_MAX)
             self._next[client] = now if more else now + rest
         self._next = {c: when for c, when in self._next.items() if c in self.writer.clients}
@@ -51,6 +52,7 @@ class Upkeep(Duty):
         session = transaction.session
         more = yield from session.prune(client.queue, client.limits)
         more = (yield from session.tidy(client.queue)) or more
+        more = (yield from session.jobs.keep(client.queue, client.limits)) or more
         return more
 
     def look_soon(self) -> None:

@@ -1,0 +1,105 @@
+"""Telling the user's function of jobs that have ended: at least once, a few times if it fails."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from microbatch.durable.errors import QueueUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from microbatch.durable._file.job_records import JobRow
+    from microbatch.durable._file.store import Store
+    from microbatch.durable._life.opening import OwnTask
+
+logger: logging.Logger = logging.getLogger("microbatch.durable")
+
+#: How often it is tried; seconds before the second time, which double up to a bound.
+TRIES_MAX = 10
+PAUSE_FIRST = 1.0
+PAUSE_MAX = 300.0
+
+#: Seconds before the next attempt while the file cannot be used.
+FILE_PAUSE = 0.25
+
+
+def pause_after(tries: int) -> float | None:
+    """Return the seconds until the next time after so many that failed; None if there is none."""
+    if tries >= TRIES_MAX:
+        return None
+    return min(PAUSE_FIRST * 2.0 ** (tries - 1), PAUSE_MAX)
+
+
+class Telling:
+    """Calls the function, for one job at a time.
+
+    Args:
+        name: The queue's name, for people.
+        store: Where the jobs are.
+        function: The user's.
+        status_of: Makes what it gets.
+        spawn: Starts a task of the queue's own.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        store: Store,
+        function: Callable[[Any], Awaitable[None]],
+        status_of: Callable[[JobRow], Any],
+        spawn: Callable[[Any, str], OwnTask],
+    ) -> None:
+        self._name = name
+        self._store = store
+        self._function = function
+        self._status_of = status_of
+        self._spawn = spawn
+        self._task: OwnTask | None = None
+
+    def tell(self, uid: str, tries: int) -> None:
+        """Tell of a job's end that was told so many times before, without success."""
+        self._task = self._spawn(self._tell(uid, tries), "on_job_end")
+
+    async def _tell(self, uid: str, tries: int) -> None:
+        row = await self._patiently(lambda: self._store.jobs.statuses([uid]))
+        delay: float | None = None
+        if row.get(uid) is not None:
+            try:
+                await self._function(self._status_of(row[uid]))
+            except Exception as error:
+                delay = pause_after(tries + 1)
+                if delay is None:
+                    logger.exception(
+                        "queue %r: on_job_end failed %d times for job %s, and is not tried again",
+                        self._name,
+                        tries + 1,
+                        uid,
+                    )
+                else:
+                    logger.warning(
+                        "queue %r: on_job_end failed for job %s, next try in %g s",
+                        self._name,
+                        uid,
+                        delay,
+                        exc_info=error,
+                    )
+        await self._patiently(lambda: self._store.jobs.told(uid, delay))
+
+    @staticmethod
+    async def _patiently(ask: Callable[[], Awaitable[Any]]) -> Any:
+        while True:
+            try:
+                return await ask()
+            except QueueUnavailable:  # said already by whoever found out first
+                await anyio.sleep(FILE_PAUSE)
+
+    async def close(self) -> None:
+        """End it: what was not told is told by the next one."""
+        task = self._task
+        if task is not None and not task.ended.is_set():
+            task.task.cancel()
+            await task.ended.wait()
