@@ -30,6 +30,7 @@ from ._pure.retry import Backoff, Retry
 from ._pure.version import __version__ as __version__
 from ._telemetry.batch_record import BatchRecord
 from ._telemetry.settings import Telemetry
+from .loader import Loader
 
 __all__ = [
     "AdaptiveSize",
@@ -50,6 +51,7 @@ __all__ = [
     "ItemError",
     "ItemNotFound",
     "ItemTooHeavy",
+    "Loader",
     "MicrobatchError",
     "Outcome",
     "Pending",

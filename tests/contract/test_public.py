@@ -24,7 +24,7 @@ ERRORS = {
 
 NAMES = ERRORS | {
     "Batcher", "batched", "Pending", "BatcherStats", "current_batch", "batch_info", "BatchInfo", "BatchRecord", "Outcome", "BatchReport", "Retry",
-    "Backoff", "AdaptiveSize", "Telemetry", "retry_after",
+    "Backoff", "AdaptiveSize", "Telemetry", "retry_after", "Loader",
 }  # fmt: skip
 
 

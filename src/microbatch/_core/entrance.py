@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .room import Room
     from .rules import Rules
     from .serving import Serving
+    from .window import Window
 
 
 class Entrance:
@@ -132,7 +133,9 @@ class Entrance:
             return self._enter_again(fifo.items.pop(), waiter, wait=wait)
         door.fifo = None
         if max_wait and self._room.free() <= 0:
-            self._generalise(self._serving.bind())  # no more company can come, so all is due
+            self._leaving.generalise(
+                self._serving.bind()
+            )  # no more company can come, so all is due
         if max_wait or self._slots.busy < self._rules.max_concurrency:
             dispatcher.pump()
         return waiter
@@ -154,7 +157,7 @@ class Entrance:
         refuses = not wait or self._rules.rejects
         if refuses and not room.takes(entry):
             self._find_gone()
-        self._generalise(loop)
+        self._leaving.generalise(loop)
         lane, carrier = room.ranked.place(entry)
         # From here on no code of others runs and nothing leaves: all stays as it is.
         self._serving.check_open()
@@ -183,21 +186,33 @@ class Entrance:
         for entry in self._room.gone(refusals):
             self._leaving.left(entry, entry.waiter)
 
-    def _generalise(self, loop: Loop) -> None:
-        """Keep an entry for each item from now on, until the buffer is empty."""
-        for entry in self._room.generalise():
-            loop.watch(entry.waiter, partial(self._leaving.cancelled, loop, entry))
+    def enter_window(self, window: Window) -> None:
+        """Take in what was loaded together, as far as there is room; the rest stands in line.
+
+        Raises:
+            BatcherClosed: If the batcher is closed.
+        """
+        loop = self._serving.bind()
+        self._serving.check_open()
+        self._dispatcher.paused = False
+        window.entered, window.leaving, window.first_id = True, self._leaving, self._next_id
+        self._next_id += window.left
+        if self._observer is not None and self._observer.recorder is not None:
+            window.waiter = self._new_watched(loop)
+            self._note_caller(window.waiter)
+            self._serving.check_open()  # whom telemetry told may have closed it
+        self._enter_group(loop, window, window.items, 0)
 
     def enter_many(self, items: list[Any], priority: float) -> Group:
         """Take in the items of a ``submit_many``, as far as there is room; the rest stands in line."""
-        rules, room, dispatcher, door = self._rules, self._room, self._dispatcher, self._door
+        rules, door = self._rules, self._door
         if running_loop() is not door.native or door.native is None:
             self._serving.bind()
         if self._life.phase is not OPEN:
             raise BatcherClosed(rules.name)
         if priority or type(priority) is not int:
             priority = priority_of(priority)
-        dispatcher.paused = False
+        self._dispatcher.paused = False
         loop: Any = self._serving.loop
         total = len(items)
         group = Group(total, self._next_id)
@@ -209,23 +224,27 @@ class Entrance:
             if self._life.phase is not OPEN:  # whom telemetry told has closed it
                 end_item(waiter, None, cancelled=True)
                 raise BatcherClosed(self._rules.name)
-        position = 0
+        self._enter_group(loop, group, items, priority)
+        return group
+
+    def _enter_group(self, loop: Loop, group: Group, items: list[Any], priority: float) -> None:
+        rules, room, dispatcher = self._rules, self._room, self._dispatcher
+        position, total = 0, len(items)
         if room.fifo is not None and not priority:
             # As for one item: where a slot is free nobody asks since when they wait.
             timed = room.timed or self._slots.busy >= rules.max_concurrency
             position = room.extend(room.fifo, group, items, room.now() if timed else None)
             if rules.max_wait and room.free() <= 0:
-                self._generalise(loop)  # no more company can come, so all is due
+                self._leaving.generalise(loop)  # no more company can come, so all is due
         if position < total:
             if rules.rejects:
                 self._find_gone(total - position)
-            self._generalise(loop)
+            self._leaving.generalise(loop)
             self._admission.feed(Feed(group, items, position, priority))
         if rules.max_wait or not 0 < position == total:
             dispatcher.pump()
         elif self._slots.busy < rules.max_concurrency and not self._slots.starting:
             dispatcher.start()
-        return group
 
     def _new_watched(self, loop: Loop) -> Any:
         """Make a waiter that tells of its cancellation; who calls marks it."""

@@ -167,7 +167,7 @@ class Fifo:
             run = Run(items, waiters, "size" if len(items) >= self.size else reason)
             run.uniform = uniform
             run.since = since
-            if uniform and type(group := waiters[0]) is Group:
+            if uniform and isinstance(group := waiters[0], Group):
                 run.group, run.first = group, group.taken
                 group.taken += run.size
             return run
@@ -308,7 +308,7 @@ class Fifo:
 def _gone(waiters: list[Any]) -> bool:
     """Tell whether some callers may have gone, or are of several kinds: then each must be looked at."""
     first = waiters[0]
-    if type(first) is Group:  # its items stand in a row
+    if isinstance(first, Group):  # its items stand in a row
         return first is not waiters[-1] or first.done()
     try:
         # For futures this is one C call each: a fifth of a method call by name.

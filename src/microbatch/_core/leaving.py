@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from .entry import FLYING, SHARING, Entry
@@ -62,6 +64,26 @@ class Leaving:
         self.watch_flushes(loop)
         self._dispatcher.changed()
 
+    def member_left(self, loop: Loop, group: Group, index: int) -> None:
+        """Nobody waits for one item of a group any more; who waits for the others is still there.
+
+        Flat lists find it out by themselves, when they are asked whose callers have gone; so they are turned
+        into entries: nobody is to wait for a batch to know how much room there is.
+        """
+        if not self._serving.serves(loop):
+            return
+        if self._room.fifo is None:
+            if (entry := entry_of_member(group, index)) is not None:
+                self.left(entry, Member((group, index)))
+        elif index >= group.taken:
+            self.generalise(loop)
+            self._dispatcher.changed()
+
+    def generalise(self, loop: Loop) -> None:
+        """Keep an entry for each item from now on, until the buffer is empty."""
+        for entry in self._room.generalise():
+            loop.watch(entry.waiter, partial(self.cancelled, loop, entry))
+
     def watch_flushes(self, loop: Loop, _: Any = None) -> None:
         """See that the flat lists are looked at when the last caller whom a flush waits for goes."""
         fifo = self._room.fifo
@@ -69,3 +91,10 @@ class Leaving:
             for waiter in fifo.unwatched():
                 if not isinstance(waiter, Group | Member):  # those tell of it unasked
                     loop.watch(waiter, partial(self.watch_flushes, loop))
+
+
+def entry_of_member(group: Group, index: int) -> Entry | None:
+    """Return the entry of one of a group's items; None while it has none."""
+    entries = group.entries
+    place = bisect_left(entries, index, key=itemgetter(1))
+    return entries[place][0] if place < len(entries) and entries[place][1] == index else None

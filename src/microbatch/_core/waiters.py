@@ -51,8 +51,17 @@ class Group:
 
     def fail(self, index: int, error: Exception, attempts: int = 0) -> None:
         """Record that an item failed without a handler call."""
-        self.errors[index] = error
         self.attempts[index] = attempts
+        self.put_error(index, error)
+
+    def put(self, index: int, value: Any) -> None:
+        """Take in the value of one item."""
+        self.values[index] = value
+        self.count()
+
+    def put_error(self, index: int, error: Exception) -> None:
+        """Take in the exception of one item."""
+        self.errors[index] = error
         self.count()
 
     def count(self) -> None:
@@ -63,6 +72,11 @@ class Group:
 
     def done(self) -> bool:
         """Tell whether the caller has gone."""
+        return bool(self.waiter.done())
+
+    def gone(self, index: int) -> bool:
+        """Tell whether nobody waits for one of the items any more."""
+        del index
         return bool(self.waiter.done())
 
     def member(self, index: int) -> Member:
@@ -107,26 +121,20 @@ class Member(tuple[Group, int]):
     __slots__ = ()
 
     def done(self) -> bool:
-        return bool(self[0].waiter.done())
+        return self[0].gone(self[1])
 
     def set_result(self, result: Any) -> None:
-        group, index = self
-        group.values[index] = result
-        group.left -= 1
-        if not group.left and not group.waiter.done():
-            group.waiter.set_result(None)
+        self[0].put(self[1], result)
 
     def set_exception(self, error: Exception) -> None:
-        group, index = self
-        group.errors[index] = error
-        group.count()
+        self[0].put_error(self[1], error)
 
 
 def dressed(waiters: list[Any]) -> list[Any]:
     """Return waiters as they leave a Fifo, with a Member wherever a group stands for one."""
     result = []
     for waiter in waiters:
-        if type(waiter) is Group:
+        if isinstance(waiter, Group):
             result.append(Member((waiter, waiter.taken)))
             waiter.taken += 1
         else:

@@ -10,6 +10,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from microbatch._pure.copying import copy_exception
 from microbatch._telemetry.log import write
 
 from .waiting import end_item
@@ -126,6 +127,130 @@ class _TrioItemWaiter(_TrioWaiter):
         end_item(self, None, cancelled=True)
 
 
+class TrioLoad:
+    """A load on trio: each who awaits it waits on a waiter of his own.
+
+    Attributes:
+        awaiting: Who awaits it; None before the first one.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_cancelled",
+        "_error",
+        "_told",
+        "_value",
+        "awaiting",
+        "index",
+        "source",
+    )
+
+    def __init__(self) -> None:
+        self.source: Any = None
+        self.index: int = 0
+        self.awaiting: Any = None
+        self._value: Any = None
+        self._error: Exception | None = None
+        self._cancelled = False
+        self._told = False
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        source = self.source
+        if source is None:
+            return self.result()
+        if self._cancelled:  # its item was withdrawn, and here is somebody who wants it
+            return (yield from source.again().__await__())
+        if not source.loop.is_current():
+            raise RuntimeError("this load belongs to another event loop: load it in this one")
+        waiter = _TrioWaiter()
+        waiter.on_cancel = self.part
+        self.join(waiter)
+        try:
+            return (yield from waiter.__await__())
+        finally:
+            del waiter
+
+    def join(self, waiter: Any) -> None:
+        """Have one more wake with the outcome."""
+        waiting = self._waiters()
+        waiting.append(waiter)
+        self.awaiting = waiting
+
+    def _waiters(self) -> list[Any]:
+        awaiting = self.awaiting
+        if awaiting is None:
+            return []
+        return awaiting if type(awaiting) is list else [awaiting]
+
+    def part(self, waiter: Any) -> None:
+        """Do without one of those who wait."""
+        if self.source is None:
+            return
+        left = self._waiters()
+        left.remove(waiter)
+        self.awaiting = left
+        if not left:
+            self._cancelled = True
+            self.source.leave(self)
+
+    def abandoned(self) -> bool:
+        """Tell whether all who waited have gone."""
+        return self._cancelled and not self.awaiting
+
+    def done(self) -> bool:
+        return self.source is None or self._cancelled
+
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    def cancel(self) -> bool:
+        if self.done():
+            return False
+        self._cancelled = True
+        if not self.awaiting:
+            self.source.leave(self)
+        return True
+
+    def resolve(self, value: Any) -> None:
+        """Give everybody the value."""
+        self.source = None
+        self._value = value
+        waiting, self.awaiting = self._waiters(), None
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(value)
+
+    def fail(self, error: Exception) -> None:
+        """Give everybody a copy of the exception."""
+        self.source = None
+        self._error = error
+        waiting, self.awaiting = self._waiters(), None
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_exception(copy_exception(error))
+                self._told = True
+
+    def keep(self) -> None:
+        """It has its value, and is asked for again: there is nothing to do."""
+
+    def failed(self) -> bool:
+        """Tell whether its outcome is an exception."""
+        return self._error is not None
+
+    def result(self) -> Any:
+        if self._error is not None:
+            raise self.exception()  # type: ignore[misc]
+        return self._value
+
+    def exception(self) -> BaseException | None:
+        self._told = True
+        return None if self._error is None else copy_exception(self._error)
+
+    def __del__(self) -> None:
+        if self._error is not None and not self._told:
+            write(logging.ERROR, "exception of a load was never retrieved", exc_info=self._error)
+
+
 def _lowlevel() -> Any:
     return sys.modules["trio"].lowlevel
 
@@ -160,6 +285,17 @@ class TrioLoop:
             raise OtherRunError("this batcher serves another run of trio")
         return _TrioWaiter()
 
+    def create_load(self) -> Any:
+        return TrioLoad()
+
+    def resolve(self, loads: list[Any], first: int, values: list[Any]) -> None:
+        """Give loads their values, those that stand in a row from the first on."""
+        for index, value in enumerate(values, first):
+            known, loads[index] = loads[index], None
+            for load in known if isinstance(known, list) else (known,):
+                if load is not None:
+                    load.resolve(value)
+
     def breathe(self) -> Awaitable[None]:
         return self._trio.lowlevel.cancel_shielded_checkpoint()
 
@@ -192,6 +328,19 @@ class TrioLoop:
 
         self._trio.lowlevel.spawn_system_task(ring, context=contextvars.Context())
         return handle
+
+    def in_two_turns(self, callback: Callable[[], None]) -> None:
+        """Call back when all tasks have had two turns, in a copy of this context.
+
+        Within a turn trio's tasks run in any order, so it is the beginning of the third that has seen both.
+        """
+
+        async def wait() -> None:
+            await self.breathe()
+            await self.breathe()
+            _call(callback)
+
+        self._trio.lowlevel.spawn_system_task(wait, context=contextvars.copy_context())
 
     def call_from_thread(self, callback: Callable[[], None]) -> None:
         self._token.run_sync_soon(_call, callback)
