@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fuzz_record import EPSILON
+from fuzz_record import EPSILON, well_after
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,6 +93,25 @@ def not_given_up_early(record: Record) -> Iterator[str]:
             yield f"hold: {life} failed after {len(before)} refusals, holds is {record.settings.holds}"
 
 
+def first_again(record: Record) -> Iterator[str]:
+    """What was refused goes again before whatever of its kind has not gone yet."""
+    if record.settings.coalesce:
+        return
+    for life in record.lives:
+        for index, (call, again) in enumerate(itertools.pairwise(life.calls)):
+            given = call.of(life)
+            if not record.refused(given) or given is None or record.attempt(life, index) > 1:
+                continue  # behind a back-off it is among the last
+            for other in record.lives:
+                if not other.calls or other.priority != life.priority:
+                    continue
+                first = other.calls[0]
+                if record.part(other.item) != record.part(life.item):
+                    continue
+                if first.number < again.number and well_after(given.stamp, first.start):
+                    yield f"hold: {other} goes in call {first.number} before {life}, refused before"
+
+
 def calls_of(record: Record, part: object) -> list[Call]:
     return [call for call in record.calls if record.part(call.lives[0].item) == part]
 
@@ -120,4 +140,4 @@ def may_be_held(record: Record, part: object, at: float) -> bool:
     return False
 
 
-LAWS_OF_HOLDS = [left_in_peace, asked_once, not_given_up_early]
+LAWS_OF_HOLDS = [left_in_peace, asked_once, not_given_up_early, first_again]

@@ -258,8 +258,8 @@ MUTATIONS = [
     Mutation(
         "a late refusal makes no hold longer",
         "_core/holding",
-        "if after and hold.extend(now + pause_of(after)):",
-        "if False:",
+        "return Refusal(bool(after) and hold.extend(now + pause_of(after or 0.0)))",
+        "return Refusal(False)",
     ),
     Mutation(
         "a refusal counts as an attempt",
@@ -276,14 +276,14 @@ MUTATIONS = [
     Mutation(
         "refused items fail too early",
         "_core/holding",
-        "run.spent = not late and refusals >= self._retry.holds",
-        "run.spent = not late and refusals >= self._retry.holds - 1",
+        "spent=not late and refusals >= retry.holds",
+        "spent=not late and refusals >= retry.holds - 1",
     ),
     Mutation(
         "what is refused for ever never ends",
         "_core/holding",
-        "run.spent = not late and refusals >= self._retry.holds",
-        "run.spent = False",
+        "spent=not late and refusals >= retry.holds",
+        "spent=False",
     ),
     Mutation(
         "the timer is not set for a hold",

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from microbatch._telemetry.observer import Observer
 
+    from .holding import Holder
     from .rules import Rules
     from .run import Run
 
@@ -55,6 +56,7 @@ class Engine:
         prepare: Called in each batch's context before its handler is: the durable mode makes the
             handler's items of its own there.
         observer: Tells telemetry and the log; None for neither.
+        holding: Takes back what a backend refused, where ``retry`` of the rules does not.
 
     Attributes:
         rules, door, tally, life, room, dispatcher, serving, entrance: Its parts that others ask.
@@ -80,6 +82,7 @@ class Engine:
         *,
         prepare: Callable[[Run], None] | None = None,
         observer: Observer | None = None,
+        holding: Holder | None = None,
     ) -> None:
         self.rules: Rules = rules
         self.life: Life = Life()
@@ -96,7 +99,6 @@ class Engine:
             observer=observer,
         )
         admission = Admission(rules, self.room, sizing)
-        holding = None
         if rules.retry is not None:
             holding = Holding(rules.name, rules.retry, self.room, backoffs)
         settler = Settler(rules, self.tally, backoffs, holding=holding, observer=observer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from microbatch._pure import checks
 from microbatch._pure.exceptions import RateLimited
@@ -29,8 +29,88 @@ if TYPE_CHECKING:
 PASSED_OVER = 10
 
 
+def is_refusal(result: Any) -> bool:
+    """Tell whether a backend says that it takes nothing now. A proxy may lie about its class."""
+    return issubclass(type(result), RateLimited)
+
+
+class Refusal(NamedTuple):
+    """What a refused call means for its partition.
+
+    Attributes:
+        waits: True if it waits until another time than before.
+        began: True if that is a new hold; a late refusal only makes one longer.
+        spent: True if there were too many in a row, so that what was refused fails.
+    """
+
+    waits: bool
+    began: bool = False
+    spent: bool = False
+
+
+class Holder(Protocol):
+    """Takes back refused items.
+
+    Attributes:
+        now: The loop's clock.
+    """
+
+    now: Callable[[], float]
+
+    def takes(
+        self, run: Run, index: int, waiter: Any, entry: Entry | None, error: Exception
+    ) -> bool:
+        """Take back a refused item of a run, if it may wait; tell whether."""
+        ...
+
+
+def refuse(hold: Hold, error: Exception, era: int, retry: Retry, now: float) -> Refusal:
+    """Hold a partition for a refusal: one hold, however many calls are refused at the same time.
+
+    Args:
+        hold: The partition's.
+        error: What an item, or the whole call, was refused with.
+        era: The hold's era when the call began.
+        retry: How long, and how often.
+        now: The time.
+
+    Raises:
+        Exception: What an error's or a Retry's subclass raises.
+    """
+    late = era != hold.era  # or not the first refusal of its call
+    if late and hold.awaited:
+        after = told_delay(error, retry.backoff.maximum)
+        return Refusal(bool(after) and hold.extend(now + pause_of(after or 0.0)))
+    refusals = hold.refusals + (not late)
+    delay = checks.number("delay", retry.hold(error, max(1, refusals)), minimum=0)
+    hold.refusals = refusals
+    hold.begin(now + pause_of(delay))
+    return Refusal(waits=True, began=True, spent=not late and refusals >= retry.holds)
+
+
+def is_passed_over(hold: Hold, front: int, retry: Retry) -> bool:
+    """Tell whether the first item of a refused probe, by its number, was refused too often in that place."""
+    return hold.pass_over(front) >= PASSED_OVER * retry.holds
+
+
+def tell_unheld(name: str) -> None:
+    """Log that an error's or a Retry's own code raised, so that an item does not wait."""
+    write(
+        logging.ERROR,
+        "batcher %r: Retry.hold() or retry_after raised; the item does not wait",
+        name,
+        exc_info=True,
+    )
+
+
+def note_spent(name: str, error: Exception) -> None:
+    """Say on an error, a copy of its caller's own, why it is raised now."""
+    if type(error) is RateLimited:
+        error.add_note(f"batcher {name!r}: refused too often in a row, see Retry(holds=)")
+
+
 class Holding:
-    """Decides about refused items, run by run.
+    """Puts refused items back into the buffer.
 
     Attributes:
         now: The loop's clock.
@@ -45,50 +125,31 @@ class Holding:
         self._backoffs = backoffs
         self.now: Callable[[], float]
 
-    def takes(self, run: Run, index: int, entry: Entry, error: Exception) -> bool:
+    def takes(
+        self, run: Run, index: int, waiter: Any, entry: Entry | None, error: Exception
+    ) -> bool:
         """Take back a refused item of a run, if it may wait; tell whether. Its partition waits either way."""
         run.teaches = False  # how long the call took says nothing of its size
         if not self._backoffs.open:
             return False
-        try:
-            self._hold(run, error)
-        except Exception:  # noqa: BLE001 - a subclass's own: the item fails with its own error
-            write(
-                logging.ERROR,
-                "batcher %r: Retry.hold() or retry_after raised; the item does not wait",
-                self._name,
-                exc_info=True,
-            )
-            return False
-        if entry.waiter.done():
-            return False
-        if not run.spent and not (index == 0 and run.probing and self._is_passed_over(entry)):
-            self._room.ranked.put_back(entry, self.now())
-            return True
-        if type(error) is RateLimited:
-            error.add_note(f"batcher {self._name!r}: refused too often in a row, see Retry(holds=)")
-        return False
-
-    def _hold(self, run: Run, error: Exception) -> None:
-        """Hold a run's partition: one hold, however many calls are refused at the same time."""
         lane, now = run.lane, self.now()
         if lane.hold is None:
             lane.hold = Hold()
-        hold: Hold = lane.hold
-        late = run.era != hold.era  # or not the first refusal of its run
-        if late and hold.awaited:
-            after = told_delay(error, self._retry.backoff.maximum)
-            if after and hold.extend(now + pause_of(after)):
-                self._room.ranked.hold(lane)
-            return
-        refusals = hold.refusals + (not late)
-        delay = checks.number("delay", self._retry.hold(error, max(1, refusals)), minimum=0)
-        hold.refusals = refusals
-        hold.begin(now + pause_of(delay))
-        self._room.ranked.hold(lane)
-        run.began_hold = True
-        run.spent = not late and refusals >= self._retry.holds
-
-    def _is_passed_over(self, entry: Entry) -> bool:
-        hold: Hold = entry.lane.hold
-        return hold.pass_over(entry.seq) >= PASSED_OVER * self._retry.holds
+        try:
+            refusal = refuse(lane.hold, error, run.era, self._retry, now)
+        except Exception:  # noqa: BLE001 - a subclass's own: the item fails with its own error
+            tell_unheld(self._name)
+            return False
+        if refusal.waits:
+            self._room.ranked.hold(lane)
+        if refusal.began:
+            run.began_hold, run.spent = True, refusal.spent
+        if waiter.done():
+            return False
+        assert entry is not None  # noqa: S101 - with retry= there are no flat lists
+        passed = index == 0 and run.probing and is_passed_over(lane.hold, entry.seq, self._retry)
+        if run.spent or passed:
+            note_spent(self._name, error)
+            return False
+        self._room.ranked.put_back(entry, now)
+        return True

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .backoff import Backoffs
     from .dispatcher import Dispatcher
     from .door import Door
-    from .holding import Holding
+    from .holding import Holder
     from .life import Life
     from .room import Room
     from .rules import Rules
@@ -57,7 +57,7 @@ class Serving:
         backoffs: Backoffs,
         room: Room,
         settler: Settler,
-        holding: Holding | None,
+        holding: Holder | None,
         dispatcher: Dispatcher,
     ) -> None:
         self._rules = rules

@@ -10,10 +10,11 @@ from microbatch._loops.context import in_context
 from microbatch._loops.on_asyncio import InvalidState
 from microbatch._pure import checks
 from microbatch._pure.copying import copy_exception
-from microbatch._pure.exceptions import HandlerCrashed, RateLimited, Skipped
+from microbatch._pure.exceptions import HandlerCrashed, Skipped
 from microbatch._telemetry.kinds import counted, kind_of
 from microbatch._telemetry.log import write
 
+from .holding import is_refusal
 from .pausing import pause_of
 from .waiters import Member, Shared
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from .backoff import Backoffs
     from .entry import Entry
-    from .holding import Holding
+    from .holding import Holder
     from .rules import Rules
     from .run import Run
     from .tally import Tally
@@ -50,7 +51,7 @@ class Settler:
         tally: Tally,
         backoffs: Backoffs,
         *,
-        holding: Holding | None,
+        holding: Holder | None,
         observer: Observer | None,
     ) -> None:
         self._rules = rules
@@ -67,7 +68,7 @@ class Settler:
         run.decided = True
         if run.promised:
             self.keep_promises(run)
-        if run.entries is not None or run.early:
+        if run.entries is not None or run.early or (mixed and self._holding is not None):
             self._settle_each(run, results, mixed=mixed)
         else:
             self._tally.items += run.left
@@ -90,7 +91,7 @@ class Settler:
         for index, waiter in enumerate(run.waiters):
             if waiter is None:
                 continue
-            if mixed and self._holding is not None and _is_refusal(results[index]):
+            if mixed and self._holding is not None and is_refusal(results[index]):
                 refused.append(
                     index
                 )  # last: what succeeded beside them tells how they are to be taken
@@ -135,14 +136,13 @@ class Settler:
     def settle_error(self, run: Run, index: int, error: Exception) -> None:
         """The same with an exception that belongs to this item alone."""
         waiter, entry = self._take_out(run, index)
-        if entry is not None:
-            if self._holding is not None and _is_refusal(error):
-                if self._holding.takes(run, index, entry, error):
-                    run.held += 1
-                    return
-            elif self._back_off(entry, error):
-                run.retried = counted(run.retried, error)
+        if self._holding is not None and is_refusal(error):
+            if self._holding.takes(run, index, waiter, entry, error):
+                run.held += 1
                 return
+        elif entry is not None and self._back_off(entry, error):
+            run.retried = counted(run.retried, error)
+            return
         self._tally.items += 1
         if entry is not None:
             note_attempts(waiter, entry.attempts)
@@ -232,11 +232,6 @@ class Settler:
         run.decided = True
         for index in list(run.promised):
             self.keep_promise(run, index)
-
-
-def _is_refusal(result: Any) -> bool:
-    """Tell whether a backend says that it takes nothing now. A proxy may lie about its class."""
-    return issubclass(type(result), RateLimited)
 
 
 def _set_all(waiters: list[Any], results: list[Any]) -> None:

@@ -45,6 +45,7 @@ class Consumer:
         self._taking = False
         self._looking = False
         hands.settling = settling
+        hands.bind(loop)
         hands.on_room = self._ask_behind_outcomes
         settling.on_settled = settling.on_flushed = self._ask
 

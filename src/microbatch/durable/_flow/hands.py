@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from microbatch._core.engine import Engine
+from microbatch._core.holding import is_refusal
 from microbatch._core.rules import TURN, Rules
 from microbatch._pure.adaptive import AdaptiveSize
 from microbatch._pure.exceptions import BatcherClosed
@@ -12,14 +13,16 @@ from microbatch._telemetry.kinds import counted
 from microbatch.durable._file.ranges import ITEMS_MAX
 from microbatch.durable._file.records import State
 
+from .kept import Kept
 from .parcel import InPartition, Items, Parcel
 from .settling import Done, Failure
-from .verdicts import death, unseen, verdict
+from .verdicts import death, given_up, unseen, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Sequence
 
     from microbatch._core.run import Reason, Run
+    from microbatch._loops.protocol import Loop
     from microbatch._pure.retry import Retry
     from microbatch._telemetry.observer import Observer
     from microbatch.durable._file.codec import Codec
@@ -69,7 +72,18 @@ class Hands:
         if isinstance(max_batch_size, AdaptiveSize):
             rules.adaptive = max_batch_size
         rules.pace = max(1, TURN // self.size())
-        self.engine: Engine = Engine(rules, prepare=self._start, observer=observer)
+        self._kept: Kept | None = None
+        if retry is not None:
+            self._kept = Kept(
+                rules.name,
+                retry,
+                enter=self._enter,
+                recall=self._recall,
+                on_room=self._has_room,
+            )
+        self.engine: Engine = Engine(
+            rules, prepare=self._start, observer=observer, holding=self._kept
+        )
         self._max_concurrency = rules.max_concurrency
         self._partition = partition
         self._retry = retry
@@ -79,6 +93,11 @@ class Hands:
         self._parcels: set[Parcel] = set()
         self.settling: Settling
         self.on_room: Callable[[], None]
+
+    def bind(self, loop: Loop) -> None:
+        """Serve an event loop."""
+        if self._kept is not None:
+            self._kept.loop = loop
 
     def size(self) -> int:
         """Return how many items the next handler call may have."""
@@ -91,9 +110,15 @@ class Hands:
         # A disk that does not keep up, or has failed, must not let outcomes pile up in memory.
         if self.engine.is_stuck() or self.settling.unsettled > 2 * self._max_concurrency * size:
             return 0, 0
-        free = max(0, self._max_concurrency - len(self._parcels))
-        if self._partition is None or not free:
-            return free, size
+        busy = len(self._parcels)
+        if self._kept is not None and self._partition is not None:
+            # The others go on beside partitions that wait; but a claim may bring more of those.
+            busy -= min(self._kept.parked, self._max_concurrency * CLAIMED_AHEAD)
+        free = max(0, self._max_concurrency - busy)
+        if self._partition is None:
+            return free if self._kept is None else self._kept.slots(None, free), size
+        if not free:
+            return 0, size
         # The disk knows nothing of partitions: of one batch's worth each would get a part.
         return 1, max(size, min(size * free * CLAIMED_AHEAD, ITEMS_MAX))
 
@@ -160,6 +185,10 @@ class Hands:
         parcel = Parcel(self, claim, items, "size" if len(items.ids) >= self.size() else reason)
         parcel.partition = partition
         self._parcels.add(parcel)
+        if self._kept is None or self._kept.admits(parcel):
+            self._enter(parcel)
+
+    def _enter(self, parcel: Parcel) -> None:
         try:
             parcel.pending = self.engine.entrance.enter(parcel, wait=False)
         except BatcherClosed:
@@ -204,31 +233,68 @@ class Hands:
             done.items.append(parcel.items[index])
             done.attempts.append(parcel.attempts[index])
         self.settling.done(parcel.claim, done)
-        self._check_end(parcel)
+        if self._kept is not None:
+            self._kept.succeeded(parcel)
+        self.check_end(parcel)
 
     def failed(self, parcel: Parcel, index: int, error: Exception) -> None:
         """Take one item's failure."""
         number, attempt = parcel.ids[index], parcel.attempts[index]
-        decided = verdict(number, attempt, error, self._retry)
+        if self._kept is not None and is_refusal(error):
+            decided = given_up(number, error)
+        else:
+            decided = verdict(number, attempt, error, self._retry)
         if decided.state not in (State.DEAD, State.SKIPPED):
             parcel.run.retried = counted(parcel.run.retried, error)
         self._fail(parcel.claim, number, attempt, decided, error)
-        self._check_end(parcel)
+        self.check_end(parcel)
 
     def _fail(
         self, claim: int, number: int, attempt: int, decided: Verdict, error: Exception | None
     ) -> None:
         self.settling.failed(claim, Failure(decided, attempt, error))
 
-    def _check_end(self, parcel: Parcel) -> None:
-        if not parcel.left:
-            self._parcels.discard(parcel)
-            self.on_room()
+    def check_end(self, parcel: Parcel) -> None:
+        """See whether all items of a parcel have an outcome, or are to go again."""
+        if parcel.left:
+            return
+        self._parcels.discard(parcel)
+        if self._kept is not None:
+            if parcel.kept:
+                self._keep(parcel, self._kept)
+            self._kept.ended(parcel)
+        self.on_room()
+
+    def _has_room(self) -> None:
+        self.on_room()
+
+    def _keep(self, parcel: Parcel, kept: Kept) -> None:
+        """Let what the backend refused of a parcel go again, as soon as its partition may."""
+        items = parcel.rest()
+        if kept.closing or (len(items.ids) == 1 and self._partition is None):
+            # Alone in a claim it would be charged with this process's death, though no handler has it.
+            for number in items.ids:
+                self.settling.failed(parcel.claim, Failure(unseen(number), 0, None))
+        else:
+            self._hand_over(parcel.claim, items, parcel.partition)
+
+    def _recall(self, partition: Hashable) -> None:
+        """Keep what of a partition was to begin next."""
+        for parcel in list(self._parcels):
+            if parcel.partition == partition and self._is_unstarted(parcel) and self._kept:
+                parcel.pending = None
+                self._kept.keep(parcel)
+
+    def _is_unstarted(self, parcel: Parcel) -> bool:
+        """Tell whether a parcel was to begin still; from now on it will not."""
+        return not parcel.started and parcel.pending is not None and bool(parcel.pending.cancel())
 
     def give_back_unstarted(self) -> None:
-        """Put back what no handler has seen."""
+        """Put back what no handler has seen, and what the backend refused: this process closes."""
+        if self._kept is not None:
+            self._kept.close()
         for parcel in list(self._parcels):
-            if not parcel.started and parcel.pending is not None and parcel.pending.cancel():
+            if (parcel.pending is None and not parcel.started) or self._is_unstarted(parcel):
                 self._give_back(parcel)
 
     def give_back_stopped(self, jobs: Collection[str]) -> None:

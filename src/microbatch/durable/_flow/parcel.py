@@ -32,18 +32,24 @@ class Parcel:
         started: Whether a handler has it.
         pending: What the engine gave for it.
         run: The handler call, once it has begun.
+        kept: The places of items that the backend refused, to go again.
+        era: How many holds its partition had when it began.
+        probing: Whether it goes first, after its backend took nothing.
     """
 
     __slots__ = (
         "_hands",
         "attempts",
         "claim",
+        "era",
         "ids",
         "items",
+        "kept",
         "keys",
         "left",
         "partition",
         "pending",
+        "probing",
         "reason",
         "run",
         "started",
@@ -61,6 +67,14 @@ class Parcel:
         self.started: bool = False
         self.pending: Any = None
         self.run: Run
+        self.kept: list[int] = []
+        self.era: int = 0
+        self.probing: bool = False
+
+    def rest(self) -> Items:
+        """Return the items that are to go again."""
+        items = Items(self.ids, self.items, self.attempts, self.keys, self.traces)
+        return items.some(sorted(self.kept))
 
     def content(self) -> Items:
         """Return its items, as they came."""
@@ -87,6 +101,12 @@ class Parcel:
         """Take the result of one item."""
         self.left -= 1
         self._hands.succeeded(self, (index,), (value,))
+
+    def keep_one(self, index: int) -> None:
+        """Keep an item that the backend refused."""
+        self.left -= 1
+        self.kept.append(index)
+        self._hands.check_end(self)
 
     def fail_one(self, index: int, error: Exception) -> None:
         """Take the failure of one item."""

@@ -59,6 +59,12 @@ def death(number: int, error: Exception) -> Verdict:
     return Verdict(number, State.DEAD, encode_error(error), code=error_code(error))
 
 
+def given_up(number: int, error: Exception) -> Verdict:
+    """Return what is recorded about an item that its backend refused too often: nothing is said against it."""
+    stored = encode_error(error, retryable=True)
+    return Verdict(number, State.DEAD, stored, code=error_code(error))
+
+
 def unseen(number: int) -> Verdict:
     """Return what is recorded about an item that no handler has seen."""
     return Verdict(number, State.READY, counted=False)
