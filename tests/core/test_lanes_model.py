@@ -91,7 +91,8 @@ class Program:
         key = (two,) if two % 2 else None
         sharer = sharer_of(self.lanes, partition, key)
         keyed = [e for e in self.of(partition) if key is not None and e.key == key]
-        assert sharer is (keyed[0] if keyed else None)
+        # Beside one that was refused another one of its key may stand, which came meanwhile: either will do.
+        assert sharer in keyed if keyed else sharer is None
         if sharer is not None:
             self.lanes.promote(sharer, priority)
             return
@@ -173,6 +174,9 @@ class Program:
                 self.lanes.put_back(entry, self.now)
                 self.entries.append(entry)
                 self.again.add(entry)
+                # Whatever a flush counted stands behind it, so it goes for that reason too.
+                if any(e.partition == partition and e.seq > entry.seq for e in self.flushed):
+                    self.flushed.add(entry)
             else:
                 entry.release()
         self.entries.sort(key=lambda entry: entry.seq)
@@ -243,7 +247,16 @@ class Program:
         last = max([e.seq for e in self.again if e.partition == partition], default=-1)
         return any(entry.seq <= last for entry in entries)
 
+    def forget(self) -> None:
+        """Partitions that have nothing when their time is over begin anew."""
+        self.lanes.ready(self.now)  # they look what time it is
+        flying = {run.lane.partition for run in self.flying}
+        for partition in list(self.awaited):
+            if not (self.of(partition) or partition in flying or self.held[partition] > self.now):
+                self.awaited.discard(partition)
+
     def check(self) -> None:
+        self.forget()
         lanes, entries = self.lanes, self.entries
         assert lanes.count == len(entries)
         assert lanes.weight == sum(entry.weight for entry in entries)
