@@ -427,3 +427,36 @@ async def test_what_was_to_begin_next_of_a_refused_partition_waits_too(path):
     assert calls.index(4) > second
     assert sorted(calls) == [1, 1, 2, 3, 4, 5, 6]
     check_counts(path)
+
+
+@pytest.mark.parametrize("partition", [None, lambda item: item % 1])
+async def test_a_job_that_is_cancelled_while_held_ends_at_once(path, partition):
+    """Nothing of it goes again when the time is over; what is not of it does."""
+    handler = Busy(0.3)
+    async with batcher(
+        path, handler, max_batch_size=3, max_concurrency=2, partition=partition, retry=holding()
+    ) as durable:
+        job = await durable.enqueue_job(range(7))
+        await until(lambda: handler.batches)
+        await job.cancel()
+        status = await job.wait(20)
+        assert (status.life, status.outcome) == ("ended", "cancelled")
+        seen = len(handler.batches)
+        assert await durable.submit(100) == 1_000
+        assert handler.batches[seen:] == [[100]]
+    assert status.cancelled + status.succeeded == 7
+    check_counts(path)
+
+
+@pytest.mark.parametrize("partition", [None, lambda item: item % 1])
+async def test_a_job_is_held_like_anything_else(path, partition):
+    """And ends with all that it has, no attempt counted."""
+    handler = Busy(0.05, 0.05)
+    async with batcher(
+        path, handler, max_batch_size=3, partition=partition, retry=holding(attempts=1)
+    ) as durable:
+        job = await durable.enqueue_job(range(7))
+        status = await job.wait(20)
+        assert (status.succeeded, status.failed) == (7, 0)
+    assert set(handler.attempts) == {1}
+    check_counts(path)

@@ -271,8 +271,10 @@ class Hands:
     def _keep(self, parcel: Parcel, kept: Kept) -> None:
         """Let what the backend refused of a parcel go again, as soon as its partition may."""
         items = parcel.rest()
-        if kept.closing or (len(items.ids) == 1 and self._partition is None):
-            # Alone in a claim it would be charged with this process's death, though no handler has it.
+        alone = len(items.ids) == 1 and self._partition is None
+        if kept.closing or alone or items.told is not None:
+            # Alone in a claim it would be charged with this process's death, though no handler has it; and
+            # whether its job was stopped meanwhile is the file's to say.
             for number in items.ids:
                 self.settling.failed(parcel.claim, Failure(unseen(number), 0, None))
         else:
@@ -301,19 +303,23 @@ class Hands:
         """Put back what no handler has seen of jobs of which nothing more may begin."""
         for parcel in list(self._parcels):
             told = parcel.told
-            if parcel.started or told is None or parcel.pending is None:
+            if parcel.started or told is None:
                 continue
             stopped = [place for place, job in enumerate(told.jobs) if job in jobs]
-            if not stopped or not parcel.pending.cancel():
+            if not stopped or (parcel.pending is not None and not parcel.pending.cancel()):
                 continue
             content, gone = parcel.content(), set(stopped)
             self._parcels.discard(parcel)
+            if self._kept is not None:
+                self._kept.withdraw(parcel)
             for place in stopped:
                 failure = Failure(unseen(content.ids[place]), 0, None)
                 self.settling.failed(parcel.claim, failure)
             rest = content.some(p for p in range(len(content.ids)) if p not in gone)
             if rest.ids:
                 self._hand_over(parcel.claim, rest, parcel.partition)
+            if self._kept is not None:
+                self._kept.go_on(parcel.partition)
         self.on_room()
 
     def _give_back(self, parcel: Parcel) -> None:

@@ -151,6 +151,29 @@ class Kept:
         self.parked += 1
         parcels.sort(key=lambda one: (one.claim, one.ids[0]))
 
+    def withdraw(self, parcel: Parcel) -> None:
+        """Do without a parcel that has not begun; if it was to go first, another one may."""
+        waiting = self._waiting.get(parcel.partition)
+        if waiting is None:
+            return
+        if parcel in waiting.parcels:
+            waiting.parcels.remove(parcel)
+            self.parked -= 1
+        elif waiting.hold.probe is parcel:
+            waiting.hold.probe = None
+            waiting.hold.closed = False
+
+    def go_on(self, partition: Hashable) -> None:
+        """Let one go first where one may, and none does."""
+        waiting = self._waiting.get(partition)
+        if waiting is not None and waiting.parcels and not waiting.hold.closed:
+            self._release(waiting.parcels.pop(0))
+
+    def _release(self, parcel: Parcel) -> None:
+        self.parked -= 1
+        self.admits(parcel)
+        self._enter(parcel)
+
     def succeeded(self, parcel: Parcel) -> None:
         """Tell that an item has succeeded: the backend takes some again."""
         waiting = self._waiting.get(parcel.partition)
@@ -167,10 +190,8 @@ class Kept:
             parcels, waiting.parcels = waiting.parcels, []
             if waiting.partition is not None or not waiting.hold.refusals:
                 del self._waiting[parcel.partition]  # there may be a million of them
-            self.parked -= len(parcels)
             for one in parcels:
-                self.admits(one)
-                self._enter(one)
+                self._release(one)
 
     def close(self) -> None:
         """Let nothing become due any more."""
@@ -197,10 +218,7 @@ class Kept:
         self._handle = None
         for waiting in self._holds.over(max(when, self.now())):
             if waiting.parcels:
-                first = waiting.parcels.pop(0)
-                self.parked -= 1
-                self.admits(first)
-                self._enter(first)
+                self._release(waiting.parcels.pop(0))
             elif waiting.partition is not None:
                 self._waiting.pop(waiting.partition, None)  # whoever comes begins anew
         self._set_timer()

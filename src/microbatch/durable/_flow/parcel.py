@@ -73,8 +73,7 @@ class Parcel:
 
     def rest(self) -> Items:
         """Return the items that are to go again."""
-        items = Items(self.ids, self.items, self.attempts, self.keys, self.traces)
-        return items.some(sorted(self.kept))
+        return self.content().some(sorted(self.kept))
 
     def content(self) -> Items:
         """Return its items, as they came."""
