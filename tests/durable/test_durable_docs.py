@@ -25,6 +25,8 @@ QUEUE_SETTINGS = {
     "item_type": REQUIRED,
     "result_type": None,
     "queue": "default",
+    "enc_hook": None,
+    "dec_hook": None,
     "max_depth": 1_000_000,
     "max_file_bytes": None,
     "key_ttl": 86_400.0,

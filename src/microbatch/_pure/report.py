@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 from .exceptions import ItemError, MicrobatchError, Skipped, code_of
+from .models import show
 
 
 class BatchFailed(MicrobatchError, ExceptionGroup[Exception]):
@@ -110,18 +111,20 @@ class Outcome(Generic[R_co]):
         inside: only its code, ``"internal_error"``, is shown.
 
         Raises:
-            TypeError: If the value is of a type that msgspec cannot turn into built-in ones.
+            TypeError: If the value is of a type that msgspec cannot turn into built-in ones, and no model
+                in the manner of pydantic.
         """
         from msgspec import to_builtins  # noqa: PLC0415 - `import microbatch` must not import msgspec
 
+        error = None if self.error is None else _describe(self.error)
         return {
             "index": self.index,
             "id": self.id,
             "ok": self.ok,
             "skipped": self.skipped,
             "attempts": self.attempts,
-            "value": to_builtins(self.value),
-            "error": None if self.error is None else to_builtins(_describe(self.error)),
+            "value": to_builtins(self.value, enc_hook=show),
+            "error": to_builtins(error, enc_hook=show),
         }
 
 

@@ -65,6 +65,8 @@ class DurableBatcher(DurableQueue[T, R]):
         result_type: As for ``DurableQueue``: the type of the handler's results, which type checkers take
             from the handler. Give it wherever results are anything but built-in values.
         queue: As for ``DurableQueue``.
+        enc_hook: As for ``DurableQueue``.
+        dec_hook: As for ``DurableQueue``.
         max_batch_size: As for ``Batcher``.
         max_wait: As for ``Batcher``: a ready item waits on the disk no longer than this for company.
         max_concurrency: As for ``Batcher``. Items are claimed only for slots that are free.
@@ -129,6 +131,8 @@ class DurableBatcher(DurableQueue[T, R]):
         item_type: Any,
         result_type: Any = None,
         queue: str = "default",
+        enc_hook: Callable[[Any], Any] | None = None,
+        dec_hook: Callable[[type, Any], Any] | None = None,
         max_batch_size: int | AdaptiveSize = 100,
         max_wait: float = 0.0,
         max_concurrency: int = 1,
@@ -167,6 +171,7 @@ class DurableBatcher(DurableQueue[T, R]):
             item_type,
             result_type,
             queue=queue,
+            hooks=(enc_hook, dec_hook),
             limits=Limits(
                 max_depth=max_depth,
                 max_file_bytes=max_file_bytes,

@@ -32,7 +32,7 @@ from .records import DeadLetter, Ticket, queue_stats, ticket_id
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Awaitable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
     from types import TracebackType
 
     from microbatch._telemetry.settings import Telemetry
@@ -57,6 +57,8 @@ class QueueSettings(TypedDict, total=False):
     """The settings that every queue has; ``DurableQueue`` says what each means."""
 
     queue: str
+    enc_hook: Callable[[Any], Any] | None
+    dec_hook: Callable[[type, Any], Any] | None
     max_depth: int
     max_file_bytes: int | None
     key_ttl: float
@@ -80,9 +82,15 @@ class DurableQueue(WithJobs[T, R]):
     Args:
         path: The SQLite file; created, readable by its owner only, if there is none. It may be the
             application's own.
-        item_type: What items are: any type that msgspec can decode.
+        item_type: What items are: any type that msgspec can decode. Pydantic models, and any class with
+            ``model_validate`` and ``model_dump``, are among them, also within others.
         result_type: The same for results; by default they are read back as built-in values.
         queue: The queue's name in the file.
+        enc_hook: For classes that msgspec does not know: turns a value into one that it does, as msgspec's
+            own ``enc_hook``; raises ``NotImplementedError`` for a class that is not its own. It is not
+            asked about models.
+        dec_hook: The way back, as msgspec's own: ``dec_hook(class, value)``; it raises the same for
+            a class that is not its own.
         max_depth: Items not yet ended in this queue, at least 1; beyond, ``QueueFull``.
         max_file_bytes: Pages in use plus the write-ahead log; beyond, ``QueueFull`` for new items, while
             what is there can still be finished. None for no bound.
@@ -101,7 +109,8 @@ class DurableQueue(WithJobs[T, R]):
             the batch that handles it is linked, in whatever process.
 
     Raises:
-        TypeError: If a setting has the wrong type, or msgspec cannot decode ``item_type``.
+        TypeError: If a setting has the wrong type, or ``item_type`` or ``result_type`` cannot be read back:
+            msgspec does not take it, or it holds a class that neither is a model nor has a ``dec_hook``.
         ValueError: If a setting is out of its range.
     """
 
@@ -149,6 +158,8 @@ class DurableQueue(WithJobs[T, R]):
         item_type: Any,
         result_type: Any = None,
         queue: str = "default",
+        enc_hook: Callable[[Any], Any] | None = None,
+        dec_hook: Callable[[type, Any], Any] | None = None,
         max_depth: int = 1_000_000,
         max_file_bytes: int | None = None,
         key_ttl: float = 86_400.0,
@@ -166,6 +177,7 @@ class DurableQueue(WithJobs[T, R]):
             item_type,
             result_type,
             queue=queue,
+            hooks=(enc_hook, dec_hook),
             limits=Limits(
                 max_depth=max_depth,
                 max_file_bytes=max_file_bytes,
@@ -189,6 +201,7 @@ class DurableQueue(WithJobs[T, R]):
         result_type: Any,
         *,
         queue: str,
+        hooks: tuple[Callable[[Any], Any] | None, Callable[[type, Any], Any] | None],
         limits: Limits,
         poll_interval: float,
         synchronous: str,
@@ -205,8 +218,12 @@ class DurableQueue(WithJobs[T, R]):
         # Resolved now: the working directory, and what a link leads to, may change before the first call.
         self._path = resolve(path)
         self._queue_name = queue
-        self._items: Codec[T] = Codec(item_type, "item_type")
-        results: Codec[R] = Codec(Any if result_type is None else result_type, "result_type")
+        for setting, hook in zip(("enc_hook", "dec_hook"), hooks, strict=True):
+            checks.function(setting, hook)
+        self._items: Codec[T] = Codec(item_type, "item_type", *hooks)
+        results: Codec[R] = Codec(
+            Any if result_type is None else result_type, "result_type", *hooks
+        )
         self._limits = limits
         self._synchronous = synchronous
         self._access = QueueAccess(queue, self._items, results, limits, self._opened)

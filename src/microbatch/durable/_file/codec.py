@@ -7,14 +7,18 @@ ValueError of ours with that as its cause, so that it is one item's fault. What 
 from __future__ import annotations
 
 import traceback
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
 import msgspec
 
 from microbatch._pure.report import INTERNAL_ERROR, error_code
 from microbatch.durable.errors import ItemFailed
 
+from .foreign import Foreign, unreadable
 from .job_life import CODE_CHARACTERS_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 T = TypeVar("T")
 
@@ -24,24 +28,40 @@ MESSAGE_CHARACTERS_MAX = 2_000
 TRACEBACK_CHARACTERS_MAX = 8_000
 
 _encode = msgspec.msgpack.Encoder().encode
-#: Sets and the keys of dicts in one order, whatever the hash seed.
-_encode_in_order = msgspec.msgpack.Encoder(order="deterministic").encode
 
 
 class Codec(Generic[T]):
     """Encode and decode values of one type.
 
     Args:
-        value_type: Any type that msgspec can decode.
+        value_type: Any type that msgspec can decode, with models of pydantic's in it or not.
         setting: The setting's name, for messages.
+        enc_hook, dec_hook: The user's, for types that msgspec does not know.
 
     Raises:
-        TypeError: If msgspec cannot decode into the type, for example a union of structs without tags.
+        TypeError: If msgspec cannot decode into the type, for example a union of structs without tags, or
+            holds a class that neither it nor a hook can make.
     """
 
-    def __init__(self, value_type: Any, setting: str) -> None:
+    def __init__(
+        self,
+        value_type: Any,
+        setting: str,
+        enc_hook: Callable[[Any], Any] | None = None,
+        dec_hook: Callable[[type, Any], Any] | None = None,
+    ) -> None:
+        foreign = Foreign(enc_hook, dec_hook)
+        self._encode = msgspec.msgpack.Encoder(enc_hook=foreign.encode).encode
+        # Sets and the keys of dicts in one order, whatever the hash seed: for values without an `__eq__`.
+        in_order = msgspec.msgpack.Encoder(enc_hook=foreign.encode, order="deterministic")
+        self._encode_in_order = in_order.encode
         try:
-            self._decode = msgspec.msgpack.Decoder(value_type).decode
+            self._decode = msgspec.msgpack.Decoder(value_type, dec_hook=foreign.decode).decode
+            if dec_hook is None and (strange := unreadable(value_type)) is not None:
+                raise TypeError(
+                    f"nothing makes a {strange} of what was stored; give it model_validate and "
+                    "model_dump, or give dec_hook"
+                )
         except Exception as error:
             message = f"{setting} must be a type that msgspec can decode, got {value_type!r}: {_text(error)}"
             raise TypeError(message) from error
@@ -58,7 +78,7 @@ class Codec(Generic[T]):
             ValueError: If what would be read back does not fit the type.
         """
         try:
-            payload = _encode(value)
+            payload = self._encode(value)
         except Exception as error:
             message = f"cannot encode {type(value).__name__} for the disk: {_text(error)}"
             raise TypeError(message) from error
@@ -94,14 +114,9 @@ class Codec(Generic[T]):
             return True
         try:
             one, other = self._decode(first), self._decode(second)
-            return bool(one == other) or _in_order(one) == _in_order(other)
+            return bool(one == other) or self._encode_in_order(one) == self._encode_in_order(other)
         except Exception:  # noqa: BLE001 - a user's type may raise anything
             return False
-
-
-def _in_order(value: Any) -> bytes:
-    """Return bytes that do not depend on the order of sets and dicts: for values without an `__eq__`."""
-    return _encode_in_order(value)
 
 
 def decode_roughly(payload: bytes) -> Any:
