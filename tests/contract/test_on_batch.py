@@ -21,6 +21,7 @@ from microbatch import (
     BatcherClosed,
     BatchRecord,
     ItemError,
+    RateLimited,
     Retry,
     Skipped,
     Telemetry,
@@ -142,6 +143,33 @@ async def test_items_that_go_again_are_told_apart_from_those_that_failed(partiti
         await outcomes(*(batcher.submit(item) for item in range(4)))
     assert [ends(record) for record in records] == [(2, 0, 0, 2, 0), (1, 1, 0, 0, 0)]
     assert [record.errors for record in records] == [{}, {"internal_error": 1}]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("whole", [False, True])
+async def test_items_that_a_backend_refused_are_held_and_not_failed(whole: bool) -> None:
+    """They go again with no attempt counted; only refusals without end make failures of them."""
+    records, telemetry = told()
+    windows = [True]
+
+    async def handler(items: list[int]) -> list[Any]:
+        if windows and windows.pop(0):
+            if whole:
+                raise RateLimited(retry_after=1.0)
+            return [item if item == 0 else RateLimited(retry_after=1.0) for item in items]
+        return items
+
+    retry = Retry(on=OSError, holds=2)
+    async with Batcher(handler, retry=retry, telemetry=telemetry) as batcher:
+        await batcher.submit_many(range(3))
+        windows += [True, True]
+        await batcher.submit_many_report([5])
+    counts = [ends(record) for record in records]
+    assert counts[0] == ((0, 0, 0, 0, 3) if whole else (1, 0, 0, 0, 2))
+    assert sum(one[0] for one in counts) == 3
+    assert counts[-1] == (0, 1, 0, 0, 0)
+    assert records[-1].errors == {"rate_limited": 1}
+    assert all(record.errors == {} for record in records[:-1])
 
 
 async def fails(items: list[int]) -> list[int]:
