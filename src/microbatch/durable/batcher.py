@@ -109,7 +109,7 @@ class DurableBatcher(DurableQueue[T, R]):
         handler: Callable[[list[T]], Silent],
         *,
         item_type: type[T] | Any,
-        result_type: Any = None,
+        result_type: None = None,
         **settings: Unpack[BatcherSettings[T, None]],
     ) -> None: ...
     # Unions, Annotated and others are no classes, hence Any: the handler alone says what T and R are.

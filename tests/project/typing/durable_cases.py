@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NewType, assert_type
 
-from microbatch import Retry
+from microbatch import Retry, Telemetry
 from microbatch.durable import DeadLetter, DurableBatcher, DurableQueue, Ticket
 from microbatch.layers import bisecting, by_key, per_item
 
@@ -96,6 +96,44 @@ async def kinds() -> None:
     )
     assert_type(DurableBatcher("q.db", plain, item_type=Order), DurableBatcher[Order, int])
     assert_type(DurableBatcher("q.db", generator, item_type=Order), DurableBatcher[Order, Parcel])
+
+
+class Model:
+    """In the manner of pydantic."""
+
+    @classmethod
+    def model_validate(cls, value: object) -> Model:
+        return cls()
+
+    def model_dump(self) -> dict[str, object]:
+        return {}
+
+
+async def models(items: list[Model]) -> list[Model | Exception]:
+    return list(items)
+
+
+def enc_hook(value: object) -> object:
+    return value
+
+
+def dec_hook(kind: type, value: object) -> object:
+    return value
+
+
+async def types_of_ones_own() -> None:
+    durable = DurableBatcher(
+        "q.db",
+        models,
+        item_type=Model,
+        result_type=Model,
+        enc_hook=enc_hook,
+        dec_hook=dec_hook,
+        telemetry=Telemetry(on_batch=print),
+    )
+    assert_type(durable, DurableBatcher[Model, Model])
+    assert_type(await durable.submit(Model()), Model)
+    assert_type(DurableQueue("q.db", item_type=Model, dec_hook=dec_hook), DurableQueue[Model, Any])
 
 
 async def layered() -> None:

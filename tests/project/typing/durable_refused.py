@@ -14,6 +14,9 @@ async def lengths(items: list[str]) -> list[int]:
     return [len(item) for item in items]
 
 
+async def silent(items: list[str]) -> None: ...
+
+
 async def single(item: str) -> int:
     return len(item)
 
@@ -38,3 +41,5 @@ def settings() -> None:
     DurableBatcher("q.db", lengths, item_type=str, max_pending=10)  # refused
     DurableBatcher("q.db", lengths, item_type=str, on_settle=settle)  # refused
     DurableQueue("q.db", item_type=str, max_batch_size=10)  # refused
+    DurableQueue("q.db", item_type=str, dec_hook=len)  # refused
+    DurableBatcher("q.db", silent, item_type=str, result_type=int)  # refused
