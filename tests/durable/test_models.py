@@ -231,14 +231,14 @@ async def test_equal_keys_with_equal_models_are_one_item(path: Path) -> None:
 
 
 class Secret(pydantic.BaseModel):
-    password: pydantic.SecretStr
+    word: pydantic.SecretStr
 
 
 def test_a_secret_is_refused_and_not_replaced_by_stars() -> None:
     """The handler would log in with them."""
     codec: Codec[Any] = Codec(Secret, "item_type")
     with pytest.raises(TypeError, match=r"cannot encode Secret for the disk: .* type SecretStr "):
-        codec.encode(Secret(password=pydantic.SecretStr("x")))
+        codec.encode(Secret(word=pydantic.SecretStr("x")))
 
     def open_secret(value: Any) -> Any:
         if isinstance(value, pydantic.SecretStr):
@@ -246,8 +246,8 @@ def test_a_secret_is_refused_and_not_replaced_by_stars() -> None:
         raise NotImplementedError
 
     codec = Codec(Secret, "item_type", open_secret)
-    _, stored = codec.encode(Secret(password=pydantic.SecretStr("x")))
-    assert stored.password.get_secret_value() == "x"
+    _, stored = codec.encode(Secret(word=pydantic.SecretStr("x")))
+    assert stored.word.get_secret_value() == "x"
 
 
 class Aliased(pydantic.BaseModel):
@@ -433,10 +433,8 @@ def test_what_is_stored_is_readable_by_others(path: Path) -> None:
 
 def test_an_outcome_shows_models_as_json_does() -> None:
     """By alias, secrets covered: this leaves the house."""
-    shown = Outcome(
-        0, True, {"a": [order()], "p": Secret(password=pydantic.SecretStr("x"))}
-    ).as_dict()
+    shown = Outcome(0, True, {"a": [order()], "p": Secret(word=pydantic.SecretStr("x"))}).as_dict()
     assert shown["value"]["a"][0]["address"] == {"street": "s", "zip": "1"}
-    assert shown["value"]["p"] == {"password": "**********"}
+    assert shown["value"]["p"] == {"word": "**********"}
     assert msgspec.json.encode(Outcome(0, True, Everything()).as_dict())
     assert Outcome(0, True, Point(3)).as_dict()["value"] == {"x": 3}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from microbatch._pure.models import dump, is_model, show, text_of, validate
+from microbatch._pure.models import as_shown, dump, is_whole_model, text_of, validate
 
 
 class Bare:
@@ -59,30 +59,30 @@ class BrokenError(ValueError):
 
 def test_a_class_with_both_methods_is_a_model() -> None:
     """One alone reads or writes; an item has to do both."""
-    assert is_model(Bare)
-    assert is_model(Open)
-    assert not is_model(type("Reads", (), {"model_validate": print}))
-    assert not is_model(type("Writes", (), {"model_dump": print}))
-    assert not is_model(type("Neither", (), {"model_validate": 1, "model_dump": 2}))
-    assert not is_model(int)
+    assert is_whole_model(Bare)
+    assert is_whole_model(Open)
+    assert not is_whole_model(type("Reads", (), {"model_validate": print}))
+    assert not is_whole_model(type("Writes", (), {"model_dump": print}))
+    assert not is_whole_model(type("Neither", (), {"model_validate": 1, "model_dump": 2}))
+    assert not is_whole_model(int)
 
 
 def test_methods_are_called_with_what_they_take() -> None:
     """Whoever has written such a class need not know pydantic's settings."""
     assert dump(Bare()) == {"dumped": True}
-    assert show(Bare()) == {"dumped": True}
+    assert as_shown(Bare()) == {"dumped": True}
     assert validate(Bare, 5) == ("validated", 5)
     assert dump(Open()) == {
         "mode": "python", "by_alias": False, "round_trip": True, "warnings": False,
     }  # fmt: skip
-    assert show(Open()) == {"mode": "json", "by_alias": True}
+    assert as_shown(Open()) == {"mode": "json", "by_alias": True}
     assert validate(Open, 5) == {"strict": False, "by_alias": True, "by_name": True}
 
 
 def test_a_class_that_reads_no_names_is_written_by_alias() -> None:
     """So older versions of pydantic read back what they wrote."""
     assert dump(Old()) == ("python", True)
-    assert show(Old()) == ("json", True)
+    assert as_shown(Old()) == ("json", True)
     assert validate(Old, 5) == (5, False)
 
 
@@ -120,11 +120,11 @@ def test_what_has_no_form_in_json_is_shown_by_its_parts() -> None:
                 raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
             return {"raw": b"\xff"}
 
-    assert show(Bytes()) == {"raw": b"\xff"}
+    assert as_shown(Bytes()) == {"raw": b"\xff"}
 
 
 def test_what_is_no_model_and_has_no_text_is_refused() -> None:
     """In msgspec's own words, which say it without a hook."""
-    for function in (show, text_of):
+    for function in (as_shown, text_of):
         with pytest.raises(TypeError, match=r"^Encoding objects of type complex is unsupported$"):
             function(1j)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from functools import lru_cache
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ _SHOWN: Mapping[str, Any] = {"mode": "json", "by_alias": True}
 _PROBLEMS_MAX = 10
 
 
-def is_model(kind: Any) -> bool:
+def is_whole_model(kind: Any) -> bool:
     """Tell whether a class is a model."""
     return callable(getattr(kind, "model_validate", None)) and callable(
         getattr(kind, "model_dump", None)
@@ -66,14 +65,14 @@ def validate(kind: Any, value: Any) -> Any:
         raise ValueError(problems) from error
 
 
-def show(value: Any) -> Any:
+def as_shown(value: Any) -> Any:
     """Return a model, or a part of one, as it is shown in JSON.
 
     Raises:
         TypeError: If it is none.
     """
     kind = type(value)
-    if not is_model(kind):
+    if not is_whole_model(kind):
         return text_of(value)
     wanted = {name: _SHOWN[name] for name in _accepted(kind.model_dump, *_SHOWN)}
     try:
@@ -83,19 +82,17 @@ def show(value: Any) -> Any:
         return value.model_dump(**wanted)
 
 
-def text_of(value: Any) -> str:
+def text_of(value: Any) -> Any:
     """Return what often stands in models and has a text that reads back: paths, addresses, URLs.
 
     Raises:
         TypeError: If it is nothing of this kind.
     """
     kind = type(value)
-    if (
-        isinstance(value, PurePath)
-        or kind.__module__ == "ipaddress"
-        or callable(getattr(kind, "unicode_string", None))  # pydantic's URLs
-    ):
-        return str(value)
+    if callable(getattr(kind, "__fspath__", None)):
+        return value.__fspath__()
+    if kind.__module__ == "ipaddress" or callable(getattr(kind, "unicode_string", None)):
+        return str(value)  # an address; one of pydantic's URLs
     raise TypeError(f"Encoding objects of type {kind.__name__} is unsupported")
 
 

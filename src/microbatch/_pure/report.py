@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 from .exceptions import ItemError, MicrobatchError, Skipped, code_of
-from .models import show
+from .models import as_shown
 
 
 class BatchFailed(MicrobatchError, ExceptionGroup[Exception]):
@@ -123,8 +123,8 @@ class Outcome(Generic[R_co]):
             "ok": self.ok,
             "skipped": self.skipped,
             "attempts": self.attempts,
-            "value": to_builtins(self.value, enc_hook=show),
-            "error": to_builtins(error, enc_hook=show),
+            "value": to_builtins(self.value, enc_hook=as_shown),
+            "error": to_builtins(error, enc_hook=as_shown),
         }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec.inspect
 
-from microbatch._pure.models import dump, is_model, text_of, validate
+from microbatch._pure.models import dump, is_whole_model, text_of, validate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,7 +47,7 @@ class Foreign:
         Raises:
             TypeError: If nobody knows. And whatever the user's hook raises.
         """
-        if is_model(type(value)):
+        if is_whole_model(type(value)):
             return dump(value)
         if self._enc_hook is not None:
             with contextlib.suppress(NotImplementedError):  # so says a hook what is not its own
@@ -60,7 +60,7 @@ class Foreign:
         Raises:
             ValueError: If a model finds it wrong. And whatever the user's hook raises.
         """
-        if is_model(kind):
+        if is_whole_model(kind):
             return validate(kind, value)
         if self._dec_hook is not None:
             with contextlib.suppress(NotImplementedError):
@@ -71,7 +71,7 @@ class Foreign:
 def unreadable(value_type: Any) -> str | None:
     """Return the name of a class within a type that nothing makes of stored values; None without one."""
     for kind in _unknown(msgspec.inspect.type_info(value_type), set()):
-        if not is_model(kind) and not any(_fits(made, kind) for made in _MADE):
+        if not is_whole_model(kind) and not any(_fits(made, kind) for made in _MADE):
             return getattr(kind, "__name__", None) or repr(kind)
     return None
 
