@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -244,8 +245,9 @@ async def test_a_hold_is_counted_once_and_its_items_when_they_have_their_outcome
     spans = [s for s in sdk.all_spans() if s.name.startswith("process")]
     assert [s.attributes["microbatch.attempt"] for s in spans] == [1] * len(spans)
     assert [s.attributes["microbatch.batch.failed_items"] for s in spans] == [0] * len(spans)
-    errors = [s.attributes.get("error.type") for s in spans]
-    assert errors == ["microbatch.errors.RateLimited", None, None, None]
+    # Whichever of the two that end at the same time is told of first.
+    errors = Counter(s.attributes.get("error.type") for s in spans)
+    assert errors == {"microbatch.errors.RateLimited": 1, None: 3}
 
 
 async def test_a_withdrawn_items_caller_is_not_linked() -> None:
