@@ -8,7 +8,7 @@ from durable_support import Handler, batcher, until
 from support import outcome
 from telemetry_support import Sdk
 
-from microbatch import Backoff, BatchRecord, ItemError, Retry, Skipped, Telemetry
+from microbatch import Backoff, BatchRecord, ItemError, RateLimited, Retry, Skipped, Telemetry
 from microbatch.durable import DurableQueue
 
 pytestmark = pytest.mark.anyio
@@ -71,6 +71,28 @@ async def test_a_whole_batch_that_fails_and_goes_again(path):
     total = [sum(column) for column in zip(*map(ends, records), strict=True)]
     assert total == [0, 3, 0, 3, 0]
     assert attempts == len(records)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_items_that_a_backend_refused_are_held(path, whole):
+    """They go again with no attempt counted, so they are neither failed nor tried again."""
+    calls = 0
+
+    async def handler(items):
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            return items
+        if whole:
+            raise RateLimited(retry_after=0.01)
+        return [item if item == 0 else RateLimited(retry_after=0.01) for item in items]
+
+    records = await run_batch(path, handler, range(3), retry=Retry(on=OSError, backoff=NOW))
+    counts = [ends(record) for record in records]
+    assert counts[0] == ((0, 0, 0, 0, 3) if whole else (1, 0, 0, 0, 2))
+    assert sum(one[0] for one in counts) == 3
+    assert all(record.errors == {} and not record.held for record in records[1:])
+    assert {record.failed + record.retried for record in records} == {0}
 
 
 async def test_a_result_that_cannot_be_stored_has_failed(path):

@@ -25,7 +25,8 @@ class BatchRecord:
         skipped: Items that ended with a ``Skipped``.
         retried: Items that failed and go again by ``retry``; in durable mode also those that a close cut
             short. They are counted anew in their next batch.
-        held: Items that were refused by a backend that said "not now" and go again, no attempt counted.
+        held: Items that a backend refused for now (``RateLimited``, with ``retry``) and that go again, no
+            attempt counted.
         errors: How many items failed or were skipped, by code, as ``BatchReport.errors``.
     """
 
