@@ -54,7 +54,9 @@ async def test_cancel_takes_steps_of_bounded_length(path, monkeypatch):
         await until(lambda: rows(path, "SELECT ready FROM microbatch_queues") == [(20,)])
         await job.cancel()
         seen = [status async for status in job.progress(0)]
-        assert seen[0].life == "cancelling"
+        # How often one looks meanwhile is a matter of pace.
+        assert {status.life for status in seen[:-1]} <= {"cancelling"}
+        assert (seen[-1].life, seen[-1].outcome) == ("ended", "cancelled")
         counts = [status.cancelled for status in seen]
         assert counts == sorted(counts)
         assert counts[-1] == 20

@@ -16,15 +16,13 @@ from ._file.job_records import JobRow, Page
 from ._file.records import State
 from ._flow.job_making import NewJobSettings, retry_job
 from .errors import ItemCancelled, ItemExpired, ItemFailed, JobNotEnded, ResultsExpired, UnknownJob
-from .job_status import JobPage, JobStatus, status_of
+from .job_status import JobPage, JobStatus
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
 
-    from ._file.codec import Codec
     from ._file.job_records import JobItem, Recipe
-    from ._file.limits import Limits
-    from ._flow.service import Service
+    from .access import QueueAccess
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -42,40 +40,6 @@ LIMIT_MAX = 10_000
 
 #: Outcomes that are read at once while one goes through all.
 OUTCOMES_READ = 1_000
-
-
-class QueueAccess:
-    """What handles of jobs need of their queue.
-
-    Attributes:
-        queue_name: The queue's name in the file.
-        items: How items read back.
-        results: How results do.
-        limits: How much the queue may hold, and for how long.
-        opened: Opens the queue if need be, for a call of that name, and returns its parts.
-    """
-
-    def __init__(
-        self,
-        queue_name: str,
-        items: Codec[Any],
-        results: Codec[Any],
-        limits: Limits,
-        opened: Callable[..., Awaitable[Service]],
-    ) -> None:
-        self.queue_name: str = queue_name
-        self.items: Codec[Any] = items
-        self.results: Codec[Any] = results
-        self.limits: Limits = limits
-        self._opened = opened
-
-    async def opened(self, call: str, *, handled: bool = False) -> Service:
-        """Return the queue's parts, open."""
-        return await self._opened(call, handled=handled)
-
-    def status_of(self, row: JobRow) -> JobStatus:
-        """Return a job as its row has it."""
-        return status_of(row, self.queue_name, self.limits.job_ttl, time.time())
 
 
 class Job(Generic[R_co]):

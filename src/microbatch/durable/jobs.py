@@ -9,12 +9,13 @@ from microbatch._pure import checks
 from ._file.job_life import VISIBLE, JobLife
 from ._flow.job_making import NewJobSettings, check_owner, enqueue_job_of
 from .errors import JobNotEnded, UnknownJob
-from .job import Job, QueueAccess, check_limit
+from .job import Job, check_limit
 from .job_status import JobsPage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 
+    from .access import QueueAccess
     from .job_status import LifeName
 
 T = TypeVar("T")
