@@ -320,7 +320,8 @@ async def test_one_file_counts_once_and_files_of_one_name_add_up(path):
                     wal_bytes=2,
                     lock_waits=number,
                     paused=False,
-                )
+                ),
+                {"queued": number, "running": 0},
             )
     assert gauges(sdk) == {
         "microbatch.queue.depth": {"ready": 11, "scheduled": 0, "claimed": 0},
@@ -328,6 +329,7 @@ async def test_one_file_counts_once_and_files_of_one_name_add_up(path):
         "microbatch.queue.oldest_age": {None: 10.0},
         "microbatch.queue.file.size": {"pages": 11, "log": 4},
         "microbatch.queue.lock_waits": {None: 12},
+        "microbatch.job.open": {"queued": 11, "running": 0},
     }
 
 

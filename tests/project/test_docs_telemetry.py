@@ -62,10 +62,11 @@ def emitted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[str]]:
             DurableQueue(path, item_type=int, telemetry=settings) as queue,
         ):
             await queue.enqueue(1)
+            await (await queue.enqueue_job(["x"], invalid="fail")).wait()
             await batcher.submit_many_report([1, 2])
-            while (
-                "microbatch_queue_depth" not in scraped
-            ):  # it is counted by a task of the queue's own
+            while not all(
+                name in scraped for name in ("microbatch_job_open", "microbatch_job_duration")
+            ):  # the one is counted by a task of the queue's own, the other told by its writer
                 await anyio.sleep(0.01)
                 scraped = generate_latest(REGISTRY).decode()
 
@@ -210,13 +211,18 @@ def documented_bounds() -> dict[str, tuple[float, ...]]:
     """The buckets of each histogram, as the page's text tells them."""
     page = " ".join((DOCS / "reference/telemetry.md").read_text(encoding="utf-8").split())
     said = re.search(
-        r"sizes ([\d .]+); seconds ([\d .]+); the conventions' own for `([\w.]+)`\.", page
+        r"sizes ([\d .]+); seconds ([\d .]+); of jobs ([\d .]+); "
+        r"the conventions' own for `([\w.]+)`\.",
+        page,
     )
     assert said is not None
+    of_jobs = {"microbatch.job.duration": tuple(map(float, said[3].split()))}
     sizes, seconds = (tuple(map(float, said[number].split())) for number in (1, 2))
     by_unit = {"`{item}`": sizes, "`s`": seconds}
     histograms = [row for row in table("Metrics") if row[1] == "histogram"]
-    return {row[0].strip("`"): by_unit[row[2]] for row in histograms} | {said[3]: CONVENTION}
+    return (
+        {row[0].strip("`"): by_unit[row[2]] for row in histograms} | of_jobs | {said[4]: CONVENTION}
+    )
 
 
 def test_what_an_sdk_gets_has_the_pages_names_units_kinds_and_bounds(tmp_path: Path) -> None:
@@ -240,7 +246,10 @@ def test_what_an_sdk_gets_has_the_pages_names_units_kinds_and_bounds(tmp_path: P
         ):
             await batcher.submit_many_report([1, 2])
             await durable.submit(3)
-            while "microbatch.queue.depth" not in metrics:  # counted by a task of the queue's own
+            await (await durable.enqueue_job([4])).wait()
+            while not {"microbatch.job.open", "microbatch.job.duration"} <= set(
+                metrics
+            ):  # counted by a task of the queue's own, and told by its writer
                 await anyio.sleep(0.01)
                 metrics.update(sdk.metrics())
 

@@ -65,10 +65,12 @@ class Instruments:
         self.batch_duration: Histogram = histograms["microbatch.batch.duration"]
         self.wait_duration: Histogram = histograms["microbatch.batch.wait.duration"]
         self.item_duration: Histogram = histograms["microbatch.item.duration"]
+        self.job_duration: Histogram = histograms["microbatch.job.duration"]
         self.process_duration: Histogram = histograms["messaging.process.duration"]
         self.items: Counter = counters["microbatch.items"]
         self.retries: Counter = counters["microbatch.retries"]
         self.holds: Counter = counters["microbatch.holds"]
+        self.job_items: Counter = counters["microbatch.job.items"]
         self.sent: Counter = counters["messaging.client.sent.messages"]
         self.consumed: Counter = counters["messaging.client.consumed.messages"]
         for name, (unit, description) in names.GAUGES.items():
@@ -95,7 +97,7 @@ class Instruments:
         """
         counts: dict[tuple[str, object], Any] = {}
         for queue in _members(self.queues):
-            stats = queue.stats
+            stats = queue.jobs if gauge == "microbatch.job.open" else queue.stats
             if stats is not None:
                 own = queue if gauge == "microbatch.queue.lock_waits" else queue.place
                 counts[queue.name, own] = stats
@@ -112,7 +114,7 @@ class Instruments:
         ]
 
 
-#: Gauge: the attribute that tells its series apart, and their values in a ``QueueStats``.
+#: Gauge: the attribute that tells its series apart, and their values in what a ``Counted`` keeps.
 _COUNTS: Final[Mapping[str, tuple[str, Callable[[Any], dict[str | None, float]]]]] = {
     "microbatch.queue.depth": (
         names.STATE,
@@ -125,6 +127,7 @@ _COUNTS: Final[Mapping[str, tuple[str, Callable[[Any], dict[str | None, float]]]
         lambda stats: {"pages": stats.file_bytes, "log": stats.wal_bytes},
     ),
     "microbatch.queue.lock_waits": ("", lambda stats: {None: stats.lock_waits}),
+    "microbatch.job.open": (names.JOB_LIFE, lambda jobs: jobs),
 }
 
 

@@ -62,6 +62,18 @@ STATE: Final = "microbatch.item.state"
 FILE_PART: Final = "microbatch.file.part"
 
 
+JOB_ID: Final = "microbatch.job.id"
+
+
+JOB_LIFE: Final = "microbatch.job.life"
+
+
+JOB_OUTCOME: Final = "microbatch.job.outcome"
+
+
+ITEM_OUTCOME: Final = "microbatch.item.outcome"
+
+
 ERROR_TYPE: Final = "error.type"
 
 
@@ -99,6 +111,12 @@ _CONVENTION_SECONDS: Final = (
 )  # fmt: skip
 
 
+#: A job takes seconds, or days.
+_LONG_SECONDS: Final = (
+    0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0,
+)  # fmt: skip
+
+
 #: Name: unit, description, bucket bounds.
 HISTOGRAMS: Final[Mapping[str, tuple[str, str, tuple[float, ...]]]] = {
     BATCH_SIZE: ("{item}", "Items in a handler call.", _SIZES),
@@ -109,6 +127,7 @@ HISTOGRAMS: Final[Mapping[str, tuple[str, str, tuple[float, ...]]]] = {
         _SECONDS,
     ),
     "microbatch.item.duration": ("s", "From submit to the result.", _SECONDS),
+    "microbatch.job.duration": ("s", "How long jobs took.", _LONG_SECONDS),
     "messaging.process.duration": ("s", "Duration of processing.", _CONVENTION_SECONDS),
 }
 
@@ -118,6 +137,7 @@ COUNTERS: Final[Mapping[str, tuple[str, str]]] = {
     "microbatch.items": ("{item}", "Items that have their outcome."),
     "microbatch.retries": ("{item}", "Failed items that were sent again."),
     "microbatch.holds": ("{hold}", "How often a backend that took nothing was left in peace."),
+    "microbatch.job.items": ("{item}", "Items of jobs that have their outcome."),
     "messaging.client.sent.messages": ("{message}", "Messages that were committed."),
     "messaging.client.consumed.messages": (
         "{message}",
@@ -146,6 +166,7 @@ QUEUE_GAUGES: Final[Mapping[str, tuple[str, str, str]]] = {
         "The file's pages in use, and its log.",
     ),
     "microbatch.queue.lock_waits": ("counter", "{wait}", "How often the file was found locked."),
+    "microbatch.job.open": ("up_down_counter", "{job}", "Jobs that have not ended."),
 }
 
 

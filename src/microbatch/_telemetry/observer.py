@@ -17,7 +17,7 @@ from .names import ERROR_TYPES_MAX, OBSERVE_INTERVAL, OTHER
 from .settings import _DEFAULT, Telemetry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from .counted import Counted
     from .recorder import Recorder
@@ -159,17 +159,19 @@ class Observer:
             self.stop(error)
 
     @contextlib.contextmanager
-    def sending(self, count: Callable[[], int], now: float) -> Iterator[bytes | None]:
+    def sending(
+        self, count: Callable[[], int], now: float, job: str | None = None
+    ) -> Iterator[bytes | None]:
         """Tell that items are being stored; give what to store with them: whose they are.
 
-        How many is asked for at the end: they may come one by one.
+        How many is asked for at the end: they may come one by one. ``job`` is the id of theirs.
         """
         if now >= self.observe_at:
             self.observe(None, now)
         recorder, span, trace, failure = self.recorder, None, None, None
         if recorder is not None and self.tracing:
             try:
-                span, trace = recorder.begin_sending()
+                span, trace = recorder.begin_sending(job)
             except Exception as error:  # noqa: BLE001 - an SDK's or a sampler's: the items go their way
                 self.stop(error)
         try:
@@ -207,6 +209,16 @@ class Observer:
         try:
             self.recorder.tell_ends(succeeded, skipped, failed, retried, None)
         except Exception as error:  # noqa: BLE001 - an SDK's: the outcomes go their way
+            self.stop(error)
+
+    def jobs_went_on(self, items: Mapping[str, int], ended: Iterable[tuple[str, float]]) -> None:
+        """Count items of jobs that ended, by how, and jobs that did, each with its outcome and seconds."""
+        recorder = self.recorder
+        if recorder is None or recorder.instruments is None:
+            return  # nobody listens any more
+        try:
+            recorder.tell_jobs(items, ended)
+        except Exception as error:  # noqa: BLE001 - an SDK's: the jobs go their way
             self.stop(error)
 
     def close(self, batcher: Any) -> None:

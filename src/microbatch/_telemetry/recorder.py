@@ -182,7 +182,7 @@ class Recorder:
         if self.instruments is not None and self._settings.item_metrics:
             self.instruments.item_duration.record(max(0.0, clock() - since), attributes, context)
 
-    def begin_sending(self) -> tuple[Span, bytes | None]:
+    def begin_sending(self, job: str | None = None) -> tuple[Span, bytes | None]:
         """Begin the span of storing items for a handler elsewhere; give what to store of it."""
         assert self.tracer is not None  # noqa: S101
         destination = self._messaging[names.MESSAGING_DESTINATION]
@@ -190,6 +190,8 @@ class Recorder:
             **self._sent,
             names.MESSAGING_OPERATION_TYPE: names.SPAN_SEND,
         }
+        if job is not None:
+            attributes[names.JOB_ID] = job
         title = f"{names.SPAN_SEND} {destination}"
         span = self.tracer.start_span(title, kind=SpanKind.PRODUCER, attributes=attributes)
         return span, encode(span.get_span_context())
@@ -322,6 +324,15 @@ class Recorder:
             instruments.items.add(skipped, {**mine, names.SKIPPED: True}, context)
         self._count(instruments.items, failed, context)
         self._count(instruments.retries, retried, context)
+
+    def tell_jobs(self, items: Mapping[str, int], ended: Iterable[tuple[str, float]]) -> None:
+        """Count items of jobs, and jobs that have ended."""
+        instruments, mine = self.instruments, self._attributes
+        assert instruments is not None  # noqa: S101 - else nobody counts
+        for outcome, count in items.items():
+            instruments.job_items.add(count, {**mine, names.ITEM_OUTCOME: outcome})
+        for outcome, seconds in ended:
+            instruments.job_duration.record(seconds, {**mine, names.JOB_OUTCOME: outcome})
 
     def tell_refused(self) -> None:
         """Count what ended before a handler saw it: not at once, since each call costs 20 us."""

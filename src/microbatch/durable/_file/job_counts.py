@@ -61,6 +61,8 @@ def _count_moves(view: View, job: int, moves: Moves) -> Generator[Step, Any, Non
     uid, life, total, *counts, max_failures, ordered = rows[0]
     view.changed.add(uid)
     view.moved_life |= back
+    if any(ended):
+        view.news_of(moves.queue).count(Counts(*ended))
     if moves.codes:
         ((before_json,),) = yield job_sql.ERRORS, (job,), False
         codes = add_codes(json.loads(before_json), moves.codes)
@@ -77,7 +79,10 @@ def _count_moves(view: View, job: int, moves: Moves) -> Generator[Step, Any, Non
 
 def end(view: View, job: int, queue: int, tally: Counts) -> Generator[Step, Any, None]:
     """End a job, all of whose items have: the one place where that is done."""
-    yield from move(view, job, Event.FINISHED, outcome=job_outcome(tally))
+    outcome = job_outcome(tally)
+    row = yield from move(view, job, Event.FINISHED, outcome=outcome)
+    if row is not None:
+        view.news_of(queue).ended.append((outcome, max(0.0, view.now - row[1])))
     yield job_sql.REMOVE_LANE, (queue, job), False
     view.forget_lane(queue, job)
     view.rearranged.discard((queue, job))

@@ -147,6 +147,27 @@ class JobItem(NamedTuple):
     error: bytes | None
 
 
+class JobNews:
+    """What a transaction did to the jobs of a queue, for who counts.
+
+    Attributes:
+        items: How many of their items ended, by how.
+        ended: The outcome of each that ended, and the seconds since it could be seen.
+    """
+
+    __slots__ = ("ended", "items")
+
+    def __init__(self) -> None:
+        self.items: dict[str, int] = {}
+        self.ended: list[tuple[str, float]] = []
+
+    def count(self, ended: Counts) -> None:
+        """Take in items that ended."""
+        for kind, more in zip(Counts._fields, ended, strict=True):
+            if more:
+                self.items[kind] = self.items.get(kind, 0) + more
+
+
 class Page(NamedTuple):
     """Some of a job's items.
 

@@ -156,6 +156,11 @@ class JobSteps:
         """Return the first so many rows of jobs with smaller numbers, the newest first."""
         return job_pages.rows_of(queue, owner, lives, before, limit)
 
+    def count_open(self, queue: int) -> Generator[Step, Any, dict[int, int]]:
+        """Return how many jobs of a queue have not ended, by life."""
+        rows = yield job_sql.OPEN, (queue,), False
+        return dict(rows)
+
     def changes(self, uids: Iterable[str]) -> Generator[Step, Any, dict[str, int]]:
         """Return how often each of some jobs has changed; those that are gone are not there."""
         rows = yield job_sql.CHANGES, (json.dumps(list(uids)),), False

@@ -40,6 +40,7 @@ MOVE = {
         Event.FINISHED,
         """outcome = :outcome, ended_at = :now, tell_at = :now, paused = 0, chore = NULL,
         deadline = NULL""",
+        "uid, created_at",
     ),
     Event.DELETED: _move(Event.DELETED, "chore = 4, keyed = 0, tell_at = NULL"),
     Event.ABANDONED: _move(Event.ABANDONED, "chore = 4, keyed = 0, consumer = NULL"),
@@ -172,6 +173,8 @@ LIST_OWNED = f"""SELECT {_ROW} {_FROM} WHERE j.queue = :queue AND j.owner = :own
     AND j.id < :before ORDER BY j.id DESC LIMIT :limit"""
 CHANGES = """SELECT j.uid, j.changes FROM json_each(?) AS one CROSS JOIN microbatch_jobs AS j
     ON j.uid = one.value AND j.life BETWEEN 1 AND 4"""
+OPEN = """SELECT life, count(*) FROM microbatch_jobs WHERE queue = ? AND life IN (1, 2, 3)
+    GROUP BY life"""
 STOPPED = "SELECT uid FROM microbatch_jobs WHERE queue = ? AND life = 3"
 #: The ranges of a job in one state from a position on, the one that it is in included.
 PAGE = f"""{_RANGES} WHERE job = :job AND state = :state AND position >= ifnull(

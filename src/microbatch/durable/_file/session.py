@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from microbatch.durable._file.limits import Limits
     from microbatch.durable.errors import QueueFull
 
+    from .job_records import JobNews
     from .records import (
         Appended,
         Claim,
@@ -121,6 +122,11 @@ class Session:
     def changed_jobs(self) -> set[str]:
         """The ids of jobs whose rows were changed."""
         return self._view.changed
+
+    @property
+    def job_news(self) -> dict[int, JobNews]:
+        """What was done to jobs, by queue."""
+        return self._view.news
 
     @property
     def moved_lives(self) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from microbatch.durable.errors import QueueUnavailable
 
 from . import sql
+from .job_records import JobNews
 from .ranges import CLAIMED, DEAD, DONE, READY, SCHEDULED, SKIPPED, STAGED, change
 from .records import Queue, State
 
@@ -189,14 +190,15 @@ class View:
         moves: What was done to the items of jobs and does not stand in their rows yet, by job.
         rearranged: Lanes whose ordered batch may be over, by queue and lane.
         changed: The ids of jobs whose rows were changed.
+        news: What was done to jobs, by queue, as it stands in their rows.
         opened: Queues in which a lane was opened: something may be ready.
         moved_life: Whether a job's life changed, or something is left to do for one.
         ended_unheard: Queues in which something ended of which nobody here has heard.
     """
 
     __slots__ = (
-        "_consumers", "_lanes", "_rows", "changed", "ended_unheard", "ids", "moved_life", "moves", "now",
-        "opened", "path", "rearranged", "ticket", "wal_size",
+        "_consumers", "_lanes", "_rows", "changed", "ended_unheard", "ids", "moved_life", "moves", "news",
+        "now", "opened", "path", "rearranged", "ticket", "wal_size",
     )  # fmt: skip
 
     def __init__(
@@ -218,6 +220,7 @@ class View:
         self.moves: dict[int, Moves] = {}
         self.rearranged: set[tuple[int, int]] = set()
         self.changed: set[str] = set()
+        self.news: dict[int, JobNews] = {}
         self.opened: set[int] = set()
         self.moved_life = False
         self.ended_unheard: set[int] = set()
@@ -309,6 +312,13 @@ class View:
         if moves is None:
             moves = self.moves[job] = Moves(queue)
         return moves
+
+    def news_of(self, queue: int) -> JobNews:
+        """Return what was done to jobs of a queue."""
+        news = self.news.get(queue)
+        if news is None:
+            news = self.news[queue] = JobNews()
+        return news
 
     def count_code(self, queue: int, job: int, code: str) -> None:
         """Count an item of a job that failed or was skipped."""

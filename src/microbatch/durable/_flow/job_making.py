@@ -161,7 +161,7 @@ async def enqueue_job_of(
         return begun.uid
     reading = Reading(codec, settings.item_id, settings.invalid == "reject")
     intake: JobIntake | None = None
-    async with _coming_in(service, begun), _sent(service, lambda: intake) as trace:
+    async with _coming_in(service, begun), _sent(service, begun.uid, lambda: intake) as trace:
         intake = JobIntake(service, begun, reading, queue, trace)
         await intake.read(source)
         service.intake.check_open()
@@ -171,13 +171,13 @@ async def enqueue_job_of(
 
 @asynccontextmanager
 async def _sent(
-    service: Service, intake: Callable[[], JobIntake | None]
+    service: Service, job: str, intake: Callable[[], JobIntake | None]
 ) -> AsyncIterator[bytes | None]:
     def count() -> int:
         found = intake()
         return 0 if found is None else found.count
 
-    with service.sending(count) as trace:
+    with service.sending(count, job) as trace:
         yield trace
 
 
@@ -221,7 +221,7 @@ async def retry_job(
     count = 0
     async with _coming_in(service, begun):
         after: int | None = -1
-        with service.sending(lambda: count) as trace:
+        with service.sending(lambda: count, begun.uid) as trace:
             while after is not None:
                 some = await jobs.leftovers(recipe, after, COPIED, retryable_only=retryable_only)
                 after = some.after

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from microbatch._pure.retry import Retry
     from microbatch._telemetry.observer import Observer
     from microbatch.durable._file.codec import Codec
-    from microbatch.durable._file.job_records import JobRow
+    from microbatch.durable._file.job_records import JobNews, JobRow
     from microbatch.durable._file.limits import Limits
     from microbatch.durable._file.records import Claim, Found
     from microbatch.durable._file.store import Store
@@ -278,13 +278,15 @@ class Service:
         """Return the time in seconds since the epoch."""
         return time.time()
 
-    def sending(self, items: Callable[[], int] = lambda: 1) -> AbstractContextManager[bytes | None]:
+    def sending(
+        self, items: Callable[[], int] = lambda: 1, job: str | None = None
+    ) -> AbstractContextManager[bytes | None]:
         """Return what tells telemetry that items are stored; gives the context to store with them.
 
-        How many is asked for at the end.
+        How many is asked for at the end. ``job`` is the id of theirs.
         """
         observer = self.observer
-        return _UNTOLD if observer is None else observer.sending(items, self.now())
+        return _UNTOLD if observer is None else observer.sending(items, self.now(), job)
 
     def next_part(self) -> int:
         """Return a number for what is staged together."""
@@ -328,6 +330,16 @@ class Service:
     def watched_jobs(self) -> list[str]:
         """Return which jobs somebody waits for; in whatever thread."""
         return self.watching.uids()
+
+    def counts_jobs(self) -> bool:
+        """Tell whether telemetry wants to know how jobs go on; in whatever thread."""
+        observer = self.observer
+        return observer is not None and observer.measuring
+
+    def jobs_went_on(self, news: JobNews) -> None:
+        """Count what a transaction did to jobs."""
+        if self.observer is not None:
+            self.observer.jobs_went_on(news.items, news.ended)
 
     def jobs_stopped(self, uids: Collection[str]) -> None:
         """Give back what no handler has of jobs of which nothing more may begin."""

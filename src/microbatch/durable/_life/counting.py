@@ -73,11 +73,12 @@ class Counting:
     async def _count(self) -> None:
         try:
             counts = await self._store.stats()
+            jobs = await self._store.jobs.count_open()
         except QueueUnavailable as error:
             logger.debug("not counted: %s", error)
         else:
             if self._timer is not None:
-                self._counted.keep(queue_stats(counts, self._store.lock_waits))
+                self._counted.keep(queue_stats(counts, self._store.lock_waits), jobs)
 
     def stop(self) -> None:
         """Let gauges end: the queue is closed, or its event loop is gone."""

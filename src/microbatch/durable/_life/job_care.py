@@ -127,6 +127,10 @@ class JobCare(Duty):
         session = transaction.session
         if session.moved_lives:
             self._again()
+        for queue, news in session.job_news.items():
+            teller = self._teller(queue)
+            if teller is not None:
+                self.writer.reply(teller.port, teller.hears.jobs_went_on, news)
         changed = session.changed_jobs
         if not changed:
             return
@@ -134,6 +138,17 @@ class JobCare(Duty):
             mine = changed.intersection(client.hears.watched_jobs())
             if mine:
                 self.writer.reply(client.port, client.hears.jobs_changed, mine)
+
+    def _teller(self, queue: int) -> Client | None:
+        """Return who tells telemetry of a queue's jobs: one of its clients here, rather one with a handler."""
+        found = [
+            client
+            for client in self.writer.clients
+            if client.queue == queue and client.hears.counts_jobs()
+        ]
+        return next(
+            (one for one in found if one.attempts_max is not None), found[0] if found else None
+        )
 
 
 def _read_needs(session: Session, queues: set[int]) -> Generator[Step, Any, dict[int, Needs]]:

@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from microbatch._pure.exceptions import BatcherClosed
-from microbatch.durable._file.job_life import JobLife
+from microbatch.durable._file.job_life import VISIBLE, JobLife
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
@@ -221,6 +221,11 @@ class JobSeat:
             return (yield from session.jobs.page(row.number, bool(row.named), states, after, limit))
 
         return await self._read(steps)  # type: ignore[no-any-return]
+
+    async def count_open(self) -> dict[str, int]:
+        """Return how many jobs have not ended, by life."""
+        found = await self._read(lambda session, queue: session.jobs.count_open(queue))
+        return {name: found.get(life, 0) for name, life in VISIBLE.items() if life != JobLife.ENDED}
 
     async def recipe(self, uid: str, owner: str | None) -> Recipe | None:
         """Return what a job is made of."""

@@ -297,6 +297,9 @@ class Seat:
 
                 settled = await settler.around(steps(), around, timeout=ON_SETTLE_TIMEOUT)
                 turn.finished = finished
+                news = session.job_news.get(client.queue)
+                if news is not None and client.hears.counts_jobs():
+                    client.hears.jobs_went_on(news)
             finally:
                 turn.over.set()
         return settled
