@@ -6,7 +6,7 @@ import asyncio
 import signal
 
 import pytest
-from durable_support import Handler, Process, batcher, check_jobs, until
+from durable_support import Handler, Process, batcher, check_jobs, rows, until
 
 from microbatch import Backoff, Retry
 from microbatch.durable import DurableQueue
@@ -221,4 +221,26 @@ async def test_an_ordered_job_stops_and_pauses_between_batches(path):
         assert (await job.status()).succeeded == 2
         await job.resume()
         assert (await job.wait(20)).succeeded == 6
+    check_jobs(path)
+
+
+async def test_an_item_that_held_the_batch_up_is_cancelled(path):
+    """Then nothing holds it up any more."""
+    tries = 0
+
+    async def flaky(items):
+        nonlocal tries
+        tries += 1
+        return [ConnectionError("not now") if item == 1 else item for item in items]
+
+    late = Retry(on=ConnectionError, backoff=Backoff(initial=600, maximum=600, jitter=0))
+    async with batcher(path, flaky, retry=late) as durable:
+        job = await durable.enqueue_job(range(4), ordered=True, batch_size=2)
+        await until(lambda: rows(path, "SELECT scheduled FROM microbatch_queues") == [(1,)])
+        (number,) = rows(path, "SELECT first_id FROM microbatch_ranges WHERE state = 1")[0]
+        assert await durable.submit(7) == 7
+        assert (await job.status()).done == 1
+        await durable.cancel(number)
+        status = await job.wait(20)
+        assert (status.succeeded, status.cancelled) == (3, 1)
     check_jobs(path)

@@ -7,7 +7,7 @@ import itertools
 
 import anyio
 import pytest
-from durable_support import LOOPS, Handler, Process, batcher, check_jobs, locked, until
+from durable_support import LOOPS, Handler, Process, batcher, check_jobs, locked, rows, until
 
 from microbatch import BatcherClosed, WouldDeadlock
 from microbatch.durable import DurableQueue
@@ -221,3 +221,31 @@ async def test_who_waits_bears_a_locked_file(path):
             await job.wait()
         assert next(tries) >= 3
         assert not watching
+
+
+async def test_who_comes_behind_a_look_asks_for_one_of_his_own(path):
+    """What changed between that look and his coming was told to nobody: he would wait for ever."""
+    read, told = asyncio.Event(), asyncio.Event()
+    async with batcher(path, Handler(), poll_interval=600) as durable:
+        await durable.pause()
+        job = await durable.enqueue_job([1])
+        jobs = durable._service.store.jobs
+        statuses = jobs.statuses
+
+        async def slowly(uids):
+            rows = await statuses(uids)
+            jobs.statuses = statuses
+            read.set()
+            await told.wait()
+            return rows
+
+        jobs.statuses = slowly
+        gone = asyncio.ensure_future(job.wait())
+        await read.wait()
+        gone.cancel()
+        await durable.resume()
+        await until(lambda: rows(path, "SELECT life FROM microbatch_jobs") == [(4,)])
+        waiting = asyncio.ensure_future(job.wait())
+        await asyncio.sleep(0)
+        told.set()
+        assert (await asyncio.wait_for(waiting, 20)).succeeded == 1

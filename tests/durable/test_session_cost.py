@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from session_model import File
 
 from microbatch.durable._file import job_sql, sql
+from microbatch.durable._file.job_records import Chunk, NewJob
 from microbatch.durable._file.limits import Limits
 from microbatch.durable._file.records import Demand, NewItem, Settlement
 
@@ -184,3 +186,66 @@ def test_an_item_that_waits_writes_sixteen(file: File) -> None:
         )
         written.append((there, claimed, done))
     assert written[-1] == (5, 5, 6)
+
+
+def statements_of(file: File, first: int, claim: int) -> list[tuple[int, int]]:
+    """Return how many statements it takes to claim and to settle 500 items, 100 at a time."""
+    counts = []
+    for number in range(claim, claim + 5):
+        demand = Demand(file.consumer, number, 1, 100)
+        numbers = list(range(first, first + 100))
+        settlement = Settlement(number, numbers, [b"r"] * 100, [])
+        file.statements.clear()
+        file.write(lambda s, demand=demand: s.claim(file.queue, demand))
+        claiming = len(file.statements)
+        file.statements.clear()
+        file.write(lambda s, one=settlement: s.settle(file.queue, LIMITS, file.consumer, [one]))
+        counts.append((claiming, len(file.statements)))
+        first += 100
+    return counts
+
+
+def test_a_batch_of_a_job_takes_one_statement_more(file: File) -> None:
+    """Counts are kept by the transaction that settles; the first claim begins the job, and the last ends it."""
+    content = [b"x" * 500] * 500
+    file.write(lambda s: s.append(file.queue, LIMITS, content, None, None))
+    plain = statements_of(file, 1, 1)
+
+    def bring(session: Any) -> Any:
+        begun = yield from session.jobs.begin(file.queue, NewJob("u"), file.consumer, LIMITS)
+        chunk = Chunk(0, content, {}, None)
+        yield from session.jobs.stage(file.queue, LIMITS, begun.number, chunk, file.consumer)
+        yield from session.jobs.show(file.queue, begun.number, 500, file.consumer)
+
+    file.write(bring)
+    of_job = statements_of(file, 501, 11)
+    more = [(c - a, d - b) for (a, b), (c, d) in zip(plain, of_job, strict=True)]
+    assert more == [(2, 1), (0, 1), (0, 1), (0, 1), (0, 3)]
+
+
+def read_page(session: Any, job: int, after: int) -> Any:
+    return session.jobs.page(job, True, [3, 4, 5, 6, 7], after, 100)
+
+
+def test_a_page_of_a_job_costs_the_same_wherever_it_is(file: File) -> None:
+    """By keyset, whatever the job's size."""
+    costs = []
+    for total in (1_000, 100_000):
+
+        def bring(session: Any, total: int = total) -> Any:
+            new = NewJob(f"u{total}", named=True)
+            begun = yield from session.jobs.begin(file.queue, new, file.consumer, LIMITS)
+            for at in range(0, total, 1_000):
+                ids = [str(n) for n in range(at, at + 1_000)]
+                chunk = Chunk(at, [b"x"] * 1_000, {}, ids)
+                yield from session.jobs.stage(
+                    file.queue, LIMITS, begun.number, chunk, file.consumer
+                )
+            return begun.number
+
+        job = file.write(bring)
+        file.raw.execute("UPDATE microbatch_ranges SET state = 3, ended = 1 WHERE job = ?", (job,))
+        for after in (-1, total // 2, total - 101):
+            work = partial(read_page, job=job, after=after)
+            costs.append(steps_of(file, work))
+    assert max(costs) <= min(costs) * 1.5

@@ -6,7 +6,7 @@ from collections import deque
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import TYPE_CHECKING, Any
 
-from . import job_counts, job_lanes, sql
+from . import job_counts, job_lanes, job_sql, sql
 from . import payloads as blobs
 from .job_lanes import LaneOf
 from .ranges import READY, change, claimed, cut, part, spans
@@ -118,15 +118,15 @@ class _Lane:
             if one is not None or self._step is None:
                 return one
             limit = READ_STEPS[self._step]
-            found = yield sql.READY, (self._queue, self.number, limit, self._offset), False
+            if self.job is not None and self.job.bound is not None:
+                # What is left of a batch goes first, and alone, whatever the clock was when it was written.
+                left = (self.number, self.job.bound, limit, self._offset)
+                found = yield job_sql.BATCH_LEFT, left, False
+            else:
+                found = yield sql.READY, (self._queue, self.number, limit, self._offset), False
             self._offset += limit
             ranges = [Range(*values) for values in found]
             more = len(found) == limit
-            bound = None if self.job is None else self.job.bound
-            if bound is not None and any((one.position or 0) > bound for one in ranges):
-                # What is left of a batch goes first, and alone.
-                ranges = [one for one in ranges if (one.position or 0) <= bound]
-                more = False
             self.read += ranges
             self._waiting.extend(ranges)
             self._step = min(self._step + 1, len(READ_STEPS) - 1) if more else None

@@ -73,7 +73,7 @@ def _count_moves(view: View, job: int, moves: Moves) -> Generator[Step, Any, Non
         return
     if max_failures is not None and tally.failed > max_failures and life in _CAN_STOP:
         yield from stop(view, job, CANCELLED)
-    if ordered and left:
+    if ordered:  # also where an item that held the batch up was cancelled
         view.rearranged.add((moves.queue, job))
 
 

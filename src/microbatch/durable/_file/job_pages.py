@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any
 
 from . import job_sql
@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 PAGE_BYTES = 8 << 20
 PAGE_STEP = 250
 
+#: Ranges of a state that are read for a page at first; more if they are short.
+RANGES_READ = 3
+
 _place_of = attrgetter("position")
+_COUNT = itemgetter(1)
 
 
 def status(queue: int, uid: str, owner: str | None) -> Generator[Step, Any, JobRow | None]:
@@ -71,10 +75,7 @@ def _ranges_behind(
     """Return ranges of so many items behind a place, and whether there are more behind them."""
     found: list[Range] = []
     for state in states:
-        # One may end before that place, and one tells that there are more.
-        values = {"job": job, "state": state, "position": after + 1, "limit": limit + 2}
-        mine = [Range(*row) for row in (yield job_sql.PAGE, values, False)]
-        found += [one for one in mine if _end_of(one) > after]
+        found += yield from _ranges_in(job, state, after, limit)
     found.sort(key=_place_of)
     chosen: list[Range] = []
     room = limit
@@ -89,6 +90,24 @@ def _ranges_behind(
         if taken.count < rest.count:
             return chosen, True
     return chosen, False
+
+
+def _ranges_in(job: int, state: int, after: int, limit: int) -> Generator[Step, Any, list[Range]]:
+    """Return ranges in a state, of more than so many items behind a place if there are so many."""
+    wanted = RANGES_READ
+    while True:
+        values = {"job": job, "state": state, "position": after + 1, "limit": wanted}
+        rows = yield job_sql.PAGE, values, False
+        # The first one may end before that place.
+        found = [one for one in (Range(*row) for row in rows) if _end_of(one) > after]
+        if len(rows) < wanted or sum(map(_COUNT, found)) - _before(found, after) > limit:
+            return found
+        wanted *= 8
+
+
+def _before(found: Sequence[Range], after: int) -> int:
+    """Return how many of the first range's items are not behind a place."""
+    return max(0, after + 1 - (found[0].position or 0)) if found else 0
 
 
 def _end_of(one: Range) -> int:

@@ -110,6 +110,9 @@ HAS_CLAIMED = "SELECT 1 FROM microbatch_ranges WHERE job = ? AND state = 2 LIMIT
 WAITS_UP_TO = """SELECT 1 FROM microbatch_ranges WHERE job = ? AND state = ? AND position <= ?
     LIMIT 1"""
 
+BATCH_LEFT = f"""{_RANGES} WHERE job = ? AND state = 0 AND position <= ? ORDER BY position
+    LIMIT ? OFFSET ?"""
+
 # Acting on one
 
 FIND = """SELECT id, life, paused, kept, ended_at, named FROM microbatch_jobs
