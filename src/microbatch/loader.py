@@ -142,8 +142,8 @@ class Loader(Generic[K, R]):
 
         Returns:
             An awaitable for any number of awaiters, in any tasks. Equal keys have one load and its outcome,
-            errors included, until ``clear``; what ended by cancellation or closing is not kept. On asyncio
-            it is a future, so that ``gather`` needs no task for it.
+            errors included, until ``clear``; what ended by cancellation, with ``BatcherClosed`` or with
+            ``HandlerCrashed`` is not kept. On asyncio it is a future, so that ``gather`` needs no task for it.
 
         Raises:
             TypeError: If the key, or what ``key=`` makes of it, is not hashable. What ``key=`` raises is
@@ -168,7 +168,7 @@ class Loader(Generic[K, R]):
             if (sharing := self._share(known)) is not None:
                 return sharing  # type: ignore[no-any-return]
         window = self._window
-        if window is None or window.native is None or window.native is not running_loop():
+        if window is None or window.native is not running_loop():
             window = self._open(window)
         if self._door.running and info.running() is not None:
             self._engine.guard("load")
@@ -285,8 +285,6 @@ class Loader(Generic[K, R]):
             return None
         if self._door.running and info.running() is not None:
             self._engine.guard("load")
-        if known.done():  # somebody else ended it
-            return known
         load = source.loop.create_load()
         source.share(known.index, load)
         return load

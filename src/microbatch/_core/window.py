@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from microbatch._pure.copying import copy_exception
-from microbatch._pure.exceptions import BatcherClosed
+from microbatch._pure.exceptions import BatcherClosed, HandlerCrashed
 from microbatch._telemetry.log import write
 
 from .entry import BUFFERED
@@ -19,14 +19,23 @@ if TYPE_CHECKING:
     from microbatch._loops.protocol import Load, Loop
 
 
+#: Errors that say nothing of the key: the next one who loads it tries again.
+_NO_OUTCOME = (BatcherClosed, HandlerCrashed)
+
+#: Under trio, and for what was withdrawn: no event loop.
+_NO_LOOP = object()
+
+
 class Withdrawn:
     """The source of a load whose item was withdrawn, for those who want it after all."""
 
     __slots__ = ("_item", "_load", "loop", "native")
 
+    withdrawn = True
+
     def __init__(self, window: Window, item: Any) -> None:
         self.loop: Loop = window.loop
-        self.native: Any = window.native
+        self.native: Any = _NO_LOOP
         self._load = window.load
         self._item = item
 
@@ -62,7 +71,7 @@ class Window(Group):
         items: The loads' arguments: what the handler gets.
         keys: Their cache keys; the very same list where they are the same.
         loads: Who waits for each.
-        native: asyncio's object for the loop, None under trio.
+        native: asyncio's object for the loop; no loop's under trio, where one has to ask the loop itself.
         entered: Whether the batcher has them.
         leaving: Withdraws them there.
     """
@@ -70,6 +79,7 @@ class Window(Group):
     __slots__ = (
         "_cache",
         "_keeps",
+        "_thinned",
         "entered",
         "items",
         "keys",
@@ -80,6 +90,8 @@ class Window(Group):
         "make",
         "native",
     )
+
+    withdrawn = False
 
     def __init__(
         self,
@@ -92,7 +104,7 @@ class Window(Group):
     ) -> None:
         super().__init__(0, 0)
         self.loop: Loop = loop
-        self.native: Any = loop.native
+        self.native: Any = loop.native or _NO_LOOP
         self.make: Callable[[], Any] = loop.create_load
         self.items: list[Any] = []
         self.keys: list[Any] = self.items if plain else []
@@ -102,6 +114,7 @@ class Window(Group):
         self.leaving: Leaving
         self._cache = cache
         self._keeps = keeps
+        self._thinned = False
 
     def share(self, index: int, load: Load) -> None:
         """Give one more load the outcome of an item."""
@@ -126,7 +139,7 @@ class Window(Group):
     def leave(self, load: Load) -> None:
         """Nobody waits for a load any more; its item is withdrawn with the last one."""
         index = load.index
-        load.source = Withdrawn(self, self.items[index])
+        self.retire(load)
         known = self.loads[index]
         if isinstance(known, list):
             known.remove(load)
@@ -134,6 +147,7 @@ class Window(Group):
                 self._replace(index, load, known[0])
                 return
         self.loads[index] = None
+        self._thinned = True
         self._replace(index, load, None)
         if self.entered:
             self.leaving.member_left(self.loop, self, index)
@@ -151,18 +165,21 @@ class Window(Group):
             return False
         self.loads[index] = None
         for load in loads:
-            load.source = Withdrawn(self, self.items[index])
+            self.retire(load)
             self._replace(index, load, None)
         return True
+
+    def retire(self, load: Load) -> None:
+        """Bring a load no outcome: who awaits it from now on has it loaded anew."""
+        load.source = Withdrawn(self, self.items[load.index])
 
     def done(self) -> bool:
         return False  # whoever goes tells of it: what stands in flat lists is wanted
 
     def close(self) -> None:
         """Take no more loads, and leave out those whose callers have gone: the batcher gets the others."""
-        gone = [self.gone(index) for index in range(len(self.loads))]
-        if any(gone):
-            kept = [place for place, one in enumerate(gone) if not one]
+        if self._thinned:
+            kept = [place for place, known in enumerate(self.loads) if known is not None]
             plain = self.keys is self.items
             self.items = [self.items[place] for place in kept]
             self.keys = self.items if plain else [self.keys[place] for place in kept]
@@ -188,7 +205,7 @@ class Window(Group):
     def put_error(self, index: int, error: Exception) -> None:
         known = self.loads[index]
         if known is not None:
-            if not self._keeps or issubclass(type(error), BatcherClosed):
+            if not self._keeps or issubclass(type(error), _NO_OUTCOME):
                 self._forget(index, known)
             self.loads[index] = None
             if isinstance(known, list):

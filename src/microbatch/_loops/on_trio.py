@@ -136,7 +136,6 @@ class TrioLoad:
 
     __slots__ = (
         "__weakref__",
-        "_cancelled",
         "_error",
         "_told",
         "_value",
@@ -151,14 +150,13 @@ class TrioLoad:
         self.awaiting: Any = None
         self._value: Any = None
         self._error: Exception | None = None
-        self._cancelled = False
         self._told = False
 
     def __await__(self) -> Generator[Any, Any, Any]:
         source = self.source
         if source is None:
             return self.result()
-        if self._cancelled:  # its item was withdrawn, and here is somebody who wants it
+        if source.withdrawn:  # and here is who wants it after all
             return (yield from source.again().__await__())
         if not source.loop.is_current():
             raise RuntimeError("this load belongs to another event loop: load it in this one")
@@ -184,32 +182,15 @@ class TrioLoad:
 
     def part(self, waiter: Any) -> None:
         """Do without one of those who wait."""
-        if self.source is None:
-            return
         left = self._waiters()
         left.remove(waiter)
         self.awaiting = left
         if not left:
-            self._cancelled = True
             self.source.leave(self)
 
     def abandoned(self) -> bool:
-        """Tell whether all who waited have gone."""
-        return self._cancelled and not self.awaiting
-
-    def done(self) -> bool:
-        return self.source is None or self._cancelled
-
-    def cancelled(self) -> bool:
-        return self._cancelled
-
-    def cancel(self) -> bool:
-        if self.done():
-            return False
-        self._cancelled = True
-        if not self.awaiting:
-            self.source.leave(self)
-        return True
+        """Tell whether all who waited have gone unnoticed: never, for a waiter tells of it at once."""
+        return False
 
     def resolve(self, value: Any) -> None:
         """Give everybody the value."""
@@ -217,8 +198,7 @@ class TrioLoad:
         self._value = value
         waiting, self.awaiting = self._waiters(), None
         for waiter in waiting:
-            if not waiter.done():
-                waiter.set_result(value)
+            waiter.set_result(value)
 
     def fail(self, error: Exception) -> None:
         """Give everybody a copy of the exception."""
@@ -226,9 +206,8 @@ class TrioLoad:
         self._error = error
         waiting, self.awaiting = self._waiters(), None
         for waiter in waiting:
-            if not waiter.done():
-                waiter.set_exception(copy_exception(error))
-                self._told = True
+            waiter.set_exception(copy_exception(error))
+            self._told = True
 
     def keep(self) -> None:
         """It has its value, and is asked for again: there is nothing to do."""
