@@ -15,7 +15,16 @@ PACKAGE = Path(microbatch.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 #: The floors, bottom up. The public faces stand on the top one.
-FLOORS = {"_pure": 1, "_loops": 2, "_telemetry": 2, "_core": 3, "durable": 4, "layers": 4, "_io": 4}
+FLOORS = {
+    "_pure": 1,
+    "_loops": 2,
+    "_telemetry": 2,
+    "_core": 3,
+    "durable": 4,
+    "layers": 4,
+    "_io": 4,
+    "engines": 4,
+}
 FACES = 5
 
 #: The same within the durable mode.
