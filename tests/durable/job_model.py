@@ -173,9 +173,11 @@ class JobFile:
         needs = self.file.write(lambda s: s.jobs.needs(self.queue))
         if needs.overdue:
             self.file.write(lambda s: s.jobs.expire(self.queue))
-        if needs.chore is not None:
-            self.file.write(lambda s: s.jobs.step(needs.chore))
-        return needs.overdue or needs.chore is not None
+        chore = self.file.write(lambda s: s.jobs.chore())
+        if chore is not None:
+            assert chore[1] == self.queue
+            self.file.write(lambda s: s.jobs.step(chore[0]))
+        return needs.overdue or chore is not None
 
     # What is there
 

@@ -8,7 +8,7 @@ import signal
 
 import anyio
 import pytest
-from durable_support import Handler, Process, batcher, check_jobs, rows, until
+from durable_support import Handler, Process, batcher, check_jobs, execute, rows, until
 
 from microbatch import Backoff, HandlerTimeout, ItemError, Retry
 from microbatch.durable import DurableQueue, JobNotEnded, ResultsExpired, UnknownJob
@@ -306,3 +306,56 @@ async def test_count_bounds_leave_jobs_alone(path):
         await until(lambda: rows(path, query) == [(6, 6)])
         assert len([outcome async for outcome in job.outcomes()]) == 10
     check_jobs(path)
+
+
+async def test_a_key_outlives_its_jobs_row_if_it_was_promised_to(path):
+    """`key_ttl` after the job's end, at least: else the same import would run twice."""
+    async with batcher(path, Handler(), result_ttl=0.1, job_ttl=0.1, key_ttl=1.0) as durable:
+        keyed = await durable.enqueue_job([1], key="k")
+        plain = await durable.enqueue_job([1])
+        await keyed.wait(20)
+        await until(lambda: rows(path, "SELECT uid FROM microbatch_jobs") == [(keyed.id,)])
+        assert (await durable.enqueue_job([1], key="k")).id == keyed.id
+        with pytest.raises(UnknownJob):
+            await plain.status()
+        await until(lambda: rows(path, "SELECT count(*) FROM microbatch_jobs") == [(0,)])
+    check_jobs(path)
+
+
+async def test_a_retry_of_what_goes_meanwhile_is_refused(path):
+    """Not half of it: nobody would notice what is missing."""
+
+    async def fails(items):
+        return [ItemError("no") for _ in items]
+
+    async with batcher(path, fails) as durable:
+        job = await durable.enqueue_job(range(5))
+        await job.wait(20)
+        jobs = durable._service.store.jobs
+        leftovers = jobs.leftovers
+
+        async def late(*arguments, **named):
+            found = await leftovers(*arguments, **named)
+            await durable.delete_job(job.id)
+            return found
+
+        jobs.leftovers = late
+        with pytest.raises(ResultsExpired):
+            await job.retry_failed(retryable_only=False)
+        assert (await durable.jobs()).jobs == []
+    check_jobs(path)
+
+
+async def test_an_end_that_was_written_in_a_wrong_future_is_told(path):
+    """A clock that was set back must not keep it for a year."""
+    told = []
+
+    async def on_job_end(status):
+        told.append(status.id)
+
+    async with DurableQueue(path, item_type=int) as queue:
+        job = await queue.enqueue_job([])
+    execute(path, "UPDATE microbatch_jobs SET tell_at = tell_at + 1e7")
+    async with batcher(path, Handler(), on_job_end=on_job_end):
+        await until(lambda: told)
+    assert told == [job.id]

@@ -471,6 +471,17 @@ async def test_it_goes_in_a_process_that_was_there_already(path):
         await _nothing_is_left(path)
 
 
+async def test_it_goes_also_where_only_another_queue_is_open(path):
+    """Whoever has the file open removes it: that queue may never be opened again."""
+    async with DurableQueue(path, item_type=int, queue="other") as queue:
+        await queue.stats()
+        async with Process(path, "bring_job", 1) as process:
+            assert await process.hear() == ["staged"]
+            process.signal(signal.SIGKILL)
+            await process.end()
+        await _nothing_is_left(path)
+
+
 async def test_a_job_that_was_lost_meanwhile_is_not_shown(path, small_chunks):
     """A process that was taken for dead has lost what it had written: all or none."""
     async with DurableQueue(path, item_type=int) as queue:

@@ -39,7 +39,7 @@ NAMED = re.compile(r":([a-z_]+)")
 #: Tables of one row, or of a handful; rows that come from a parameter.
 SMALL = (
     "SCAN microbatch_schema", "SCAN microbatch_consumers", "SCAN pragma_", "SCAN run VIRTUAL", "SCAN one VIRTUAL",
-    "SCAN step", "SCAN sqlite_master", "SCAN json_each VIRTUAL",
+    "SCAN step", "SCAN sqlite_master", "SCAN json_each VIRTUAL", "SCAN CONSTANT ROW",
 )  # fmt: skip
 
 

@@ -297,7 +297,14 @@ class Job(Generic[R_co]):
             raise JobNotEnded(self.id, access.queue_name)
         if self._are_gone(recipe):
             raise ResultsExpired(self.id, access.queue_name)
-        uid = await retry_job(service, self.id, recipe, settings, retryable_only=retryable_only)
+        uid = await retry_job(
+            service,
+            self.id,
+            recipe,
+            settings,
+            access.queue_name,
+            retryable_only=retryable_only,
+        )
         return Job(access, uid, self._owner)
 
 

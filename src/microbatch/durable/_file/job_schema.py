@@ -86,14 +86,14 @@ TABLES = (
         WHERE owner IS NOT NULL""",
     """CREATE UNIQUE INDEX microbatch_job_keys ON microbatch_jobs (queue, ifnull(owner, ''), key)
         WHERE keyed = 1""",
-    "CREATE INDEX microbatch_job_chores ON microbatch_jobs (queue, chore) WHERE chore IS NOT NULL",
+    "CREATE INDEX microbatch_job_chores ON microbatch_jobs (chore) WHERE chore IS NOT NULL",
     """CREATE INDEX microbatch_job_deadlines ON microbatch_jobs (queue, deadline)
         WHERE deadline IS NOT NULL""",
     """CREATE INDEX microbatch_job_tells ON microbatch_jobs (queue, tell_at)
         WHERE tell_at IS NOT NULL AND teller IS NULL""",
     "CREATE INDEX microbatch_job_tellers ON microbatch_jobs (teller) WHERE teller IS NOT NULL",
     "CREATE INDEX microbatch_job_consumers ON microbatch_jobs (consumer) WHERE consumer IS NOT NULL",
-    """CREATE INDEX microbatch_job_ends ON microbatch_jobs (queue, kept, ended_at)
+    """CREATE INDEX microbatch_job_ends ON microbatch_jobs (queue, kept, keyed, ended_at)
         WHERE ended_at IS NOT NULL AND life = 4""",
     """CREATE TABLE microbatch_job_details (
         job INTEGER PRIMARY KEY,

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from .view import View
 
 
+#: Seconds by which telling of a job's end is never put off.
+TELL_LATEST = 302.0
+
+
 class JobSteps:
     """The part of a `Session` that is about jobs.
 
@@ -116,6 +120,16 @@ class JobSteps:
         """Do some of what is left to do for a job; return whether there is more."""
         return job_steps.step(self._view, job)
 
+    def chore(self) -> Generator[Step, Any, tuple[int, int] | None]:
+        """Return a job, of whatever queue, for which something is left to do, and its queue."""
+        rows = yield job_sql.CHORE, (), False
+        return rows[0] if rows else None
+
+    def has_staged(self, queue: int, consumer: int) -> Generator[Step, Any, bool]:
+        """Tell whether there is something that a consumer has staged, of a job or not."""
+        values = {"queue": queue, "consumer": consumer}
+        return bool((yield job_sql.HAS_STAGED, values, False))
+
     def needs(self, queue: int) -> Generator[Step, Any, Needs]:
         """Return what a queue's jobs need to have done, without changing anything."""
         return job_steps.needs(self._view, queue)
@@ -132,7 +146,9 @@ class JobSteps:
 
     def take_tell(self, queue: int, consumer: int) -> Generator[Step, Any, tuple[str, int] | None]:
         """Take over to tell of the end that is due longest; return the job's id, and how often it was tried."""
-        values = {"queue": queue, "consumer": consumer, "now": self._view.now}
+        now = self._view.now
+        # What is later than any pause was written in a wrong future.
+        values = {"queue": queue, "consumer": consumer, "now": now, "future": now + TELL_LATEST}
         rows = yield job_sql.TAKE_TELL, values, False
         return rows[0] if rows else None
 

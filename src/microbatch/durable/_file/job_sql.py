@@ -57,6 +57,9 @@ MAKE = """INSERT INTO microbatch_jobs (queue, uid, priority, delay, lasts, batch
         :consumer, :owner, :key, :key IS NOT NULL, :fingerprint, :retry_of) RETURNING id"""
 MAKE_DETAILS = "INSERT INTO microbatch_job_details (job, metadata) VALUES (?, ?)"
 INCOMING = "SELECT life, consumer, priority, delay FROM microbatch_jobs WHERE id = ?"
+HAS_STAGED = """SELECT 1 WHERE EXISTS (SELECT 1 FROM microbatch_jobs WHERE consumer = :consumer)
+    OR EXISTS (SELECT 1 FROM microbatch_ranges
+               WHERE state = 8 AND queue = :queue AND consumer = :consumer)"""
 STAGED_BY = "SELECT id FROM microbatch_jobs WHERE consumer = ?"
 MAKE_LANE = """INSERT INTO microbatch_lanes (queue, lane, size, ordered, deadline, uid, named)
     VALUES (?, ?, ?, ?, ?, ?, ?)"""
@@ -124,7 +127,8 @@ STOPPED_AMONG = """SELECT id FROM microbatch_jobs WHERE life = 3
 
 # Chores
 
-CHORE = "SELECT id, chore, queue FROM microbatch_jobs WHERE queue = ? AND chore IS NOT NULL LIMIT 1"
+#: Of any queue: whose process has died may have nobody else.
+CHORE = "SELECT id, queue FROM microbatch_jobs WHERE chore >= 1 LIMIT 1"
 CHORE_OF = "SELECT chore, queue, stop, created_at, delay, kept FROM microbatch_jobs WHERE id = ?"
 END_CHORE = "UPDATE microbatch_jobs SET chore = NULL WHERE id = ? AND chore = ?"
 STAGED_OF = f"{_RANGES} WHERE job = ? AND state = 8 ORDER BY position LIMIT ?"
@@ -144,9 +148,9 @@ MEND = """UPDATE microbatch_jobs SET deadline = :now + (deadline - created_at), 
     WHERE queue = :queue AND deadline IS NOT NULL AND created_at > :future RETURNING id, deadline"""
 MEND_LANE = "UPDATE microbatch_lanes SET deadline = ? WHERE queue = ? AND lane = ?"
 MEND_ENDED = """UPDATE microbatch_jobs SET ended_at = :now WHERE queue = :queue AND kept IN (0, 1)
-    AND life = 4 AND ended_at IS NOT NULL AND ended_at > :future"""
-#: Ended jobs whose outcomes are there (1) or gone (0), that ended before a time.
-PAST = """SELECT id FROM microbatch_jobs WHERE queue = ? AND kept = ? AND life = 4
+    AND keyed IN (0, 1) AND life = 4 AND ended_at IS NOT NULL AND ended_at > :future"""
+#: Ended jobs whose outcomes are there (1) or gone (0), that have their key (1) or not (0), by when they ended.
+PAST = """SELECT id FROM microbatch_jobs WHERE queue = ? AND kept = ? AND keyed = ? AND life = 4
     AND ended_at IS NOT NULL AND ended_at <= ? LIMIT 1"""
 FORGET_OUTCOMES = """UPDATE microbatch_jobs SET kept = 0, chore = 3, changes = changes + 1
     WHERE id = ? AND kept = 1 AND life = 4 RETURNING uid"""
@@ -157,7 +161,7 @@ NEXT_TELL = """SELECT min(tell_at) FROM microbatch_jobs
     WHERE queue = ? AND tell_at IS NOT NULL AND teller IS NULL"""
 TAKE_TELL = """UPDATE microbatch_jobs SET teller = :consumer WHERE id = (
         SELECT id FROM microbatch_jobs WHERE queue = :queue AND tell_at IS NOT NULL AND teller IS NULL
-        AND tell_at <= :now ORDER BY tell_at LIMIT 1) RETURNING uid, tell_tries"""
+        AND (tell_at <= :now OR tell_at > :future) ORDER BY tell_at LIMIT 1) RETURNING uid, tell_tries"""
 TOLD = """UPDATE microbatch_jobs SET tell_at = :at, tell_tries = tell_tries + 1, teller = NULL
     WHERE uid = :uid AND teller = :consumer"""
 GIVE_BACK_TELLS = "UPDATE microbatch_jobs SET teller = NULL WHERE teller = ?"

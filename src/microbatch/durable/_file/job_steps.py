@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import job_counts, job_sql
@@ -45,14 +46,12 @@ class Needs(NamedTuple):
     """What a queue's jobs need.
 
     Attributes:
-        chore: A job for which something is left to do.
         overdue: Whether a deadline has passed.
         deadline: When the next one comes.
         tell: When the next end is to be told that nobody tells now.
         stopped: The ids of jobs of which nothing more may begin.
     """
 
-    chore: int | None
     overdue: bool
     deadline: float | None
     tell: float | None
@@ -170,14 +169,17 @@ def keep(view: View, queue: int, limits: Limits) -> Generator[Step, Any, bool]:
     """Let go of what is kept too long: outcomes of jobs first, then jobs; return whether there may be more."""
     values = {"queue": queue, "now": view.now, "future": view.now + CLOCK_TOLERANCE}
     yield job_sql.MEND_ENDED, values, False
-    past = (queue, 1, view.now - limits.result_ttl)
-    for (job,) in (yield job_sql.PAST, past, False):
-        for (uid,) in (yield job_sql.FORGET_OUTCOMES, (job,), False):
-            view.changed.add(uid)
-            view.moved_life = True
-        return True
-    for kept in (0, 1):
-        past = (queue, kept, view.now - limits.job_ttl)
+    for keyed in (0, 1):
+        past = (queue, 1, keyed, view.now - limits.result_ttl)
+        for (job,) in (yield job_sql.PAST, past, False):
+            for (uid,) in (yield job_sql.FORGET_OUTCOMES, (job,), False):
+                view.changed.add(uid)
+                view.moved_life = True
+            return True
+    for kept, keyed in product((0, 1), (0, 1)):
+        # A key lives as long as it was promised, whatever becomes of the rest.
+        ttl = max(limits.job_ttl, limits.key_ttl) if keyed else limits.job_ttl
+        past = (queue, kept, keyed, view.now - ttl)
         for (job,) in (yield job_sql.PAST, past, False):
             yield from job_counts.move(view, job, Event.DELETED)
             return True
@@ -186,7 +188,6 @@ def keep(view: View, queue: int, limits: Limits) -> Generator[Step, Any, bool]:
 
 def needs(view: View, queue: int) -> Generator[Step, Any, Needs]:
     """Return what a queue's jobs need to have done, without changing anything."""
-    chores = yield job_sql.CHORE, (queue,), False
     ((deadline,),) = yield job_sql.NEXT_DEADLINE, (queue,), False
     mend = False
     if deadline is not None:
@@ -194,7 +195,6 @@ def needs(view: View, queue: int) -> Generator[Step, Any, Needs]:
     ((tell,),) = yield job_sql.NEXT_TELL, (queue,), False
     stopped = yield job_sql.STOPPED, (queue,), False
     return Needs(
-        chore=chores[0][0] if chores else None,
         overdue=mend or (deadline is not None and deadline <= view.now),
         deadline=deadline,
         tell=tell,

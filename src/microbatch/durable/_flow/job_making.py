@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from microbatch._pure import checks
 from microbatch.durable._file.job_records import Chunk, NewJob
+from microbatch.durable.errors import ResultsExpired
 
 from .job_ids import draw_job_id
 from .job_intake import JobIntake, Reading, begin_job
@@ -197,9 +198,19 @@ async def _coming_in(service: Service, begun: Begun) -> AsyncIterator[None]:
 
 
 async def retry_job(
-    service: Service, of: str, recipe: Recipe, settings: NewJobSettings, *, retryable_only: bool
+    service: Service,
+    of: str,
+    recipe: Recipe,
+    settings: NewJobSettings,
+    queue: str,
+    *,
+    retryable_only: bool,
 ) -> str:
-    """Make a job of what did not end well in another one; return its id."""
+    """Make a job of what did not end well in another one; return its id.
+
+    Raises:
+        ResultsExpired: If that one's items go while they are read.
+    """
     new = NewJob(
         uid=draw_job_id(),
         owner=recipe.owner,
@@ -231,5 +242,8 @@ async def retry_job(
                     await jobs.stage(begun.number, chunk, sum(map(len, some.payloads)))
                     count += len(some.payloads)
             service.intake.check_open()
+            left = await jobs.recipe(of, recipe.owner)
+            if left is None or not left.kept:  # some of it may have gone before it was read
+                raise ResultsExpired(of, queue)
             await jobs.show(begun.number, count)
     return begun.uid

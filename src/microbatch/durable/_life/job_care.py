@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from microbatch.durable._file.duty import Duty
+from microbatch.durable._file.job_session import TELL_LATEST
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -65,6 +66,10 @@ class JobCare(Duty):
         self._dues.clear()
         for queue, needs in found.items():
             self._see_to(queue, needs)
+        chore = self.writer.connection.read(_read_chore)
+        if chore is not None:
+            self.writer.transact(partial(_step, job=chore[0], queue=chore[1]))
+            self._again()  # there may be more
         self._tell_watchers()
 
     def _see_to(self, queue: int, needs: Needs) -> None:
@@ -72,10 +77,6 @@ class JobCare(Duty):
             self._again()
         elif needs.deadline is not None:
             self._dues[queue] = needs.deadline
-        if needs.chore is not None and self.writer.transact(
-            partial(_step, job=needs.chore, queue=queue)
-        ):
-            self._again()
         for client in self.writer.clients:
             if client.queue == queue:
                 self._tell(client, needs)
@@ -91,7 +92,8 @@ class JobCare(Duty):
             writer.reply(client.port, client.hears.jobs_stopped, needs.stopped)
         if needs.tell is None or not client.tells or client.telling:
             return
-        if needs.tell > time.time():
+        now = time.time()
+        if now < needs.tell <= now + TELL_LATEST:
             due = self._dues.get(client.queue, needs.tell)
             self._dues[client.queue] = min(due, needs.tell)
             return
@@ -166,11 +168,14 @@ def _expire(transaction: WriteTransaction, queue: int) -> Generator[Step, Any, b
     return transaction.session.jobs.expire(queue)
 
 
-def _step(transaction: WriteTransaction, job: int, queue: int) -> Generator[Step, Any, bool]:
+def _read_chore(session: Session) -> Generator[Step, Any, tuple[int, int] | None]:
+    return session.jobs.chore()
+
+
+def _step(transaction: WriteTransaction, job: int, queue: int) -> Generator[Step, Any, None]:
     yield from transaction.session.jobs.step(job)
     transaction.stir(queue)
     transaction.look_for_dues(queue)
-    return True  # there may be another job
 
 
 def _take_tell(

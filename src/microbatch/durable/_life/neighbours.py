@@ -210,10 +210,12 @@ class Neighbours(Duty):
                 logger.warning("consumer %d is gone, its items go on here", consumer.id)
                 dead.remove(consumer)
                 self._known.remove(consumer)
-        # What somebody had claimed is for those who handle items; what he had staged is for nobody.
-        here = {client.queue for client in self.writer.clients} - limits.keys()
+        # What somebody had claimed is for those who handle items; what he had staged, in whatever queue, is
+        # for nobody.
         for consumer in others:
-            if consumer.queue in here and not self._eyes.sees(consumer):
+            if consumer.queue in limits or self._eyes.sees(consumer):
+                continue
+            if self.writer.connection.read(partial(_has_to_go, consumer=consumer)):
                 while self.writer.transact(partial(_drop_staged, consumer=consumer)):
                     pass
                 self._known.remove(consumer)
@@ -247,6 +249,13 @@ def _write_place(
 
 def _held(session: Session, queue: int, consumer: int) -> Generator[Step, Any, list[Range]]:
     return session.held(queue, consumer)
+
+
+def _has_to_go(session: Session, consumer: ConsumerRow) -> Generator[Step, Any, bool]:
+    """Tell whether a dead consumer has staged something, or has nothing at all."""
+    if (yield from session.jobs.has_staged(consumer.queue, consumer.id)):
+        return True
+    return not (yield from session.held(consumer.queue, consumer.id))
 
 
 def _drop_staged(
