@@ -8,12 +8,14 @@ import re
 from typing import Any
 
 import pytest
-from pages_support import REFERENCE, documented, entries_of, parameters, prose, rows, sections
+from pages_support import DOCS, REFERENCE, documented, entries_of, parameters, prose, rows, sections
 
 from microbatch import durable
 from microbatch.durable import DurableBatcher, DurableQueue
+from microbatch.durable._file import job_schema, schema
 
 PAGE = REFERENCE / "durable.md"
+HOW_TO = DOCS / "how-to/durable.md"
 REQUIRED = inspect.Parameter.empty
 METHODS = sorted(name for name in dir(DurableBatcher) if name[0] != "_" and name != "name")
 ERRORS = [
@@ -159,6 +161,13 @@ def test_every_error_is_documented_with_its_base_and_fields() -> None:
         told = set(re.findall(r"`(\w+)`", fields))
         in_code = set().union(*(entries_of(parent, "Attributes:") for parent in error.__mro__))
         assert told == in_code, name
+
+
+def test_the_page_on_storing_names_every_table() -> None:
+    """Who looks into the file finds what stands there."""
+    told = {row[0].strip("`") for row in rows(sections(HOW_TO)["How it stores things"])[1:]}
+    statements = " ".join(str(statement) for statement in [*schema.SCHEMA, *job_schema.TABLES])
+    assert told == set(re.findall(r"CREATE TABLE (\w+)", statements))
 
 
 def test_every_public_name_is_on_the_page() -> None:
