@@ -372,3 +372,17 @@ def test_virtual_time_does_not_jump_while_a_queue_is_open(path):
 
     with asyncio.Runner(**virtual_time()) as runner:
         assert runner.run(main()) >= 2 * month
+
+
+@in_a_loop
+async def test_a_new_file_that_another_program_holds_is_waited_for(path):
+    """Its tables cannot be made before that: two processes may make them at once, and one be stopped meanwhile."""
+    execute(path, "PRAGMA journal_mode = WAL", "CREATE TABLE application (id)")
+    async with asyncio.timeout(20):
+        with locked(path):
+            durable = batcher(path, Handler())
+            submitting = asyncio.create_task(durable.submit(1))
+            await until(lambda: (writer := writer_of(durable)) is not None and writer.lock_waits)
+            assert not submitting.done()
+        assert await submitting == 2
+        await durable.aclose()

@@ -236,7 +236,7 @@ class Connection:
 
     def _prepare(self, raw: sqlite3.Connection) -> None:
         try:
-            schema.prepare(raw, self._path, self.synchronous, self._lives)
+            schema.prepare(raw, self._path, self.synchronous, self._lives, self._begin_unlocked)
         except sqlite3.Error as error:
             # No caller's statement runs here: what a statement of ours is refused for lies with the file.
             if primary_code(error) in LOCKED | FAULTS:
@@ -250,6 +250,10 @@ class Connection:
         if self._asked_for != self.synchronous:
             self._asked_for = self.synchronous
             raw.execute(f"PRAGMA synchronous = {schema.SYNCHRONOUS[self.synchronous]}")
+        self._begin_unlocked(raw)
+
+    def _begin_unlocked(self, raw: sqlite3.Connection) -> None:
+        """Begin a transaction, once the file is not locked."""
         ends = time.monotonic() + LOCK_TIMEOUT
         while True:
             try:

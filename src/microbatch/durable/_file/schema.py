@@ -178,8 +178,17 @@ SCHEMA = (
 )
 
 
+def begin(raw: sqlite3.Connection) -> None:
+    """Begin a transaction that writes."""
+    raw.execute("BEGIN IMMEDIATE")
+
+
 def prepare(
-    raw: sqlite3.Connection, path: Path, synchronous: str, lives: Callable[[tuple[Any, ...]], bool]
+    raw: sqlite3.Connection,
+    path: Path,
+    synchronous: str,
+    lives: Callable[[tuple[Any, ...]], bool],
+    begin: Callable[[sqlite3.Connection], object] = begin,
 ) -> None:
     """Set up a new connection that writes, and check the schema; create or migrate it.
 
@@ -188,6 +197,7 @@ def prepare(
         path: The file, for messages.
         synchronous: A key of `SYNCHRONOUS`.
         lives: Tells whether a consumer of an older version lives: its id, lock file, process and birth.
+        begin: Begins a transaction that writes; it may wait until nobody else does.
 
     Raises:
         QueueUnavailable: If SQLite is too old, or refused WAL or the synchronous mode, or if a process with an
@@ -208,7 +218,7 @@ def prepare(
         raise QueueUnavailable(str(path), reason)
     if version(raw) == SCHEMA_VERSION:
         return
-    raw.execute("BEGIN IMMEDIATE")
+    begin(raw)
     try:
         found = version(raw)  # again: another process may have been first
         if found > SCHEMA_VERSION:
