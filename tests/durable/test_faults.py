@@ -235,9 +235,11 @@ async def test_pages_overwritten_under_way(path, caplog):
     backup = path.with_name("backup.db")
     shutil.copy(path, backup)
     seen = []
+    free = asyncio.Event()
 
     async def handler(items):
         seen.extend(items)
+        await free.wait()  # else all might be handled by then, and nobody read any of it
         return items
 
     async with batcher(path, handler, max_batch_size=50) as durable:
@@ -247,6 +249,7 @@ async def test_pages_overwritten_under_way(path, caplog):
             for page in range(path.stat().st_size // 4096):
                 file.seek(page * 4096 + 8)
                 file.write(os.urandom(4000))
+        free.set()
         await until(lambda: caplog.records)
         with pytest.raises(QueueUnavailable):
             await durable.stats()
