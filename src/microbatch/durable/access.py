@@ -47,4 +47,7 @@ class QueueAccess:
 
     def status_of(self, row: JobRow) -> JobStatus:
         """Return a job as its row has it."""
-        return status_of(row, self.queue_name, self.limits.job_ttl, time.time())
+        ttl = self.limits.job_ttl
+        if row.key is not None:  # it stays while its key lives
+            ttl = max(ttl, self.limits.key_ttl)
+        return status_of(row, self.queue_name, ttl, time.time())

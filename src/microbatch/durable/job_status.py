@@ -51,7 +51,8 @@ class JobStatus:
         created_at: When it could be seen first, in UTC, as all times here.
         started_at: When a handler got its first item; None before.
         ended_at: When its last item ended; None before.
-        expires_at: When its row goes, by the ``job_ttl`` of the queue that was asked; None before its end.
+        expires_at: When its row goes, by the ``job_ttl`` of the queue that was asked, and its ``key_ttl``
+            if it has a key; None before its end.
         rate: Items per second of late; 0 before the first has ended, and once it has ended.
         eta: Seconds until its end at that rate; None where nothing can be said, and 0 at its end.
     """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import job_sql
 from .job_life import BUSY, STOPPED, Counts, Event, add_codes, before, job_outcome
-from .ranges import CANCELLED, CLAIMED, DEAD, DONE, READY, SCHEDULED, SKIPPED
+from .ranges import CANCELLED, DEAD, DONE, READY, SCHEDULED, SKIPPED
 from .records import State
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def flush(view: View) -> Generator[Step, Any, None]:
 def _count_moves(view: View, job: int, moves: Moves) -> Generator[Step, Any, None]:
     moved = moves.moved
     ended = [max(0, moved[state]) for state in _ENDS]
-    left = moved[CLAIMED] < 0
+    left = moves.left
     back = moved[READY] + moved[SCHEDULED] > 0
     if not (left or back or any(ended)):
         return  # from one way of waiting to another, or into a handler's hands

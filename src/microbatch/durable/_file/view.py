@@ -165,14 +165,16 @@ class Moves:
     Attributes:
         queue: The job's queue.
         moved: How many more there are, by state.
+        left: Whether some left a handler, even if as many others came into one.
         codes: How many failed or were skipped, by code.
     """
 
-    __slots__ = ("codes", "moved", "queue")
+    __slots__ = ("codes", "left", "moved", "queue")
 
     def __init__(self, queue: int) -> None:
         self.queue = queue
         self.moved = [0] * STATES
+        self.left = False
         self.codes: dict[str, int] = {}
 
 
@@ -305,6 +307,7 @@ class View:
     def _note_moves(self, queue: int, job: int, moved: Sequence[int]) -> None:
         mine = self.moves_of(queue, job)
         mine.moved = [count + more for count, more in zip(mine.moved, moved, strict=True)]
+        mine.left |= moved[CLAIMED] < 0
 
     def moves_of(self, queue: int, job: int) -> Moves:
         """Return what was done to a job's items."""

@@ -32,6 +32,7 @@ class JobCare(Duty):
     def __init__(self, writer: Writer) -> None:
         super().__init__(writer)
         self._version: Any = None
+        self._company: list[Any] = []  # who was here at the last look, and what for
         self._soon = self._dirty = True
         self._rests_until = 0.0  # while a statement of ours fails, whatever else happens
         self._dues: dict[int, float] = {}  # by queue, in seconds since the epoch
@@ -58,9 +59,11 @@ class JobCare(Duty):
         self.writer.catch_up()
         wall = time.time()
         due = any(one <= wall for one in self._dues.values())
-        if version == self._version and not self._dirty and not due:
+        # Who has come since may look after another queue, or tell of what nobody told of before.
+        company = [(one.queue, one.consumer, one.tells) for one in self.writer.clients]
+        if (version, company) == (self._version, self._company) and not self._dirty and not due:
             return
-        self._version, self._dirty = version, False
+        self._version, self._company, self._dirty = version, company, False
         queues = {client.queue for client in self.writer.clients}
         found = self.writer.connection.read(partial(_read_needs, queues=queues))
         self._dues.clear()
