@@ -26,6 +26,7 @@ from collections import Counter, defaultdict
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import aiosqlite
 from durable_support import check_counts, states
@@ -34,6 +35,9 @@ import microbatch.durable._life.neighbours
 import microbatch.durable.queue
 from microbatch import Backoff, Retry
 from microbatch.durable import DurableBatcher, DurableQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 QUEUES = ("a", "b", "c")
 #: The one whose items have their effect in the application's own table: exactly once.
@@ -238,6 +242,9 @@ def fork(folder: Path, function) -> int:
 class Episode:
     """Ten rounds on one file."""
 
+    work = staticmethod(work)
+    finish = staticmethod(finish)
+
     def __init__(self, folder: Path, chance: random.Random) -> None:
         folder.mkdir()
         self.folder = folder
@@ -260,7 +267,7 @@ class Episode:
             self.counts["missing_after_a_round"] += self.missing()
         for pid in list(self.living):
             self.end(pid, signal.SIGKILL)
-        pid = fork(self.folder, partial(finish, self.folder))
+        pid = fork(self.folder, partial(self.finish, self.folder))
         os.waitpid(pid, 0)
         self.count()
         return self.counts
@@ -269,7 +276,7 @@ class Episode:
         chance = self.chance
         for _ in range(chance.choice([1, 2, 2]) if len(self.living) < 3 else 0):
             first = (number * 10 + len(self.living)) * 1_000_000
-            function = partial(work, self.folder, first, chance.randrange(1 << 30), number)
+            function = partial(self.work, self.folder, first, chance.randrange(1 << 30), number)
             self.living.append(fork(self.folder, function))
         self.sleep()
         if chance.random() < 0.5:
@@ -407,19 +414,6 @@ class Story:
         self.counts["dead_letters"] += int(dead)
 
 
-def run(folder: Path, rounds: int, seed: int) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for number in range(0, rounds, EPISODE):
-        episode = Episode(folder / str(number), random.Random(f"{seed} {number}"))
-        counts = episode.run(min(EPISODE, rounds - number))
-        total.update(counts)
-        bad = {name: count for name, count in counts.items() if name in MUST_BE_NONE and count}
-        print(number, bad or "good", dict(counts), file=sys.stderr, flush=True)
-        if not bad:
-            shutil.rmtree(episode.folder)
-    return {"rounds": rounds} | {name: total[name] for name in MUST_BE_NONE} | total
-
-
 MUST_BE_NONE = (
     "missing_after_a_round",
     "lost",
@@ -435,6 +429,25 @@ MUST_BE_NONE = (
     "wrong_results",
     "errors",
 )
+
+
+def run(
+    folder: Path,
+    rounds: int,
+    seed: int,
+    kind: type[Episode] = Episode,
+    must_be_none: Sequence[str] = MUST_BE_NONE,
+) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for number in range(0, rounds, EPISODE):
+        episode = kind(folder / str(number), random.Random(f"{seed} {number}"))
+        counts = episode.run(min(EPISODE, rounds - number))
+        total.update(counts)
+        bad = {name: count for name, count in counts.items() if name in must_be_none and count}
+        print(number, bad or "good", dict(counts), file=sys.stderr, flush=True)
+        if not bad:
+            shutil.rmtree(episode.folder)
+    return {"rounds": rounds} | {name: total[name] for name in must_be_none} | total
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 from microbatch.durable._file import (
     claiming,
     endings,
+    job_incoming,
+    job_pages,
+    job_steps,
     keeping,
     payloads,
     ranges,
@@ -39,12 +42,18 @@ SMALL = {
     "READ_STEPS": (1, 2, 3),
     "PRUNE_STEP": 4,
     "MERGED_RUNS": 2,
+    "STEP": 3,
+    "IDS_STEP": 2,
+    "IDS_TOGETHER": 3,
+    "PAGE_STEP": 3,
+    "PAGE_BYTES": 60,
 }
 
 
 def shrink(monkeypatch: Any) -> None:
     """Make every bound small, wherever a module has it."""
-    for module in (claiming, keeping, payloads, ranges, endings, staging, storing):
+    jobs = (job_incoming, job_pages, job_steps)
+    for module in (claiming, keeping, payloads, ranges, endings, staging, storing, *jobs):
         for name, value in SMALL.items():
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)

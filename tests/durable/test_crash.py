@@ -7,17 +7,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import crash as plain
 import pytest
-from crash import MUST_BE_NONE
 from support import scaled
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks and kills")
 
 
-def crash(folder: Path, rounds: int, seed: int) -> dict[str, int]:
+def crash(folder: Path, rounds: int, seed: int, harness: ModuleType = plain) -> dict[str, int]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    program = Path(__file__).with_name("crash.py")
+    program = Path(str(harness.__file__))
     result = subprocess.run(
         [sys.executable, str(program), str(folder), str(rounds), str(seed)],
         stdout=subprocess.PIPE,
@@ -26,7 +30,8 @@ def crash(folder: Path, rounds: int, seed: int) -> dict[str, int]:
         env=environment,
     )
     counts = json.loads(result.stdout)
-    assert {name: counts[name] for name in MUST_BE_NONE} == dict.fromkeys(MUST_BE_NONE, 0), counts
+    none = dict.fromkeys(harness.MUST_BE_NONE, 0)
+    assert {name: counts[name] for name in none} == none, counts
     return counts
 
 

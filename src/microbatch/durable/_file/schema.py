@@ -178,7 +178,7 @@ SCHEMA = (
 )
 
 
-def begin(raw: sqlite3.Connection) -> None:
+def begin_to_write(raw: sqlite3.Connection) -> None:
     """Begin a transaction that writes."""
     raw.execute("BEGIN IMMEDIATE")
 
@@ -188,7 +188,7 @@ def prepare(
     path: Path,
     synchronous: str,
     lives: Callable[[tuple[Any, ...]], bool],
-    begin: Callable[[sqlite3.Connection], object] = begin,
+    begin: Callable[[sqlite3.Connection], object] = begin_to_write,
 ) -> None:
     """Set up a new connection that writes, and check the schema; create or migrate it.
 
