@@ -21,7 +21,7 @@ import airportsdata
 from msgspec import Meta, Struct
 from tqdm import tqdm
 
-from microbatch import ItemError
+from microbatch import ItemError, batch_info
 from microbatch.durable import DurableBatcher, DurableQueue
 from microbatch.files import write_rows
 
@@ -47,9 +47,9 @@ class Airport(Struct):
 
 
 SCHEMA = """CREATE TABLE IF NOT EXISTS airport (line INTEGER PRIMARY KEY, icao TEXT NOT NULL UNIQUE, name TEXT,
-    country TEXT, elevation REAL, lat REAL, lon REAL)"""
+    country TEXT, elevation REAL, lat REAL, lon REAL, job TEXT)"""
 # A row that goes again, because its process died before the outcome was on the disk, finds itself there.
-INSERT = """INSERT INTO airport VALUES (?, ?, ?, ?, ?, ?, ?)
+INSERT = """INSERT INTO airport VALUES (?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (line) DO UPDATE SET icao = excluded.icao"""
 BROKEN = [  # changes to a copy of a real row; none: its code is taken
     {},
@@ -91,13 +91,13 @@ class Import:
         if self.written >= THIRD:  # else a quick machine is done before anybody can press "cancel"
             await self.pressed.wait()
         with self.database:
-            answers = [self.insert_one(row) for row in rows]
+            answers = [self.insert_one(row, batch_info().job) for row in rows]
         self.written += len(rows)
         return answers
 
-    def insert_one(self, row: Airport) -> str | Exception:
-        """Write one row, or say why not: SQLite undoes the statement, not the transaction."""
-        values = (row.line, row.icao, row.name, row.country, row.elevation, row.lat, row.lon)
+    def insert_one(self, row: Airport, job: str | None) -> str | Exception:
+        """Write one row, stamped with its job, or say why not: SQLite undoes the statement alone."""
+        values = (row.line, row.icao, row.name, row.country, row.elevation, row.lat, row.lon, job)
         try:
             self.database.execute(INSERT, values)
         except sqlite3.IntegrityError as error:
@@ -182,7 +182,9 @@ async def main(path: Path) -> None:
     for row in failures:
         print(f"  {row['id']:<11} {row['code']:<13} {row['reason']}")
     (stored,) = airports.database.execute("SELECT count(*) FROM airport").fetchone()
+    stamped = dict(airports.database.execute("SELECT job, count(*) FROM airport GROUP BY job"))
     airports.database.close()
+    print(f"stamped with their job: {stamped[job.id]:,} rows and {stamped[rest.id]:,}")
     print(f"{total:,} rows - {count} failed = {stored:,} in {path.name}")
     if stored != total - count or not agrees:
         sys.exit("the counts do not match")

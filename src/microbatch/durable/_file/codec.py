@@ -165,7 +165,8 @@ def encode_error(error: BaseException, *, retryable: bool = False, code: str = "
     lines = ""
     if error.__traceback__ is not None:  # else never raised: the class name and the text say it all
         try:
-            lines = "".join(traceback.format_exception(error))
+            # A message is cut in here too: a long one would leave no room for the frames before it.
+            lines = "".join(map(_short, traceback.format_exception(error)))
         except Exception as broken:  # noqa: BLE001 - a user's exception may be broken in any way
             lines = f"(its traceback cannot be shown: {type(broken).__name__})"
     return _stored(type(error).__name__, _text(error), lines, code or error_code(error), retryable)
@@ -212,6 +213,13 @@ def _stored(kind: str, message: str, lines: str, code: str, retryable: bool) -> 
             retryable,
         )
     )
+
+
+def _short(part: str) -> str:
+    """Return a part of a traceback, a frame or a message, of bounded length."""
+    if len(part) <= MESSAGE_CHARACTERS_MAX:
+        return part
+    return f"{part[:MESSAGE_CHARACTERS_MAX]}\n"
 
 
 def _storable(text: str) -> str:
