@@ -27,6 +27,7 @@ NAMES = (
     "durable",
     "soak",
     "telemetry",
+    "loader",
 )
 COMMAND = "python -m benchmarks"
 

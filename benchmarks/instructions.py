@@ -58,18 +58,23 @@ OPTIONS = {
 async def waves_of(contender, size, waves, wave, counted):
     async with contender.open(size) as run:
         await run(wave)
-        if counted:
-            _count()
-        os.getppid()  # the counts begin at 0 when this is called,
+        begin(counted=counted)
         for _ in range(waves):
             await run(wave)
-        os.getsid(0)  # and are written when this is
+        end()
 
 
-def _count():
-    """Let callgrind begin: until then it runs the program five times as fast."""
-    command = ["callgrind_control", "--instr=on", str(os.getpid())]
-    subprocess.run(command, check=True, capture_output=True)
+def begin(*, counted=True):
+    """Let callgrind count from here: until then it runs the program five times as fast."""
+    if counted:
+        command = ["callgrind_control", "--instr=on", str(os.getpid())]
+        subprocess.run(command, check=True, capture_output=True)
+    os.getppid()  # the counts begin at 0 when this is called,
+
+
+def end():
+    """Let it write what it has counted."""
+    os.getsid(0)  # and are written when this is
 
 
 def watched(cell, waves, wave, counted=True):

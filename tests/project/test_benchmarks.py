@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import goals, instructions, memory, overhead, telemetry
+from benchmarks import goals, instructions, loader, memory, overhead, telemetry
 from benchmarks.__main__ import NAMES, documentation, main
 from benchmarks.contenders import FLOOR
 from benchmarks.output import README, ROOT, Page, section_of
@@ -283,6 +283,21 @@ def test_telemetry_is_measured_against_none(tmp_path):
     (cell,) = tiny("telemetry", tmp_path)["cells"]
     assert list(cell["ratios"]) == [contender.name for contender in telemetry.ALL]
     assert cell["ratios"][telemetry.OFF]["median"] == 1
+
+
+@slow
+def test_loaders_are_measured_beside_one_another(tmp_path):
+    """Each way to load, new and cached; the peers take part if they are installed."""
+    rows = tiny("loader", tmp_path)["rows"]
+    assert len(rows) == 2 * len(loader.SHAPES)
+    assert all({loader.OURS, loader.OWN} <= set(row["cpu"]) <= set(loader.NAMES) for row in rows)
+
+
+def test_loads_are_counted_for_loaders_that_run(capsys):
+    """The process that callgrind watches calls this function."""
+    for shape, (_, keys) in loader.SHAPES.items():
+        loader.watched(("asyncio", [loader.OWN, shape, False], keys), 1, keys, counted=False)
+    assert capsys.readouterr().out == ""
 
 
 def test_what_on_batch_costs_is_counted_for_one_that_is_called(capsys):
