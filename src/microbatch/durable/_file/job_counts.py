@@ -57,7 +57,7 @@ def _count_moves(view: View, job: int, moves: Moves) -> Generator[Step, Any, Non
     values |= {"more": sum(ended), "now": view.now, "back": back, "job": job}
     rows = yield job_sql.COUNT, values, False
     if not rows:
-        return  # it was given up while it came in
+        return  # a damaged file has lost it: its items go on
     uid, life, total, *counts, max_failures, ordered = rows[0]
     view.changed.add(uid)
     view.moved_life |= back
@@ -81,8 +81,8 @@ def end(view: View, job: int, queue: int, tally: Counts) -> Generator[Step, Any,
     """End a job, all of whose items have: the one place where that is done."""
     outcome = job_outcome(tally)
     row = yield from move(view, job, Event.FINISHED, outcome=outcome)
-    if row is not None:
-        view.news_of(queue).ended.append((outcome, max(0.0, view.now - row[1])))
+    assert row is not None  # noqa: S101 - its life is one of those that end
+    view.news_of(queue).ended.append((outcome, max(0.0, view.now - row[1])))
     yield job_sql.REMOVE_LANE, (queue, job), False
     view.forget_lane(queue, job)
     view.rearranged.discard((queue, job))

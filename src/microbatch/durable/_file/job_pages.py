@@ -61,8 +61,9 @@ def page(
     items: list[JobItem] = []
     size = 0
     for some in _in_steps(found):
-        bytes_of = yield from _read_items(job, named, some, items)
-        size += bytes_of
+        read = yield from _read_items(job, named, some)
+        items += read
+        size += sum(len(item.result or b"") + len(item.error or b"") for item in read)
         if size >= PAGE_BYTES:
             break
     full = len(items) < sum(one.count for one in found)
@@ -131,14 +132,15 @@ def _in_steps(found: Sequence[Range]) -> list[list[Range]]:
 
 
 def _read_items(
-    job: int, named: bool, found: Sequence[Range], items: list[JobItem]
-) -> Generator[Step, Any, int]:
-    """Add what the disk has of some items; return the bytes of that."""
+    job: int, named: bool, found: Sequence[Range]
+) -> Generator[Step, Any, list[JobItem]]:
+    """Return what the disk has of some items."""
     done = spans(one for one in found if one.state == DONE)
     others = spans(one for one in found if one.state != DONE)
     results = (yield from blobs.stored_results(done)) if done else {}
     errors = (yield from blobs.errors_of(others)) if others else {}
     ids = (yield from client_ids(job, found)) if named else {}
+    items: list[JobItem] = []
     for one in found:
         state, start = State(one.state), one.position or 0
         for place in range(one.count):
@@ -154,7 +156,7 @@ def _read_items(
                     errors.get(number),
                 )
             )
-    return sum(map(len, results.values())) + sum(map(len, errors.values()))
+    return items
 
 
 # Copies

@@ -155,14 +155,18 @@ def _remove_step(view: View, queue: int, job: int) -> Generator[Step, Any, bool]
 
 
 def expire(view: View, queue: int) -> Generator[Step, Any, bool]:
-    """Stop a job that is past its deadline; return whether there was one, and may be another."""
+    """Stop a job that is past its deadline; return whether there is to be looked once more.
+
+    A deadline that was counted from a wrong future counts from now.
+    """
     future = view.now + CLOCK_TOLERANCE
     values = {"queue": queue, "now": view.now, "future": future}
-    for number, deadline in (yield job_sql.MEND, values, False):
+    mended = yield job_sql.MEND, values, False
+    for number, deadline in mended:
         yield job_sql.MEND_LANE, (deadline, queue, number), False
     for (job,) in (yield job_sql.OVERDUE, (queue, view.now), False):
         return (yield from job_counts.stop(view, job, EXPIRED))
-    return False
+    return bool(mended)
 
 
 def keep(view: View, queue: int, limits: Limits) -> Generator[Step, Any, bool]:
