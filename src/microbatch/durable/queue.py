@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, TypeVar, Unpack, overload
 
 import aiosqlite
@@ -223,6 +224,25 @@ class DurableQueue(WithJobs[T, R], WithAdmin[T]):
             Any if result_type is None else result_type, "result_type", *hooks
         )
         self._limits = limits
+        self._recipe: dict[str, Any] = {
+            "path": path,
+            "item_type": item_type,
+            "result_type": result_type,
+            "queue": queue,
+            "enc_hook": hooks[0],
+            "dec_hook": hooks[1],
+            "max_depth": limits.max_depth,
+            "max_file_bytes": limits.max_file_bytes,
+            "key_ttl": limits.key_ttl,
+            "result_ttl": limits.result_ttl,
+            "keep_dead": limits.keep_dead,
+            "keep_done": limits.keep_done,
+            "job_ttl": limits.job_ttl,
+            "poll_interval": poll_interval,
+            "synchronous": synchronous,
+            "name": self._name,
+            "telemetry": telemetry,
+        }
         self._synchronous = synchronous
         self._access = QueueAccess(queue, self._items, results, limits, self._opened)
         interval = checks.number("poll_interval", poll_interval, above=0)
@@ -595,6 +615,10 @@ class DurableQueue(WithJobs[T, R], WithAdmin[T]):
         return (
             f"<{type(self).__name__} {self._name!r} at {str(self._path)!r} {self._opening.state}>"
         )
+
+
+#: The settings of a queue: for those who make another one of the same kind.
+recipe_of: Callable[[DurableQueue[Any, Any]], dict[str, Any]] = attrgetter("_recipe")
 
 
 def _is_its(ticket: AnyTicket, number: int | None) -> bool:

@@ -1,0 +1,137 @@
+"""`forward`: a durable queue empties itself into an engine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from microbatch import Backoff, ItemError, Retry
+from microbatch.durable import DurableBatcher, DurableQueue, ItemFailed
+from microbatch.engines.forward import forward
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+@contextlib.asynccontextmanager
+async def forwarding(
+    queue: DurableQueue[Any, Any], publish: Any, **settings: Any
+) -> AsyncIterator[None]:
+    task = asyncio.create_task(forward(queue, publish, **settings))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+def test_items_end_when_the_broker_has_confirmed(tmp_path: Path):
+    """Several at once, in the queue's order; whoever submits waits for the confirmation."""
+
+    async def main() -> None:
+        sent: list[int] = []
+        confirmed, all_there = asyncio.Event(), asyncio.Event()
+
+        async def publish(item: int) -> object:
+            sent.append(item)
+            if len(sent) == 5:
+                all_there.set()
+            await confirmed.wait()
+            return object()  # nothing that could be stored: dropped without a result_type
+
+        async with DurableQueue[int, Any](tmp_path / "q", item_type=int) as queue:
+            tickets = await queue.enqueue_many(range(5))
+            async with forwarding(queue, publish):
+                await all_there.wait()
+                assert sent == list(range(5))
+                assert (await queue.stats()).done == 0
+                confirmed.set()
+                assert [await queue.result(ticket, timeout=30) for ticket in tickets] == [None] * 5
+
+    asyncio.run(main())
+
+
+def test_what_publishing_returns_is_the_result_of_a_queue_that_has_results(tmp_path: Path):
+    """The broker's own number of a message, say."""
+
+    async def publish(item: int) -> int:
+        return item + 100
+
+    async def main() -> int:
+        queue = DurableQueue[int, int](tmp_path / "q", item_type=int, result_type=int)
+        async with queue, forwarding(queue, publish):
+            return await queue.submit(1)
+
+    assert asyncio.run(main()) == 101
+
+
+def test_a_broker_that_is_away_makes_no_dead_letters_and_a_message_that_it_refuses_one(
+    tmp_path: Path,
+):
+    """An outbox is for the time in which the other side is not there."""
+    tries: list[int] = []
+
+    async def publish(item: int) -> None:
+        tries.append(item)
+        if item == 2:
+            raise ItemError("too large", retryable=False)
+        if tries.count(item) < 3:
+            raise ConnectionError
+
+    async def main() -> Any:
+        retry = Retry(on=Exception, attempts=10, backoff=Backoff(initial=0.01))
+        async with DurableQueue[int, Any](tmp_path / "q", item_type=int) as queue:
+            ticket, refused = await queue.enqueue_many([1, 2])
+            async with forwarding(queue, publish, retry=retry):
+                await queue.result(ticket, timeout=30)
+                with pytest.raises(ItemFailed):
+                    await queue.result(refused, timeout=30)
+            return (await queue.dead_letters())[0].item
+
+    assert asyncio.run(main()) == 2
+    assert tries.count(1) == 3
+    assert tries.count(2) == 1
+
+
+def test_what_is_cancelled_stays_in_the_queue(tmp_path: Path):
+    """It is published by the next one."""
+
+    async def main() -> None:
+        begun = asyncio.Event()
+
+        async def hangs(item: int) -> None:
+            begun.set()
+            await asyncio.sleep(3600)
+
+        async def publish(item: int) -> None: ...
+
+        async with DurableQueue[int, Any](tmp_path / "q", item_type=int) as queue:
+            ticket = await queue.enqueue(1)
+            async with forwarding(queue, hangs):
+                await begun.wait()
+            async with forwarding(queue, publish):
+                assert await queue.result(ticket, timeout=30) is None
+
+    asyncio.run(main())
+
+
+def test_wrong_arguments_are_refused(tmp_path: Path):
+    """Before anything is opened."""
+
+    async def publish(item: int) -> None: ...
+
+    with pytest.raises(TypeError, match="queue must be a DurableQueue without a handler, got 3"):
+        asyncio.run(forward(3, publish))  # type: ignore[arg-type]
+    batcher = DurableBatcher(tmp_path / "q", list, item_type=int)
+    with pytest.raises(
+        TypeError, match="queue must be a DurableQueue without a handler, got <Durable"
+    ):
+        asyncio.run(forward(batcher, publish))
+    queue = DurableQueue[int, Any](tmp_path / "q", item_type=int)
+    with pytest.raises(ValueError, match="max_batch_size must be at least 1, got 0"):
+        asyncio.run(forward(queue, publish, max_batch_size=0))
