@@ -244,3 +244,48 @@ async def test_an_item_that_held_the_batch_up_is_cancelled(path):
         status = await job.wait(20)
         assert (status.succeeded, status.cancelled) == (3, 1)
     check_jobs(path)
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+async def test_an_ordered_job_keeps_its_order_over_partitions(path, batch_size):
+    """A claim may bring items of several: they go one run after the other."""
+    running = 0
+    batches = []
+
+    async def handler(items):
+        nonlocal running
+        running += 1
+        assert running == 1
+        batches.append(items)
+        await asyncio.sleep(0.001)
+        running -= 1
+        return items
+
+    async with batcher(
+        path, handler, max_batch_size=4, max_concurrency=3, partition=lambda item: item // 5 % 2
+    ) as durable:
+        job = await durable.enqueue_job(range(22), ordered=True, batch_size=batch_size)
+        status = await job.wait(20)
+        assert status.succeeded == 22
+        assert [item for batch in batches for item in batch] == list(range(22))
+        assert all(len({item // 5 % 2 for item in batch}) == 1 for batch in batches)
+        assert max(map(len, batches)) == (batch_size or 4)
+        assert {o.attempts async for o in job.outcomes()} == {1}
+    check_jobs(path)
+
+
+async def test_an_ordered_job_bears_a_partition_that_raises(path):
+    """Those items fail alone, as everywhere; the others keep their order."""
+
+    def partition(item):
+        if item % 4 == 0:
+            raise ValueError(item)
+
+    handler = Handler()
+    async with batcher(path, handler, partition=partition) as durable:
+        job = await durable.enqueue_job(range(9), ordered=True)
+        status = await job.wait(20)
+        assert (status.succeeded, status.failed) == (6, 3)
+        assert handler.items == [1, 2, 3, 5, 6, 7]
+        assert (await (await durable.enqueue_job([0, 4], ordered=True)).wait(20)).failed == 2
+    check_jobs(path)

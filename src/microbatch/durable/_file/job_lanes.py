@@ -66,17 +66,20 @@ class ToldOfJobs(NamedTuple):
     Attributes:
         jobs: The ids of their jobs.
         ids: The ids that the clients gave them; None without any.
+        ordered: Whether they are of a job that goes one batch at a time.
     """
 
     jobs: list[str | None]
     ids: list[str | None] | None
+    ordered: bool = False
 
     def some(self, places: Sequence[int]) -> ToldOfJobs | None:
         """Return what is told of those at some places."""
         jobs = [self.jobs[place] for place in places]
         if jobs.count(None) == len(jobs):
             return None
-        return ToldOfJobs(jobs, None if self.ids is None else [self.ids[p] for p in places])
+        ids = None if self.ids is None else [self.ids[place] for place in places]
+        return ToldOfJobs(jobs, ids, self.ordered)
 
 
 def told(lanes: dict[int, LaneOf], chosen: Sequence[Range]) -> Generator[Step, Any, ToldOfJobs]:
@@ -88,8 +91,10 @@ def told(lanes: dict[int, LaneOf], chosen: Sequence[Range]) -> Generator[Step, A
         jobs += [None if lane is None else lane.uid] * one.count
         if lane is not None and lane.named:
             named.setdefault(one.lane, []).append(one)
+    first = lanes.get(chosen[0].lane)
+    ordered = first is not None and bool(first.ordered)
     if not named:
-        return ToldOfJobs(jobs, None)
+        return ToldOfJobs(jobs, None, ordered)
     known = {}
     for job, found in named.items():
         known[job] = yield from client_ids(job, found)
@@ -98,7 +103,7 @@ def told(lanes: dict[int, LaneOf], chosen: Sequence[Range]) -> Generator[Step, A
         mine = known.get(one.lane)
         at = one.position or 0
         ids += [None] * one.count if mine is None else [mine.get(at + n) for n in range(one.count)]
-    return ToldOfJobs(jobs, ids)
+    return ToldOfJobs(jobs, ids, ordered)
 
 
 def client_ids(job: int, found: Sequence[Range]) -> Generator[Step, Any, dict[int, str]]:

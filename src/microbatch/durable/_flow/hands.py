@@ -143,6 +143,8 @@ class Hands:
         if self._partition is None:
             if good.ids:
                 self._hand_over(claim.number, good, None)
+        elif claim.told is not None and claim.told.ordered:
+            self._hand_over_first(claim.number, good)
         else:
             for partition, items in self._parted(claim.number, good):
                 size = self.size()
@@ -179,6 +181,26 @@ class Hands:
                     claim, number, attempt, verdict(number, attempt, error, self._retry), error
                 )
         return [(partition, items.some(chosen)) for partition, chosen in parts.items()]
+
+    def _hand_over_first(self, claim: int, items: Items) -> None:
+        """Hand over what may go together of the first items, and put all behind them back: one batch at a time.
+
+        They come again, in their order, as soon as these have ended.
+        """
+        parts = self._parted(claim, items)
+        partitions = {number: partition for partition, some in parts for number in some.ids}
+        places = [place for place, number in enumerate(items.ids) if number in partitions]
+        if not places:
+            return
+        first = partitions[items.ids[places[0]]]
+        count = 0
+        for place in places[: self.size()]:
+            if partitions[items.ids[place]] != first:
+                break
+            count += 1
+        for place in places[count:]:
+            self.settling.failed(claim, Failure(unseen(items.ids[place]), 0, None))
+        self._hand_over(claim, items.some(places[:count]), first)
 
     def _hand_over(self, claim: int, items: Items, partition: Hashable) -> None:
         reason: Reason = "wait" if self._waits else "idle"
