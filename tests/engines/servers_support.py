@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -29,11 +30,13 @@ def stopped(process: subprocess.Popen[bytes], folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        process.send_signal(signal.SIGTERM)
+        leads = os.getpgid(process.pid) == process.pid  # a server of several processes
+        tell = os.killpg if leads else os.kill
+        tell(process.pid, signal.SIGTERM)
         try:
             process.wait(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
-            process.kill()
+            tell(process.pid, signal.SIGKILL)
             process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -91,7 +91,37 @@ def on_nats() -> Any:
     return broker
 
 
-app = FastStream({"nats": on_nats}[JOB.engine](), lifespan=drained(batcher), logger=None)
+def on_rabbit() -> Any:
+    from faststream.rabbit import Channel, QueueType, RabbitBroker, RabbitQueue
+
+    broker = RabbitBroker(JOB.url, graceful_timeout=JOB.graceful, logger=LOGGER)
+    queue = RabbitQueue(
+        JOB.name, queue_type=QueueType.QUORUM, durable=True, arguments={"x-delivery-limit": 20}
+    )
+    channel = Channel(prefetch_count=JOB.batch * JOB.slots * 2)
+    broker.subscriber(queue, channel=channel, ack_policy=AckPolicy.MANUAL)(on_one)
+    return broker
+
+
+def on_redis() -> Any:
+    from faststream.redis import RedisBroker, StreamSub
+
+    broker = RedisBroker(JOB.url, graceful_timeout=JOB.graceful, logger=LOGGER)
+    common = {"group": "g", "max_records": JOB.batch * 2, "polling_interval": 50}
+    idle = round(JOB.redelivery * 1000)
+    news = StreamSub(JOB.name, consumer=JOB.consumer, **common)
+    left = StreamSub(JOB.name, consumer=f"{JOB.consumer}-claims", min_idle_time=idle, **common)
+    workers = JOB.batch * JOB.slots
+    for stream in (news, left):
+        broker.subscriber(stream=stream, max_workers=workers, ack_policy=AckPolicy.MANUAL)(on_one)
+    return broker
+
+
+app = FastStream(
+    {"nats": on_nats, "rabbit": on_rabbit, "redis": on_redis}[JOB.engine](),
+    lifespan=drained(batcher),
+    logger=None,
+)
 
 logging.getLogger("microbatch").addHandler(logging.StreamHandler())
 

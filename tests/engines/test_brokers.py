@@ -1,0 +1,175 @@
+"""FastStream over RabbitMQ and Redis Streams: the same claims as over JetStream, in the words of each."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any
+
+import pytest
+from crowd_support import crowd
+from servers_support import wait_until
+
+pytestmark = pytest.mark.engines
+
+MANY = 2_000
+
+
+class Rabbit:
+    """A quorum queue with messages in it."""
+
+    engine = "rabbit"
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.name = "q" + uuid.uuid4().hex[:12]
+        asyncio.run(self._publish())
+
+    async def _queue(self, channel: Any) -> Any:
+        arguments = {"x-queue-type": "quorum", "x-delivery-limit": 20}
+        return await channel.declare_queue(self.name, durable=True, arguments=arguments)
+
+    async def _publish(self) -> None:
+        import aio_pika
+
+        connection = await aio_pika.connect(self.url)
+        async with connection:
+            channel = await connection.channel()
+            await self._queue(channel)
+            for start in range(1, MANY + 1, 200):
+                sent = [
+                    aio_pika.Message(str(n).encode(), content_type="application/json")
+                    for n in range(start, start + 200)
+                ]
+                await asyncio.gather(
+                    *[channel.default_exchange.publish(m, self.name) for m in sent]
+                )
+
+    async def _left(self) -> int:
+        import aio_pika
+
+        connection = await aio_pika.connect(self.url)
+        async with connection:
+            return (await self._queue(await connection.channel())).declaration_result.message_count
+
+    def left(self) -> int:
+        """Return how many messages nobody has acknowledged, when no worker lives any more."""
+        return asyncio.run(self._left())
+
+
+class Redis:
+    """A stream with a group that has read nothing."""
+
+    engine = "redis"
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.name = "s" + uuid.uuid4().hex[:12]
+        asyncio.run(self._publish())
+
+    async def _publish(self) -> None:
+        from faststream.redis import RedisBroker
+        from redis.asyncio import Redis as Client
+
+        async with (
+            Client.from_url(self.url) as client,
+            RedisBroker(self.url, logger=None) as broker,
+        ):
+            await client.xgroup_create(self.name, "g", id="0", mkstream=True)
+            for start in range(1, MANY + 1, 50):
+                sent = [broker.publish(n, stream=self.name) for n in range(start, start + 50)]
+                await asyncio.gather(*sent)
+
+    async def _left(self) -> int:
+        from redis.asyncio import Redis as Client
+
+        async with Client.from_url(self.url) as client:
+            (group,) = await client.xinfo_groups(self.name)
+            return int(group["pending"]) + int(group["lag"] or 0)
+
+    def left(self) -> int:
+        return asyncio.run(self._left())
+
+
+@pytest.fixture(params=[Rabbit, Redis], ids=["rabbit", "redis"])
+def broker(request: pytest.FixtureRequest) -> Any:
+    url = request.getfixturevalue(f"{request.param.engine}_url")
+    return request.param(url)
+
+
+def job(broker: Any, **more: Any) -> dict[str, Any]:
+    return {
+        "engine": broker.engine,
+        "url": broker.url,
+        "name": broker.name,
+        "redelivery": 10.0,
+    } | more
+
+
+def test_two_workers_handle_each_message_once_in_few_calls(broker, tmp_path):
+    """What a batcher in the worker is for."""
+    with crowd(tmp_path, **job(broker, max_wait=0.1, redelivery=60.0)) as workers:
+        first, second = workers.start(), workers.start()
+        workers.wait_for(MANY)
+        workers.end(first)
+        workers.end(second)
+        assert broker.left() == 0
+        assert set(workers.handled().values()) == {1}
+        assert len(workers.calls()) < MANY / 5
+
+
+def test_what_a_killed_worker_held_is_handled_by_the_other(broker, tmp_path):
+    """Nothing is acknowledged before its item has its outcome, so `kill -9` loses nothing."""
+    with crowd(tmp_path, **job(broker)) as workers:
+        first, second = workers.start(), workers.start()
+        workers.wait_for(MANY * 3 // 10)
+        workers.kill(first)
+        workers.wait_for(MANY)
+        if broker.engine == "redis":
+            wait_until(lambda: broker.left() == 0, workers.said)
+        workers.end(second)
+        assert broker.left() == 0
+        handled = workers.handled()
+        assert len(handled) == MANY
+        assert handled.total() - MANY <= 2 * 20 * 2
+
+
+def test_a_worker_that_is_told_to_stop_loses_nothing_and_repeats_nothing(broker, tmp_path):
+    """A deployment stops workers all the time."""
+    with crowd(tmp_path, **job(broker)) as workers:
+        first, second = workers.start(), workers.start()
+        workers.wait_for(MANY * 3 // 10)
+        workers.end(first)
+        workers.wait_for(MANY)
+        workers.end(second)
+        assert broker.left() == 0
+        assert set(workers.handled().values()) == {1}
+
+
+def test_only_bad_items_come_again_and_end_rejected(broker, tmp_path):
+    """Their neighbours are acknowledged, each by its own outcome."""
+    bad = set(range(100, MANY + 1, 100))
+    redelivery = 2.0 if broker.engine == "redis" else 10.0
+    with crowd(tmp_path, **job(broker, every_bad=100, redelivery=redelivery)) as workers:
+        first = workers.start()
+        workers.wait_for(MANY)
+        wait_until(lambda: all(workers.handled()[item] >= 3 for item in bad), workers.said)
+        workers.end(first)
+        assert broker.left() == 0
+        handled = workers.handled()
+        assert {item for item, times in handled.items() if times == 3} == bad
+        if (
+            broker.engine == "rabbit"
+        ):  # on Redis a worker that this machine stops for 2 s repeats more
+            assert {times for item, times in handled.items() if item not in bad} == {1}
+
+
+def test_a_worker_whose_backend_hangs_stops_in_time_and_hands_back(broker, tmp_path):
+    """The next worker handles what it had."""
+    with crowd(tmp_path, **job(broker)) as workers:
+        hanging = workers.start(hangs=True, graceful=5.0)
+        workers.wait_for_hung(1)
+        workers.end(hanging)
+        held = workers.hung()
+        workers.start()
+        workers.wait_for_these(held)
