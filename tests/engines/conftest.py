@@ -83,7 +83,7 @@ def rabbit_url() -> Iterator[str]:
         server = subprocess.Popen([program], **options, **whom)
     with stopped(ports, folder), stopped(server, folder):
         wait_for_port(server, port, folder / "log")
-        yield f"amqp://guest:guest@127.0.0.1:{port}/"
+        yield f"amqp://127.0.0.1:{port}/"
 
 
 @pytest.fixture(scope="session")
