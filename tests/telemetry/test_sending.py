@@ -87,3 +87,21 @@ async def test_sending_is_nothing_where_nobody_listens() -> None:
     with observer.sending(lambda: 1, 0.0) as trace:
         assert trace is None
     assert observer_of("q", False) is None
+
+
+async def test_how_jobs_go_on_is_told_to_nobody_once_telemetry_is_off(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It may fail while the file's thread has more of that on the way; the log says so once."""
+    sdk = Sdk()
+    observer = observer_of("q", sdk.telemetry(), "jobs")
+    assert observer is not None
+    observer.jobs_went_on({"failed": 1}, [])  # before anybody was found
+    observer.observe(None, 0.0)
+    observer.jobs_went_on({"succeeded": 3}, [("succeeded", 2.0)])
+    assert observer.recorder is not None
+    observer.jobs_went_on({"succeeded": 2}, [("failed", "no number")])  # type: ignore[list-item]
+    observer.jobs_went_on({"succeeded": 9}, [])
+    assert len(caplog.records) == 1
+    assert [point.value for point in sdk.points("microbatch.job.items")] == [5]
+    assert [point.sum for point in sdk.points("microbatch.job.duration")] == [2.0]

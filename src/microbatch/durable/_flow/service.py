@@ -338,8 +338,8 @@ class Service:
 
     def jobs_went_on(self, news: JobNews) -> None:
         """Count what a transaction did to jobs."""
-        if self.observer is not None:
-            self.observer.jobs_went_on(news.items, news.ended)
+        assert self.observer is not None  # noqa: S101 - else it wanted to know nothing
+        self.observer.jobs_went_on(news.items, news.ended)
 
     def jobs_stopped(self, uids: Collection[str]) -> None:
         """Give back what no handler has of jobs of which nothing more may begin."""
