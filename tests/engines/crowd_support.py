@@ -25,10 +25,12 @@ class Crowd:
 
     Args:
         folder: Where their files go.
+        program: What they run.
         job: What each of them is told, but for the log.
     """
 
-    def __init__(self, folder: Path, **job: Any) -> None:
+    def __init__(self, folder: Path, program: Path = WORKER, **job: Any) -> None:
+        self.program = program
         self.log = folder / "handled"
         self.folder = folder
         self.job = job
@@ -40,7 +42,7 @@ class Crowd:
         told = self.job | {"log": str(self.log), "consumer": f"c{number}"} | job
         with (self.folder / f"said-{number}").open("wb") as said:
             process = subprocess.Popen(
-                [sys.executable, str(WORKER), msgspec.json.encode(told).decode()],
+                [sys.executable, str(self.program), msgspec.json.encode(told).decode()],
                 stdout=said, stderr=said, env=ENVIRONMENT,
             )  # fmt: skip
         self.processes.append(process)
@@ -98,9 +100,9 @@ class Crowd:
 
 
 @contextlib.contextmanager
-def crowd(folder: Path, **job: Any) -> Iterator[Crowd]:
+def crowd(folder: Path, program: Path = WORKER, **job: Any) -> Iterator[Crowd]:
     """Give a test its workers, and kill those that it leaves."""
-    workers = Crowd(folder, **job)
+    workers = Crowd(folder, program, **job)
     try:
         yield workers
     finally:

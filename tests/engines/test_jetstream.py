@@ -7,6 +7,7 @@ import uuid
 
 import pytest
 from crowd_support import Crowd, crowd
+from jetstream_support import left
 from servers_support import wait_until
 
 nats = pytest.importorskip("nats")
@@ -26,21 +27,6 @@ async def published(url: str, name: str, items: range) -> None:
             await asyncio.gather(*[stream.publish(name, str(item).encode()) for item in part])
     finally:
         await client.close()
-
-
-async def consumer(url: str, name: str):
-    """Return what the server knows of the consumer."""
-    client = await nats.connect(url)
-    try:
-        return await client.jetstream().consumer_info(name, "w")
-    finally:
-        await client.close()
-
-
-def left(url: str, name: str) -> int:
-    """Return how many messages are not acknowledged, or not even delivered."""
-    info = asyncio.run(consumer(url, name))
-    return info.num_ack_pending + info.num_pending
 
 
 @pytest.fixture
