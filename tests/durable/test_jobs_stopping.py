@@ -12,6 +12,7 @@ from durable_support import LOOPS, Handler, Process, batcher, check_jobs, rows, 
 from microbatch import Backoff, ItemError, Retry
 from microbatch.durable import DurableQueue, ItemCancelled, ItemExpired, ItemFailed
 from microbatch.durable._file import job_steps
+from microbatch.durable._file.session import Session
 
 pytestmark = pytest.mark.anyio
 
@@ -217,6 +218,31 @@ async def test_a_paused_job_can_be_cancelled(path):
         status = await job.wait(20)
         assert (status.cancelled, status.paused) == (5, False)
     check_jobs(path)
+
+
+async def test_a_worker_rests_beside_a_paused_job(path, monkeypatch):
+    """What cannot be claimed must not be looked for again and again, whatever is due some day."""
+    async with batcher(path, Handler()) as durable:
+        await durable.pause()
+        job = await durable.enqueue_job(range(10))
+        await job.pause()
+        await durable.enqueue(1, delay=600)
+        await durable.resume()
+        assert await durable.submit(5) == 10
+        looks = 0
+        real = Session.claim
+
+        def counted(self, *arguments):
+            nonlocal looks
+            looks += 1
+            return real(self, *arguments)
+
+        monkeypatch.setattr(Session, "claim", counted)
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+        assert looks < 10
+        await job.resume()
+        assert (await job.wait(20)).succeeded == 10
 
 
 # Deadlines

@@ -167,6 +167,10 @@ class Session:
         """
         return (yield from self._view.row(queue)).queue()
 
+    def is_claimable(self, queue: int) -> Generator[Step, Any, bool]:
+        """Tell whether something stands ready in a lane that is open."""
+        return bool((yield sql.IS_CLAIMABLE, {"queue": queue, "now": self.now}, False))
+
     def register(self, queue: int, pid: int, born: str | None) -> Generator[Step, Any, int]:
         """Make a consumer; return its number."""
         ((number,),) = yield sql.REGISTER, (queue, pid, born), False

@@ -45,6 +45,13 @@ OTHER_LANES = """SELECT priority, due, first_id, lane, size, ordered, bound, uid
     WHERE queue = ? AND lane > 0 AND open = 1 AND first_id IS NOT NULL
     AND (deadline IS NULL OR deadline > ?) ORDER BY priority DESC, due, first_id LIMIT ?"""
 
+#: Whether something stands ready in a lane that a claim may read.
+IS_CLAIMABLE = """SELECT 1 FROM microbatch_lanes
+    WHERE queue = :queue AND lane = 0 AND open = 1 AND first_id IS NOT NULL
+    UNION ALL SELECT 1 FROM microbatch_lanes INDEXED BY microbatch_lane_heads
+    WHERE queue = :queue AND lane > 0 AND open = 1 AND first_id IS NOT NULL
+    AND (deadline IS NULL OR deadline > :now) LIMIT 1"""
+
 # Ranges
 
 COLUMNS = """first_id, count, queue, lane, state, priority, due, since, attempts, deaths, apart, consumer,

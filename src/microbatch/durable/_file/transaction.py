@@ -135,6 +135,8 @@ class WriteTransaction:
     def finish(self) -> Generator[Step, Any, None]:
         """Write down what is written once, at the end."""
         yield from self.session.finish()
+        for queue in (yield from self.session.count_jobs()):
+            self.stir(queue)
         self.ended_unheard |= self.session.ended_unheard
 
     def stir(self, queue: int) -> None:

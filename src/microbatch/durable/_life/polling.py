@@ -106,7 +106,9 @@ class Polling(Duty):
         rows: dict[int, Queue] = {}
         for queue in {client.queue for client in clients}:
             row = rows[queue] = yield from session.look(queue)
-            if row.counts[State.READY] and not row.paused:
+            # What waits in closed lanes is looked for when they open: else the looking would have no end.
+            waits = row.counts[State.READY] and not row.paused
+            if waits and (yield from session.is_claimable(queue)):
                 self.writer.stirred.add(queue)
             if row.counts[State.SCHEDULED]:
                 due = yield from session.next_due(queue)
