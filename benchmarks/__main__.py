@@ -25,6 +25,7 @@ NAMES = (
     "instructions",
     "streams",
     "durable",
+    "jobs",
     "soak",
     "telemetry",
     "loader",

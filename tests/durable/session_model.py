@@ -47,6 +47,7 @@ SMALL = {
     "IDS_TOGETHER": 3,
     "PAGE_STEP": 3,
     "PAGE_BYTES": 60,
+    "COPIED_BYTES": 20,
 }
 
 

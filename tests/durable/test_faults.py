@@ -250,7 +250,9 @@ async def test_pages_overwritten_under_way(path, caplog):
                 file.seek(page * 4096 + 8)
                 file.write(os.urandom(4000))
         free.set()
-        while not caplog.records:  # garbage in payloads is their items' fault; more writing meets the rest
+        while (
+            not caplog.records
+        ):  # garbage in payloads is their items' fault; more writing meets the rest
             with contextlib.suppress(QueueUnavailable):
                 await durable.enqueue_many(range(500))
         with pytest.raises(QueueUnavailable):

@@ -259,6 +259,22 @@ def test_the_durable_mode_stands_beside_plain_sqlite(tmp_path):
 
 
 @slow
+def test_jobs_are_brought_handled_and_looked_at(tmp_path):
+    """Every part has its line, and its goal where there is one."""
+    rows = tiny("jobs", tmp_path)["rows"]
+    for what in (
+        "enqueue_job of",
+        "handling it",
+        "longest wait",
+        "status",
+        "first page",
+        "memory above",
+    ):
+        assert any(what in row["what"] for row in rows), what
+    assert all(row["median"] >= 0 and row["met"] is not None for row in rows)
+
+
+@slow
 def test_a_queue_is_watched_under_load(tmp_path):
     """A sample that lacks a figure would show in the picture an hour later."""
     found = tiny("soak", tmp_path)

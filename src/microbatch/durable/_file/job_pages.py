@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 PAGE_BYTES = 8 << 20
 PAGE_STEP = 250
 
+#: Bytes of items that are copied at once: they are written in one transaction.
+COPIED_BYTES = 1 << 20
+
 #: Ranges of a state that are read for a page at first; more if they are short.
 RANGES_READ = 3
 
@@ -191,7 +194,7 @@ def leftovers(  # noqa: PLR0917
     reader = PayloadReader()
     taken: list[Range] = []
     payloads: list[bytes] = []
-    room = PAGE_BYTES
+    room = COPIED_BYTES
     for one in chosen:
         content = yield from reader.take([(one.first, one.count)], room)
         payloads += content.payloads

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 #: Items, bytes of them, and items that do not fit, in one transaction: the write lock is held for some 20 ms.
 CHUNK_ITEMS = 5_000
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 1 << 20
 CHUNK_REFUSED = 500
 
 #: Items after which the others have a turn.
