@@ -31,6 +31,8 @@ from typing import TYPE_CHECKING
 import aiosqlite
 from durable_support import check_counts, states
 
+import microbatch.durable._file.job_steps
+import microbatch.durable._flow.job_intake
 import microbatch.durable._life.neighbours
 import microbatch.durable.queue
 from microbatch import Backoff, Retry
@@ -46,9 +48,14 @@ PRODUCERS = 4
 EPISODE = 10
 RETRY = Retry(on=RuntimeError, attempts=1_000_000, backoff=Backoff(initial=0.01, maximum=0.02))
 
-#: So that groups of a hundred items are staged in parts, and that each round has many looks at who lives.
-microbatch.durable.queue.HANDED_ITEMS = 50
-microbatch.durable._life.neighbours.ALIVE_INTERVAL = 0.03
+
+def small_steps() -> None:
+    """Make many transactions of what is one otherwise, and many looks at who lives: in this process, for good."""
+    # Groups of a hundred items are staged in parts, jobs come in and end in many.
+    microbatch.durable.queue.HANDED_ITEMS = 50
+    microbatch.durable._flow.job_intake.CHUNK_ITEMS = 40
+    microbatch.durable._file.job_steps.STEP = 4
+    microbatch.durable._life.neighbours.ALIVE_INTERVAL = 0.03
 
 
 class Log:
@@ -231,6 +238,7 @@ def fork(folder: Path, function) -> int:
         return pid
     status = 1
     try:
+        small_steps()
         asyncio.run(function())
         status = 0
     except BaseException:

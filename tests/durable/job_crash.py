@@ -27,8 +27,6 @@ from durable_support import check_jobs
 from job_looks import ENDS, LIVING, check_open
 from job_story import SIZE_MAX, STAYING, JobStory, Reckoning
 
-import microbatch.durable._file.job_steps
-import microbatch.durable._flow.job_intake
 from microbatch import ItemError, Skipped, current_batch
 from microbatch.durable import DurableBatcher, DurableQueue, JobNotEnded, ResultsExpired, UnknownJob
 
@@ -42,10 +40,6 @@ QUEUES = ("a", "b")
 EXACT = "a"
 #: Jobs that are open at once, at most, before somebody brings another one.
 OPEN_MAX = 8
-
-#: So that a job of some hundred items comes in, becomes ready, is stopped and goes in many transactions.
-microbatch.durable._flow.job_intake.CHUNK_ITEMS = 40
-microbatch.durable._file.job_steps.STEP = 4
 
 
 class Made(NamedTuple):
