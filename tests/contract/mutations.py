@@ -48,11 +48,11 @@ MUTATIONS = [
         """\
         if refuses and not room.takes(entry):
             self._find_gone()
-        self._generalise(loop)
+        self._leaving.generalise(loop)
         lane, carrier = room.ranked.place(entry)
 """,
         """\
-        self._generalise(loop)
+        self._leaving.generalise(loop)
         lane, carrier = room.ranked.place(entry)
         if refuses and not room.takes(entry):
             self._find_gone()
