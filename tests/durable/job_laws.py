@@ -159,6 +159,7 @@ class JobLaws:
             job, claim.number,
         )  # fmt: skip
         assert not others, "one batch at a time"
+        assert len(fresh) in (0, len(mine)), "what is left of a batch goes alone"
         if fresh:
             ((before,),) = self.rows(
                 """SELECT count(*) FROM microbatch_ranges WHERE job = ? AND position < ?

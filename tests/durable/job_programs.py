@@ -269,7 +269,7 @@ class JobProgram(JobLaws):
         yield from session.prune(queue, LIMITS)
         yield from session.tidy(queue)
 
-    def do_tell(self, session: Session, process: OneProcess, queue: int, again: bool) -> Any:
+    def do_tell(self, session: Session, process: OneProcess, queue: int, again: bool | None) -> Any:
         queue = self.queues[queue]
         consumer = process.consumers[queue]
         yield from session.count_jobs()
@@ -280,6 +280,8 @@ class JobProgram(JobLaws):
         ((life,),) = self.rows("SELECT life FROM microbatch_jobs WHERE uid = ?", uid)
         assert life == 4, "it is told of after its end"
         assert uid not in self.told
+        if again is None:  # it is on the way to being told
+            return
         yield from session.jobs.told(uid, consumer, 5.0 if again else None)
         if not again:
             self.told.add(uid)
@@ -391,20 +393,31 @@ class JobProgram(JobLaws):
             after = page.after
         assert seen == wanted
 
-    def new(self, process: int, queue: int, how: dict[str, Any], sizes: list[int]) -> None:
+    def new(  # noqa: PLR0917
+        self,
+        process: int,
+        queue: int,
+        how: dict[str, Any],
+        sizes: list[int],
+        refused: list[int],
+        held: bool,
+    ) -> None:
         """Bring a job, whole."""
         one = self.processes[process]
         before = len(one.coming)
         self.run(process, [("begin", queue, how)])
         if len(one.coming) > before:
             for size in sizes:
-                self.run(process, [("stage", before, size, [])])
-            self.run(process, [("show", before, False)])
+                self.run(process, [("stage", before, size, refused)])
+            self.run(process, [("show", before, held)])
 
     def finish(self) -> None:
         """Let everything end, and everything be too old: nothing may be left, and nothing be kept."""
         for process in (0, 1):
+            self.run(process, [("tell", process, None)])
+        for process in (0, 1):
             self.kill(process)
+        assert self.rows("SELECT 1 FROM microbatch_jobs WHERE teller IS NOT NULL") == []
         one = self.processes[0]
         for _, queue, uid in self.jobs():
             self.alone(one, lambda s, q=queue, u=uid: s.jobs.pause(q, u, None, paused=False))
