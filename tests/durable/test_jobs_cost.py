@@ -104,3 +104,27 @@ def test_items_without_a_job_cost_no_statement_more_beside_jobs(
     counted.file.write(lambda s: s.append(counted.queue, LIMITS, [b"item"] * 300, None, None))
     counted.batch(100)
     assert counted.batch(100) == (*plain, {None})
+
+
+def test_a_clock_that_is_mended_lets_no_item_go_before_those_that_stand_before_it(
+    counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ordered job became ready in part under a clock that was ahead; its deadline counts from now since."""
+    monkeypatch.setattr("microbatch.durable._file.job_steps.STEP", 1)
+    file, queue = counted.file, counted.queue
+    new = NewJob(uid="job", ordered=True, lasts=60.0)
+    begun = file.write(lambda s: s.jobs.begin(queue, new, counted.consumer, LIMITS))
+    for position in (0, 2, 4):
+        chunk = Chunk(position, [b"item"] * 2, {}, None)
+        file.write(
+            lambda s, c=chunk: s.jobs.stage(queue, LIMITS, begun.number, c, counted.consumer)
+        )
+    file.write(lambda s: s.jobs.show(queue, begun.number, 6, counted.consumer))
+    file.now -= 5.0
+    file.write(lambda s: s.jobs.expire(queue))
+    while file.write(lambda s: s.jobs.step(begun.number)):
+        pass
+    file.now += 5.0
+    [claim], _ = file.write(lambda s: s.claim(queue, Demand(counted.consumer, 1, 1, 10)))
+    assert [one.position for one in claim.ranges] == sorted(one.position for one in claim.ranges)
+    assert len(claim.payloads) == 6

@@ -86,13 +86,20 @@ def make_ready(view: View, job: int) -> Generator[Step, Any, bool]:
     rows = yield job_sql.STAGED_OF, (job, STEP + 1), False
     old = [Range(*values) for values in rows[:STEP]]
     due = created_at + delay
+    for state in (
+        READY,
+        SCHEDULED,
+    ):  # a clock that was mended meanwhile lets nobody go before those
+        for (last,) in (yield job_sql.LAST_DUE, (job, state), False):
+            due = max(due, last)
+    since = due - delay
     state = SCHEDULED if due > view.now else READY
     new = []
     for one in old:
         if one.due < 0:
             new.append(_refused(view, row, one))
         else:
-            new.append(one._replace(state=state, due=due, since=created_at, enqueued=created_at))
+            new.append(one._replace(state=state, due=due, since=since, enqueued=since))
     yield from view.replace(row, old, merge(new))
     if len(rows) > STEP:
         return True
