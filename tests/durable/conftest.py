@@ -53,6 +53,13 @@ def ended_loops() -> Iterator[None]:
     assert not threads.running()
 
 
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs come in in many transactions for few items."""
+    monkeypatch.setattr("microbatch.durable._flow.job_intake.CHUNK_ITEMS", 10)
+    monkeypatch.setattr("microbatch.durable._flow.job_intake.CHUNK_REFUSED", 3)
+
+
 @pytest.fixture(autouse=True)
 def quick_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers in this process look about, keep up and try again more often, so that tests wait less."""

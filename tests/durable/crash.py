@@ -32,9 +32,9 @@ import aiosqlite
 from durable_support import check_counts, states
 
 import microbatch.durable._file.job_steps
+import microbatch.durable._flow.bulk
 import microbatch.durable._flow.job_intake
 import microbatch.durable._life.neighbours
-import microbatch.durable.queue
 from microbatch import Backoff, Retry
 from microbatch.durable import DurableBatcher, DurableQueue
 
@@ -52,7 +52,7 @@ RETRY = Retry(on=RuntimeError, attempts=1_000_000, backoff=Backoff(initial=0.01,
 def small_steps() -> None:
     """Make many transactions of what is one otherwise, and many looks at who lives: in this process, for good."""
     # Groups of a hundred items are staged in parts, jobs come in and end in many.
-    microbatch.durable.queue.HANDED_ITEMS = 50
+    microbatch.durable._flow.bulk.HANDED_ITEMS = 50
     microbatch.durable._flow.job_intake.CHUNK_ITEMS = 40
     microbatch.durable._file.job_steps.STEP = 4
     microbatch.durable._life.neighbours.ALIVE_INTERVAL = 0.03
@@ -168,6 +168,17 @@ class Producer:
                     await asyncio.sleep(0.002)
 
 
+async def until_asked(tasks: list[asyncio.Task[None]], asked: asyncio.Event) -> None:
+    """Let tasks that never end by themselves run until the process is asked to end, or one of them fails."""
+    ending = asyncio.create_task(asked.wait())
+    await asyncio.wait([*tasks, ending], return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        if task.done():
+            task.result()  # it never ends but by an error
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
 async def work(folder: Path, first: int, seed: int, round_: int) -> None:
     """Produce and handle until killed, or asked to end."""
     log = Log(folder)
@@ -191,13 +202,7 @@ async def work(folder: Path, first: int, seed: int, round_: int) -> None:
             for name, queue in queues.items()
             for _ in range(PRODUCERS)
         ]
-        ending = asyncio.create_task(asked.wait())
-        await asyncio.wait([*tasks, ending], return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            if task.done():
-                task.result()  # it never ends but by an error
-            task.cancel()
-        await asyncio.wait(tasks)
+        await until_asked(tasks, asked)
 
 
 async def finish(folder: Path) -> None:

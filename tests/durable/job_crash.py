@@ -22,7 +22,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from crash import RETRY, Episode, Log, run
+from crash import RETRY, Episode, Log, run, until_asked
 from durable_support import check_jobs
 from job_looks import ENDS, LIVING, check_open
 from job_story import SIZE_MAX, STAYING, JobStory, Reckoning
@@ -331,13 +331,7 @@ async def work(folder: Path, first: int, seed: int, round_: int) -> None:
                     one.look(folder / "queue.db"),
                 )
             ]
-        ending = asyncio.create_task(asked.wait())
-        await asyncio.wait([*tasks, ending], return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            if task.done():
-                task.result()  # it never ends but by an error
-            task.cancel()
-        await asyncio.wait(tasks)
+        await until_asked(tasks, asked)
 
 
 async def finish(folder: Path) -> None:

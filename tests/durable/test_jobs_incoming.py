@@ -8,6 +8,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from durable_support import Handler, Order, batcher, check_jobs, rows, until
+from jobs_support import NOTHING, left_of_jobs, nothing_is_left
 
 from microbatch import BatcherClosed
 from microbatch.durable import (
@@ -20,27 +21,6 @@ from microbatch.durable._file import job_steps
 from microbatch.durable._flow import job_intake
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def small_chunks(monkeypatch):
-    """Many transactions for few items."""
-    monkeypatch.setattr(job_intake, "CHUNK_ITEMS", 10)
-    monkeypatch.setattr(job_intake, "CHUNK_REFUSED", 3)
-
-
-def _left(path) -> list[tuple[int]]:
-    """What is there of any job."""
-    tables = ("jobs", "job_details", "item_ids", "ranges", "blobs", "errors")
-    return [rows(path, f"SELECT count(*) FROM microbatch_{table}")[0] for table in tables]
-
-
-NOTHING = [(0,)] * 6
-
-
-async def _nothing_is_left(path) -> None:
-    await until(lambda: _left(path) == NOTHING)
-    check_jobs(path)
 
 
 async def test_any_iterable_is_a_source(path, small_chunks):
@@ -76,7 +56,7 @@ async def test_a_bad_source_fails_the_call_and_leaves_nothing(path, small_chunks
             with pytest.raises(OSError, match="no more lines"):
                 await queue.enqueue_job(source, key="k", item_id=str)
             assert (await queue.jobs()).jobs == []
-            assert _left(path) == NOTHING
+            assert left_of_jobs(path) == NOTHING
         await queue.enqueue_job([1], key="k")
     check_jobs(path)
 
@@ -164,7 +144,7 @@ async def test_cancelling_the_call_leaves_nothing(path, small_chunks):
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        await _nothing_is_left(path)
+        await nothing_is_left(path)
 
 
 async def test_closing_ends_the_call_and_leaves_nothing(path, small_chunks):
@@ -188,7 +168,7 @@ async def test_closing_ends_the_call_and_leaves_nothing(path, small_chunks):
         )
     )
     await queue.aclose()
-    assert _left(path) == NOTHING
+    assert left_of_jobs(path) == NOTHING
     told.set()
     with pytest.raises(BatcherClosed):
         await call
@@ -200,7 +180,7 @@ async def test_a_full_queue_ends_the_call_and_leaves_nothing(path, small_chunks)
     async with DurableQueue(path, item_type=int, max_depth=25) as queue:
         with pytest.raises(QueueFull, match="max_depth=25"):
             await queue.enqueue_job(range(26))
-        assert _left(path) == NOTHING
+        assert left_of_jobs(path) == NOTHING
         assert (await (await queue.enqueue_job(range(25))).status()).total == 25
     check_jobs(path)
 
@@ -227,7 +207,7 @@ async def test_one_item_that_does_not_fit_rejects_the_job(path, small_chunks):
         assert [index for index, _, _ in caught.value.errors] == list(range(0, 25, 3))
         assert "$.number" in caught.value.errors[0][2]
         assert "9 items do not fit item_type; the first, item 0:" in str(caught.value)
-        assert _left(path) == NOTHING
+        assert left_of_jobs(path) == NOTHING
     check_jobs(path)
 
 
@@ -243,7 +223,7 @@ async def test_a_rejection_names_the_clients_ids(path, small_chunks, monkeypatch
             await queue.enqueue_job(items, item_id=lambda item: item["name"])
         assert caught.value.invalid == 13
         assert [(index, one) for index, one, _ in caught.value.errors] == [(0, "n0"), (2, "n2")]
-        await _nothing_is_left(path)
+        await nothing_is_left(path)
 
 
 async def test_an_item_that_does_not_fit_fails_alone(path, small_chunks):
@@ -345,7 +325,7 @@ async def test_an_id_that_comes_twice_is_refused(path, small_chunks):
                     await queue.enqueue_job(source, item_id=str, invalid=invalid)
                 start = len(bad)
                 assert str(caught.value).endswith(f"items {7 + start} and {30 + start}")
-                await _nothing_is_left(path)
+                await nothing_is_left(path)
 
 
 async def test_equal_hashes_alone_are_no_twins(path, small_chunks, monkeypatch):

@@ -8,32 +8,11 @@ import signal
 import anyio
 import pytest
 from durable_support import Handler, Process, batcher, check_jobs, rows, until
+from jobs_support import NOTHING, left_of_jobs, nothing_is_left
 
 from microbatch.durable import DurableQueue, IdempotencyConflict, UnknownJob
-from microbatch.durable._flow import job_intake
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def small_chunks(monkeypatch):
-    """Many transactions for few items."""
-    monkeypatch.setattr(job_intake, "CHUNK_ITEMS", 10)
-    monkeypatch.setattr(job_intake, "CHUNK_REFUSED", 3)
-
-
-def _left(path) -> list[tuple[int]]:
-    """What is there of any job."""
-    tables = ("jobs", "job_details", "item_ids", "ranges", "blobs", "errors")
-    return [rows(path, f"SELECT count(*) FROM microbatch_{table}")[0] for table in tables]
-
-
-NOTHING = [(0,)] * 6
-
-
-async def _nothing_is_left(path) -> None:
-    await until(lambda: _left(path) == NOTHING)
-    check_jobs(path)
 
 
 async def test_the_same_key_again_is_the_same_job(path):
@@ -117,7 +96,7 @@ async def test_what_a_killed_process_wrote_of_a_job_goes(path, worker, named):
         uid = rows(path, "SELECT uid FROM microbatch_jobs")[0][0]
         process.signal(signal.SIGKILL)
         await process.end()
-    assert _left(path) != NOTHING
+    assert left_of_jobs(path) != NOTHING
     handler = Handler()
     queue = batcher(path, handler) if worker else DurableQueue(path, item_type=int)
     async with queue:
@@ -141,7 +120,7 @@ async def test_it_goes_in_a_process_that_was_there_already(path):
             assert await process.hear() == ["staged"]
             process.signal(signal.SIGKILL)
             await process.end()
-        await _nothing_is_left(path)
+        await nothing_is_left(path)
 
 
 async def test_it_goes_also_where_only_another_queue_is_open(path):
@@ -152,7 +131,7 @@ async def test_it_goes_also_where_only_another_queue_is_open(path):
             assert await process.hear() == ["staged"]
             process.signal(signal.SIGKILL)
             await process.end()
-        await _nothing_is_left(path)
+        await nothing_is_left(path)
 
 
 async def test_a_job_that_was_lost_meanwhile_is_not_shown(path, small_chunks):
@@ -169,4 +148,4 @@ async def test_a_job_that_was_lost_meanwhile_is_not_shown(path, small_chunks):
 
         with pytest.raises(Exception, match="enqueue it again"):
             await queue.enqueue_job(losing())
-        await _nothing_is_left(path)
+        await nothing_is_left(path)

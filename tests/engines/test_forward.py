@@ -56,6 +56,27 @@ def test_items_end_when_the_broker_has_confirmed(tmp_path: Path):
     asyncio.run(main())
 
 
+def test_it_empties_the_file_that_the_queue_was_opened_with(tmp_path: Path, monkeypatch: Any):
+    """A relative path meant one in the folder of that moment."""
+    monkeypatch.chdir(tmp_path)
+
+    async def main() -> None:
+        async with DurableQueue[int, Any]("q", item_type=int) as queue:
+            (elsewhere := tmp_path / "elsewhere").mkdir()
+            monkeypatch.chdir(elsewhere)
+            ticket = await queue.enqueue(1)
+            sent: list[int] = []
+
+            async def publish(item: int) -> None:
+                sent.append(item)
+
+            async with forwarding(queue, publish):
+                assert await queue.result(ticket, timeout=30) is None
+            assert (sent, list(elsewhere.iterdir())) == ([1], [])
+
+    asyncio.run(main())
+
+
 def test_what_publishing_returns_is_the_result_of_a_queue_that_has_results(tmp_path: Path):
     """The broker's own number of a message, say."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from .job_status import JobStatus, status_of
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from ._file.job_records import JobRow
     from ._file.limits import Limits
     from ._flow.service import Service
+
+#: The settings that each queue was made with, by name: for whoever makes another one of the same kind.
+recipes: WeakKeyDictionary[object, dict[str, Any]] = WeakKeyDictionary()
 
 
 class QueueAccess:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, TypeVar, Unpack, overload
 
 import aiosqlite
@@ -20,13 +19,14 @@ from ._file.limits import Limits
 from ._file.place import resolve, storable_name
 from ._file.records import Clash, NewItem
 from ._file.schema import SYNCHRONOUS
-from ._flow.intake import HANDED_BYTES, HANDED_ITEMS, Intake, Submitted
-from ._flow.requests import check_order, new_item, new_items
+from ._flow.bulk import enqueue_all
+from ._flow.intake import Submitted
+from ._flow.requests import check_order, new_item
 from ._flow.service import Service, Work
 from ._flow.verdicts import attempts_max
 from ._life.opening import Opening
 from ._life.seat import Seat
-from .access import QueueAccess
+from .access import QueueAccess, recipes
 from .admin import WithAdmin
 from .errors import IdempotencyConflict, UnknownTicket
 from .jobs import WithJobs
@@ -47,9 +47,6 @@ R = TypeVar("R")
 
 
 _NO_PRIORITY = 0  # compared by identity: False equals it, and is refused
-
-#: Items of an `enqueue_many` after which the others have a turn.
-_TURN = 1_000
 
 
 class QueueSettings(TypedDict, total=False):
@@ -224,8 +221,8 @@ class DurableQueue(WithJobs[T, R], WithAdmin[T]):
             Any if result_type is None else result_type, "result_type", *hooks
         )
         self._limits = limits
-        self._recipe: dict[str, Any] = {
-            "path": path,
+        recipes[self] = {
+            "path": self._path,
             "item_type": item_type,
             "result_type": result_type,
             "queue": queue,
@@ -435,66 +432,10 @@ class DurableQueue(WithJobs[T, R], WithAdmin[T]):
         Takes and raises what ``enqueue`` does.
         """
         service = await self._opened("enqueue_many")
-        intake = service.intake
-        if intake.crowded:
-            await intake.room()
         check_order(priority, delay)
-        encode = self._items.encode
-        payloads: list[bytes] = []
-        size = staged = count = 0
-        tickets: list[Ticket] = []
-        with service.sending(lambda: count) as trace:
-            part = service.next_part()
-            try:
-                for count, item in enumerate(items, 1):
-                    payload, _ = encode(item)
-                    payloads.append(payload)
-                    size += len(payload)
-                    if count % _TURN == 0:
-                        await anyio.lowlevel.checkpoint()  # the others' turn
-                    if len(payloads) >= HANDED_ITEMS or size >= HANDED_BYTES:
-                        # More than one transaction takes: nobody sees it before all is there.
-                        news = new_items(payloads, priority, delay, trace)
-                        staged += len(news)
-                        await self._stage(service, intake, part, news, size)
-                        payloads, size = [], 0
-                news = new_items(payloads, priority, delay, trace)
-                if staged:
-                    if news:
-                        staged += len(news)
-                        await self._stage(service, intake, part, news, size)
-                    intake.check_open()
-                    tickets = await self._show_staged(service, part, staged)
-                elif news:
-                    if intake.crowded:
-                        await intake.room()
-                    waiter = service.create_waiter()
-                    intake.enqueue(news, size, waiter)
-                    tickets = await waiter
-            except BaseException:
-                if staged:
-                    service.drop_staged(part)
-                raise
-        return tickets
-
-    @staticmethod
-    async def _stage(
-        service: Service, intake: Intake, part: int, news: list[NewItem], size: int
-    ) -> None:
-        intake.check_open()  # it takes many turns, and a close in one of them would never answer
-        await service.store.stage(part, news, size)
-
-    async def _show_staged(self, service: Service, part: int, count: int) -> list[Ticket]:
-        spans, nonce = await service.store.show_staged(part, count)
-        tickets: list[Ticket] = []
-        for first, length in spans:
-            for start in range(first, first + length, _TURN):
-                numbers = range(start, min(start + _TURN, first + length))
-                tickets += [Ticket(number, self._queue_name, None, nonce) for number in numbers]
-                await (
-                    anyio.lowlevel.cancel_shielded_checkpoint()
-                )  # it is done: nothing takes it back
-        return tickets
+        return await enqueue_all(
+            service, self._items, self._queue_name, items, priority=priority, delay=delay
+        )
 
     @overload
     def enqueue_in(
@@ -615,10 +556,6 @@ class DurableQueue(WithJobs[T, R], WithAdmin[T]):
         return (
             f"<{type(self).__name__} {self._name!r} at {str(self._path)!r} {self._opening.state}>"
         )
-
-
-#: The settings of a queue: for those who make another one of the same kind.
-recipe_of: Callable[[DurableQueue[Any, Any]], dict[str, Any]] = attrgetter("_recipe")
 
 
 def _is_its(ticket: AnyTicket, number: int | None) -> bool:

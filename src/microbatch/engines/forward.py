@@ -8,8 +8,9 @@ import anyio
 
 from microbatch._pure import checks
 from microbatch._pure.retry import Backoff, Retry
+from microbatch.durable.access import recipes
 from microbatch.durable.batcher import DurableBatcher
-from microbatch.durable.queue import DurableQueue, recipe_of
+from microbatch.durable.queue import DurableQueue
 from microbatch.layers import per_item
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ async def forward(
     if not isinstance(given, DurableQueue) or isinstance(given, DurableBatcher):
         raise TypeError(f"queue must be a DurableQueue without a handler, got {queue!r}")
     checks.whole_number("max_batch_size", max_batch_size, 1)
-    recipe = recipe_of(queue)
+    recipe = recipes[queue]
     keeps = recipe["result_type"] is not None
 
     async def confirmed(item: T) -> Any:
