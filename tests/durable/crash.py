@@ -32,8 +32,8 @@ import aiosqlite
 from durable_support import check_counts, states
 
 import microbatch.durable._file.job_steps
-import microbatch.durable._flow.bulk
 import microbatch.durable._flow.job_intake
+import microbatch.durable._flow.many
 import microbatch.durable._life.neighbours
 from microbatch import Backoff, Retry
 from microbatch.durable import DurableBatcher, DurableQueue
@@ -52,7 +52,7 @@ RETRY = Retry(on=RuntimeError, attempts=1_000_000, backoff=Backoff(initial=0.01,
 def small_steps() -> None:
     """Make many transactions of what is one otherwise, and many looks at who lives: in this process, for good."""
     # Groups of a hundred items are staged in parts, jobs come in and end in many.
-    microbatch.durable._flow.bulk.HANDED_ITEMS = 50
+    microbatch.durable._flow.many.HANDED_ITEMS = 50
     microbatch.durable._flow.job_intake.CHUNK_ITEMS = 40
     microbatch.durable._file.job_steps.STEP = 4
     microbatch.durable._life.neighbours.ALIVE_INTERVAL = 0.03

@@ -89,7 +89,7 @@ async def test_a_call_with_400_000_items_holds_up_nobody(path):
 @pytest.fixture
 def small_parts(monkeypatch):
     """A transaction takes a hundred items."""
-    monkeypatch.setattr("microbatch.durable._flow.bulk.HANDED_ITEMS", 100)
+    monkeypatch.setattr("microbatch.durable._flow.many.HANDED_ITEMS", 100)
 
 
 def nothing_is_there(path):

@@ -408,7 +408,7 @@ async def test_what_the_engine_refuses_goes_back(path, monkeypatch):
 
 async def test_a_group_that_is_being_brought_goes_with_its_queue(path, monkeypatch):
     """Closing leaves nothing of it in the file, and whoever brings it is told so, and not left to wait."""
-    monkeypatch.setattr("microbatch.durable._flow.bulk.HANDED_ITEMS", 10)
+    monkeypatch.setattr("microbatch.durable._flow.many.HANDED_ITEMS", 10)
     queue = DurableQueue(path, item_type=int)
 
     def items():
@@ -428,7 +428,7 @@ async def test_a_group_that_is_being_brought_goes_with_its_queue(path, monkeypat
 
 async def test_a_group_whose_bringer_goes_while_the_queue_closes_leaves_nothing(path, monkeypatch):
     """Both clean up; neither waits for the other."""
-    monkeypatch.setattr("microbatch.durable._flow.bulk.HANDED_ITEMS", 10)
+    monkeypatch.setattr("microbatch.durable._flow.many.HANDED_ITEMS", 10)
     async with DurableQueue(path, item_type=int) as queue:
         bringing = asyncio.create_task(queue.enqueue_many(range(100_000)))
         await until(lambda: rows(path, "SELECT sum(staged) FROM microbatch_queues") > [(30,)])

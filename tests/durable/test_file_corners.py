@@ -221,7 +221,7 @@ async def test_a_queue_that_a_file_does_not_have_is_named(path):
 
 async def test_many_items_that_do_not_fit_are_refused_whole(path, monkeypatch):
     """Also where the first parts of them had room."""
-    monkeypatch.setattr("microbatch.durable._flow.bulk.HANDED_ITEMS", 10)
+    monkeypatch.setattr("microbatch.durable._flow.many.HANDED_ITEMS", 10)
     async with DurableQueue(path, item_type=int, max_depth=15) as queue:
         with pytest.raises(QueueFull, match="max_depth=15"):
             await queue.enqueue_many(range(30))

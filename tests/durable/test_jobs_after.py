@@ -69,6 +69,24 @@ async def test_telling_that_fails_is_tried_again(path, monkeypatch, caplog):
     assert "on_job_end failed" in caplog.text
 
 
+async def test_telling_that_ends_in_a_cancellation_of_its_own_is_tried_again(path, monkeypatch):
+    """Nobody cancelled the queue's task: whoever took it for that told of no job any more."""
+    monkeypatch.setattr(telling, "PAUSE_FIRST", 0.001)
+    told = []
+
+    async def on_job_end(status):
+        told.append(status.id)
+        if len(told) == 1:
+            other = asyncio.ensure_future(asyncio.sleep(3600))
+            other.cancel()
+            await other
+
+    async with batcher(path, Handler(), on_job_end=on_job_end) as durable:
+        first, second = [await durable.enqueue_job([]) for _ in range(2)]
+        await until(lambda: rows(path, "SELECT tell_at FROM microbatch_jobs") == [(None,), (None,)])
+    assert sorted(told) == sorted([first.id, first.id, second.id])
+
+
 def test_pauses_between_tries_double_up_to_five_minutes() -> None:
     """Ten tries: a receiver may be away for a while."""
     pauses = [telling.pause_after(tries) for tries in range(1, 11)]

@@ -274,6 +274,21 @@ async def test_an_ordered_job_keeps_its_order_over_partitions(path, batch_size):
     check_jobs(path)
 
 
+async def test_an_ordered_job_is_claimed_a_call_at_a_time_over_partitions_too(path):
+    """What is claimed beyond that would be decoded, parted and given back, again and again."""
+    asked = 0
+
+    def partition(item):
+        nonlocal asked
+        asked += 1
+        return 0
+
+    async with batcher(path, Handler(), max_batch_size=5, partition=partition) as durable:
+        job = await durable.enqueue_job(range(100), ordered=True)
+        assert (await job.wait(20)).succeeded == 100
+    assert asked == 100
+
+
 async def test_an_ordered_job_bears_a_partition_that_raises(path):
     """Those items fail alone, as everywhere; the others keep their order."""
 

@@ -50,7 +50,6 @@ async def test_others_have_a_turn_while_a_source_is_read(path):
 async def test_a_page_of_large_results_ends_early(path, monkeypatch):
     """In bounded memory, whatever the limit; the cursor goes on where it ended."""
     monkeypatch.setattr(job_pages, "PAGE_BYTES", 1_000)
-    monkeypatch.setattr(job_pages, "PAGE_STEP", 2)
 
     async def handler(items):
         return ["x" * 400 for _ in items]
@@ -66,7 +65,7 @@ async def test_a_page_of_large_results_ends_early(path, monkeypatch):
 
 async def test_large_payloads_are_copied_in_parts(path, monkeypatch):
     """A retry takes no more memory than an import."""
-    monkeypatch.setattr(job_pages, "PAGE_BYTES", 1_000)
+    monkeypatch.setattr(job_pages, "COPIED_BYTES", 1_000)
 
     async def fails(items):
         return [ItemError("no", retryable=True) for _ in items]

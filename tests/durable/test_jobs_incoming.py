@@ -345,3 +345,29 @@ async def test_items_come_as_large_as_they_like(path, monkeypatch):
         job = await q.enqueue_job(b"x" * 70_000 for _ in range(9))
         await job.wait(20)
         assert {o.value async for o in job.outcomes()} == {70_000}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_generator_that_is_not_read_to_its_end_is_closed(path, asynchronous):
+    """What it holds, a file say, must not stay open until the collector comes by."""
+    closed = []
+
+    def lines():
+        try:
+            yield from range(5)
+        finally:
+            closed.append("lines")
+
+    async def coming():
+        try:
+            for number in range(5):
+                yield number
+        finally:
+            closed.append("coming")
+
+    async with DurableQueue(path, item_type=int) as queue:
+        source = coming() if asynchronous else lines()
+        with pytest.raises(TypeError, match="item_id must return a str"):
+            await queue.enqueue_job(source, item_id=lambda item: item)
+        assert closed == ["coming" if asynchronous else "lines"]
+        await nothing_is_left(path)

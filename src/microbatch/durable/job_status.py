@@ -49,7 +49,7 @@ class JobStatus:
         expired: How many had not begun when the deadline came.
         errors: How many failed or were skipped, by code: at most 100 codes, the rest under ``"other"``.
         created_at: When it could be seen first, in UTC, as all times here.
-        started_at: When a handler got its first item; None before.
+        started_at: When its first item was claimed; None before.
         ended_at: When its last item ended; None before.
         expires_at: When its row goes, by the ``job_ttl`` of the queue that was asked, and its ``key_ttl``
             if it has a key; None before its end.

@@ -19,8 +19,8 @@ from ._file.limits import Limits
 from ._file.place import resolve, storable_name
 from ._file.records import Clash, NewItem
 from ._file.schema import SYNCHRONOUS
-from ._flow.bulk import enqueue_all
 from ._flow.intake import Submitted
+from ._flow.many import enqueue_all
 from ._flow.requests import check_order, new_item
 from ._flow.service import Service, Work
 from ._flow.verdicts import attempts_max

@@ -70,7 +70,7 @@ def _in_lane_order(view: View, ready: list[Range]) -> Generator[Step, Any, list[
     kept: list[Range] = []
     for one in ready:
         if one.lane not in ordered:
-            ordered[one.lane] = yield from job_counts.is_ordered(view, one.queue, one.lane)
+            ordered[one.lane] = yield from job_counts.is_ordered(one.queue, one.lane)
         if ordered[one.lane]:
             view.rearranged.add((one.queue, one.lane))
             kept.append(one._replace(due=one.enqueued))
@@ -159,9 +159,10 @@ class _Lane:
 class _Picker:
     """The ready ranges of all open lanes of a queue, in order."""
 
-    def __init__(self, row: Row, bound: Place | None) -> None:
+    def __init__(self, row: Row, bound: Place | None, enough: int) -> None:
         self._row = row
         self._bound = bound
+        self._enough = enough
         self._heap: list[tuple[Place, int]] = []
         self._lanes: dict[int, _Lane] = {}
         self._apart: list[Range] = []
@@ -213,7 +214,8 @@ class _Picker:
     def _choose_own(self, lane: _Lane, job: LaneOf, size: int) -> Generator[Step, Any, list[Range]]:
         """Take what a call may have that is for one job's items alone; the job's lane is the first."""
         if job.ordered:
-            heappop(self._heap)  # one call at a time
+            heappop(self._heap)  # one call at a time, and no more than that may have
+            size = min(size, self._enough)
         size = min(size, job.size or size)
         chosen: list[Range] = []
         while size:
@@ -324,7 +326,7 @@ def claim(
     if view.rearranged:
         yield from job_counts.flush(view)
     yield from view.find_heads(row)
-    picker = _Picker(row, bound)
+    picker = _Picker(row, bound, demand.enough or demand.size)
     yield from picker.open(view, demand.slots * demand.size)
     jobs = picker.jobs()
     reader = blobs.PayloadReader()

@@ -119,9 +119,8 @@ def _end_batch(view: View, queue: int, lane: int) -> Generator[Step, Any, None]:
     view.opened.add(queue)
 
 
-def is_ordered(view: View, queue: int, lane: int) -> Generator[Step, Any, bool]:
+def is_ordered(queue: int, lane: int) -> Generator[Step, Any, bool]:
     """Tell whether a lane's items go one batch at a time."""
-    del view
     rows = yield job_sql.LANE, (queue, lane), False
     return bool(rows and rows[0][0])
 

@@ -24,7 +24,7 @@ class Event(IntEnum):
     """What moves a job on."""
 
     SHOWN = 0  # all of it is on the disk
-    BEGAN = 1  # a handler gets the first of its items
+    BEGAN = 1  # the first of its items is claimed
     STOPPED = 2  # cancelled, or past its deadline: what has not begun will not
     FINISHED = 3  # the last of its items has ended
     DELETED = 4  # somebody deleted it, or its time is over

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 #: Bytes of results after which a page ends, and items that are read at once on the way there.
 PAGE_BYTES = 8 << 20
 PAGE_STEP = 250
+#: Items that are read first: they tell how large the others may be.
+PAGE_FIRST = 4
 
 #: Bytes of items that are copied at once: they are written in one transaction.
 COPIED_BYTES = 1 << 20
@@ -62,15 +64,14 @@ def page(
     """Return the first so many items behind a place that ended in one of some states, by their places."""
     found, more = yield from _ranges_behind(job, states, after, limit)
     items: list[JobItem] = []
-    size = 0
-    for some in _in_steps(found):
+    size, step = 0, PAGE_FIRST
+    while found and size < PAGE_BYTES:
+        some, found = _parted(found, min(step, PAGE_STEP))
         read = yield from _read_items(job, named, some)
         items += read
         size += sum(len(item.result or b"") + len(item.error or b"") for item in read)
-        if size >= PAGE_BYTES:
-            break
-    full = len(items) < sum(one.count for one in found)
-    return Page(items, items[-1].position if items and (more or full) else None)
+        step = max(1, (PAGE_BYTES - size) * len(items) // max(size, 1))
+    return Page(items, items[-1].position if items and (more or found) else None)
 
 
 def _ranges_behind(
@@ -118,20 +119,18 @@ def _end_of(one: Range) -> int:
     return (one.position or 0) + one.count - 1
 
 
-def _in_steps(found: Sequence[Range]) -> list[list[Range]]:
-    """Return ranges in groups of so many items."""
-    groups: list[list[Range]] = []
-    room = 0
-    for one in found:
-        at, end = one.first, one.first + one.count
-        while at < end:
-            if not room:
-                groups.append([])
-                room = PAGE_STEP
-            taken = part(one, at, min(room, end - at))
-            groups[-1].append(taken)
-            at, room = at + taken.count, room - taken.count
-    return groups
+def _parted(found: Sequence[Range], count: int) -> tuple[list[Range], list[Range]]:
+    """Return ranges of the first so many items, and of the others."""
+    first: list[Range] = []
+    for index, one in enumerate(found):
+        if one.count > count:
+            rest = part(one, one.first + count, one.count - count)
+            if count:
+                first.append(part(one, one.first, count))
+            return first, [rest, *found[index + 1 :]]
+        first.append(one)
+        count -= one.count
+    return first, []
 
 
 def _read_items(

@@ -142,12 +142,14 @@ class Demand(NamedTuple):
             settle hits nothing.
         slots: How many claims at most, at least 1.
         size: How many items in each at most, at least 1.
+        enough: How many one handler call may have; None for ``size``, which is more where partitions part them.
     """
 
     consumer: int
     claim: int
     slots: int
     size: int
+    enough: int | None = None
 
 
 class Claim(NamedTuple):

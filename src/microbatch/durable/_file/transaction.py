@@ -80,7 +80,7 @@ class WriteTransaction:
         want = client.want
         if want is None or client.consumer is None or client in self._used:
             return None
-        return Demand(client.consumer, want.claim, want.slots, want.size)
+        return Demand(client.consumer, want.claim, want.slots, want.size, want.enough)
 
     def serve(self, client: Client, claims: list[tuple[Claim, list[Any] | None]]) -> None:
         """Answer what a client's consumer asked for."""

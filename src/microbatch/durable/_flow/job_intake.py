@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
@@ -109,6 +109,20 @@ class JobIntake:
             QueueFull: If there is no room.
             Exception: What the source, or ``item_id``, raises.
         """
+        try:
+            await self._read(source)
+        finally:  # what a generator holds must not wait for the collector if the call fails
+            if isinstance(source, AsyncGenerator):
+                await source.aclose()
+            elif isinstance(source, Generator):
+                source.close()
+        if self._payloads:
+            await self._stage()
+        await self._refuse_twins()
+        if self._invalid and self._rejects:
+            raise JobRejected(self._queue, self._rejected, self._invalid)
+
+    async def _read(self, source: Any) -> None:
         if isinstance(source, AsyncIterable):
             async for item in source:
                 if self._take(item):
@@ -124,11 +138,6 @@ class JobIntake:
         else:
             message = f"items must be an iterable or an async iterable, got {type(source).__name__}"
             raise TypeError(message)
-        if self._payloads:
-            await self._stage()
-        await self._refuse_twins()
-        if self._invalid and self._rejects:
-            raise JobRejected(self._queue, self._rejected, self._invalid)
 
     def _take(self, item: Any) -> bool:
         """Take one item; tell whether it is time to write."""

@@ -192,7 +192,12 @@ class Service:
         work = self._work
         if work is not None and work.on_job_end is not None:
             self._telling = Telling(
-                self._title, self.store, work.on_job_end, self.status_of, self.spawn
+                self._title,
+                self.store,
+                work.on_job_end,
+                status_of=self.status_of,
+                spawn=self.spawn,
+                loop=loop,
             )
         if work is not None:
             self.hands = self.hands or self._make_hands()

@@ -12,6 +12,7 @@ from microbatch.durable.errors import QueueUnavailable
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from microbatch._loops.protocol import Loop
     from microbatch.durable._file.job_records import JobRow
     from microbatch.durable._file.store import Store
     from microbatch.durable._life.opening import OwnTask
@@ -43,6 +44,7 @@ class Telling:
         function: The user's.
         status_of: Makes what it gets.
         spawn: Starts a task of the queue's own.
+        loop: The event loop.
     """
 
     def __init__(
@@ -50,14 +52,17 @@ class Telling:
         name: str,
         store: Store,
         function: Callable[[Any], Awaitable[None]],
+        *,
         status_of: Callable[[JobRow], Any],
         spawn: Callable[[Any, str], OwnTask],
+        loop: Loop,
     ) -> None:
         self._name = name
         self._store = store
         self._function = function
         self._status_of = status_of
         self._spawn = spawn
+        self._loop = loop
         self._task: OwnTask | None = None
 
     def tell(self, uid: str, tries: int) -> None:
@@ -70,7 +75,11 @@ class Telling:
         if row.get(uid) is not None:
             try:
                 await self._function(self._status_of(row[uid]))
-            except Exception as error:
+            except (Exception, anyio.get_cancelled_exc_class()) as error:
+                assert self._task is not None  # noqa: S101 - it runs this
+                if not isinstance(error, Exception) and self._loop.was_cancelled(self._task.task):
+                    raise
+                # Else nobody cancelled this: it comes from something that the user's function waited for.
                 delay = pause_after(tries + 1)
                 if delay is None:
                     logger.exception(
