@@ -11,6 +11,7 @@ from collections.abc import (
     Iterable,
     MutableMapping,
 )
+from contextvars import copy_context
 from typing import Any, Generic, TypeVar, Unpack, overload
 
 from ._core import info
@@ -142,8 +143,9 @@ class Loader(Generic[K, R]):
 
         Returns:
             An awaitable for any number of awaiters, in any tasks. Equal keys have one load and its outcome,
-            errors included, until ``clear``; what ended by cancellation, with ``BatcherClosed`` or with
-            ``HandlerCrashed`` is not kept. On asyncio it is a future, so that ``gather`` needs no task for it.
+            errors included, until ``clear``; what ended by cancellation, with ``BatcherClosed``,
+            ``BatcherFull`` or ``HandlerCrashed`` is not kept. On asyncio it is a future, so that ``gather``
+            needs no task for it.
 
         Raises:
             TypeError: If the key, or what ``key=`` makes of it, is not hashable. What ``key=`` raises is
@@ -182,6 +184,8 @@ class Loader(Generic[K, R]):
         if window.keys is not items:
             window.keys.append(cache_key)
         window.loads.append(load)
+        if window.contexts is not None:
+            window.contexts.append(copy_context())
         return load  # type: ignore[no-any-return]
 
     async def load_many(self, keys: Iterable[K]) -> list[R | Exception]:
@@ -294,7 +298,12 @@ class Loader(Generic[K, R]):
         loop = self._engine.serving.bind()
         if window is None or window.loop is not loop:
             window = Window(
-                loop, self._cache, keeps=self._keeps, plain=self._key is None, load=self.load
+                loop,
+                self._cache,
+                keeps=self._keeps,
+                plain=self._key is None,
+                apart=self._engine.rules.asks,
+                load=self.load,
             )
             self._window = window
             loop.in_two_turns(self._go)

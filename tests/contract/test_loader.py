@@ -6,14 +6,16 @@ import asyncio
 import gc
 import logging
 import weakref
+from contextvars import ContextVar
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 import sniffio
 from support import Gate, Recorder, outcome, outcomes, run, tasks_alive, turns
 
-from microbatch import Batcher, BatcherClosed, Loader, WouldDeadlock
+from microbatch import Batcher, BatcherClosed, BatcherFull, Loader, WouldDeadlock, batch_info
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
@@ -382,6 +384,45 @@ async def test_a_full_room_makes_loads_wait_or_fail_as_the_batcher_says() -> Non
     found = await Loader(handler, max_pending=3, on_full="reject").load_many(range(5))
     assert found[:3] == [0, 10, 20]
     assert [type(error).__name__ for error in found[3:]] == ["BatcherFull"] * 2
+
+
+async def test_a_key_that_a_full_room_refused_is_loaded_once_there_is_room() -> None:
+    """That says nothing of the key."""
+    loader = Loader(Recorder(), max_pending=1, on_full="reject")
+    first, refused = await loader.load_many([1, 2])
+    assert (first, type(refused)) == (10, BatcherFull)
+    assert await loader.load(2) == 20
+
+
+@pytest.mark.parametrize("room", [2, 100])
+async def test_each_load_is_asked_about_in_its_own_callers_context(room: int) -> None:
+    """They go together, and are several requests' all the same: nobody's tenant is another's."""
+    tenant: ContextVar[int] = ContextVar("tenant")
+    seen: list[tuple[int, int]] = []
+
+    async def handler(keys: list[int]) -> list[int]:
+        contexts = batch_info().contexts
+        assert contexts is not None
+        seen.extend(zip(keys, [context[tenant] for context in contexts], strict=True))
+        return keys
+
+    loader = Loader(
+        handler, capture_context=True, partition=lambda _: tenant.get() % 2, max_pending=room
+    )
+    gone = anyio.CancelScope()
+
+    async def request(number: int) -> None:
+        tenant.set(number)
+        with gone if number == 2 else anyio.CancelScope():
+            await loader.load(number)
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(1, 6):
+            tasks.start_soon(request, number)
+        await anyio.lowlevel.checkpoint()
+        gone.cancel()
+    assert {key: own for key, own in seen if key != 2} == {1: 1, 3: 3, 4: 4, 5: 5}
+    assert all(key == own for key, own in seen)
 
 
 async def test_a_users_function_that_raises_fails_its_own_load() -> None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from microbatch import Backoff, ItemError, Retry
+from microbatch import Backoff, ItemError, RateLimited, Retry
 from microbatch.durable import DurableBatcher, DurableQueue, ItemFailed
 from microbatch.engines.forward import forward
+from microbatch.testing import no_backoff
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -54,6 +55,34 @@ def test_items_end_when_the_broker_has_confirmed(tmp_path: Path):
                 assert [await queue.result(ticket, timeout=30) for ticket in tickets] == [None] * 5
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("trouble", [None, RateLimited()])
+def test_a_broker_that_hangs_or_refuses_makes_no_dead_letters_by_itself(
+    tmp_path: Path, trouble: Exception | None
+):
+    """As long as the default says, which is days."""
+
+    async def main() -> None:
+        calls = 0
+
+        async def publish(item: int) -> None:
+            nonlocal calls
+            calls += 1
+            if trouble is None and calls <= 3:
+                await asyncio.sleep(3600)
+            if trouble is not None and calls <= 30:
+                raise trouble
+
+        async with DurableQueue[int, Any](tmp_path / "q", item_type=int) as queue:
+            ticket = await queue.enqueue(1)
+            timeout = 0.05 if trouble is None else None
+            async with forwarding(queue, publish, publish_timeout=timeout):
+                assert await queue.result(ticket, timeout=30) is None
+            assert calls == (4 if trouble is None else 31)
+
+    with no_backoff():
+        asyncio.run(main())
 
 
 def test_it_empties_the_file_that_the_queue_was_opened_with(tmp_path: Path, monkeypatch: Any):

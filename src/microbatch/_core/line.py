@@ -65,8 +65,9 @@ class Feed:
         Raises:
             Exception: What they raise.
         """
-        index = self.position
-        entry = self.context.run(entry_of, rules, self.items[index], self.priority)
+        index, own = self.position, self.group.contexts
+        context = self.context if own is None else own[index]
+        entry = context.run(entry_of, rules, self.items[index], self.priority)
         entry.waiter = Member((self.group, index))
         self.ready = entry
 

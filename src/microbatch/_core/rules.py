@@ -41,6 +41,7 @@ class Rules:
 
     __slots__ = (
         "adaptive",
+        "asks",
         "cancel_abandoned",
         "capture_context",
         "coalesce",
@@ -147,6 +148,8 @@ class Rules:
         self.is_plain: bool = not (
             learns or weigh or partition or coalesce or retry or cancel_abandoned or capture_context
         )
+        # Whether it matters to an item whose it is: who is asked about it may look at its caller's context.
+        self.asks: bool = bool(weigh or partition or coalesce or capture_context)
         self.pace: int = max(1, TURN // self.size)
 
     def _in_units(self, limit: float | None) -> int | None:

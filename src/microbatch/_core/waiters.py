@@ -24,10 +24,12 @@ class Group:
         entries: The items, once the batcher keeps entries, each with the index that it has here.
         feed: What still waits for room.
         taken: How many of its items have left the Fifo.
+        contexts: Each item's own, where they came from several callers; None for their one caller's.
     """
 
     __slots__ = (
         "attempts",
+        "contexts",
         "entries",
         "errors",
         "feed",
@@ -48,6 +50,7 @@ class Group:
         self.entries: list[tuple[Entry, int]] = []
         self.feed: Any = None
         self.waiter: Any = None
+        self.contexts: list[Context] | None = None
 
     def fail(self, index: int, error: Exception, attempts: int = 0) -> None:
         """Record that an item failed without a handler call."""

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from microbatch._pure.copying import copy_exception
-from microbatch._pure.exceptions import BatcherClosed, HandlerCrashed
+from microbatch._pure.exceptions import BatcherClosed, BatcherFull, HandlerCrashed
 from microbatch._telemetry.log import write
 
 from .entry import BUFFERED
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 #: Errors that say nothing of the key: the next one who loads it tries again.
-_NO_OUTCOME = (BatcherClosed, HandlerCrashed)
+_NO_OUTCOME = (BatcherClosed, BatcherFull, HandlerCrashed)
 
 #: Under trio, and for what was withdrawn: no event loop.
 _NO_LOOP = object()
@@ -64,6 +64,7 @@ class Window(Group):
         cache: Where the loader looks for loads by their cache keys.
         keeps: Whether a load stays there once it has its outcome.
         plain: Whether what is loaded is its own cache key.
+        apart: Whether it matters whose each load is: they keep their callers' contexts.
         load: Loads an item anew: that of a load which was withdrawn, and is awaited after all.
 
     Attributes:
@@ -100,6 +101,7 @@ class Window(Group):
         *,
         keeps: bool,
         plain: bool,
+        apart: bool,
         load: Callable[[Any], Awaitable[Any]],
     ) -> None:
         super().__init__(0, 0)
@@ -112,6 +114,8 @@ class Window(Group):
         self.load: Callable[[Any], Awaitable[Any]] = load
         self.entered: bool = False
         self.leaving: Leaving
+        if apart:
+            self.contexts = []
         self._cache = cache
         self._keeps = keeps
         self._thinned = False
@@ -184,6 +188,8 @@ class Window(Group):
             self.items = [self.items[place] for place in kept]
             self.keys = self.items if plain else [self.keys[place] for place in kept]
             self.loads = [self.loads[place] for place in kept]
+            if self.contexts is not None:
+                self.contexts = [self.contexts[place] for place in kept]
             for place, known in enumerate(self.loads):
                 for load in known if isinstance(known, list) else (known,):
                     load.index = place  # type: ignore[union-attr]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import anyio
 
 from microbatch._pure import checks
-from microbatch._pure.retry import Backoff, Retry
+from microbatch._pure.exceptions import HandlerTimeout
+from microbatch._pure.retry import Retry
 from microbatch.durable.access import recipes
 from microbatch.durable.batcher import DurableBatcher
 from microbatch.durable.queue import DurableQueue
@@ -68,13 +69,14 @@ async def forward(
         result = await publish(item)
         return result if keeps else None
 
-    again = Retry(on=Exception, attempts=ATTEMPTS, backoff=Backoff()) if retry is None else retry
+    if retry is None:  # a timeout is tried again only where it is named
+        retry = Retry(on=(Exception, HandlerTimeout), attempts=ATTEMPTS, holds=ATTEMPTS)
     batcher: DurableBatcher[T, Any] = DurableBatcher(
         **recipe,
         handler=per_item(confirmed, max_concurrency=max_batch_size),
         max_batch_size=max_batch_size,
         handler_timeout=publish_timeout,
-        retry=again,
+        retry=retry,
     )
     async with batcher:
         await anyio.sleep_forever()
