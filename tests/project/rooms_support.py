@@ -24,6 +24,9 @@ FLOORS = {
     "layers": 4,
     "_io": 4,
     "engines": 4,
+    "http": 6,
+    "cli": 7,
+    "__main__": 8,
 }
 FACES = 5
 
