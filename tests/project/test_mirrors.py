@@ -23,7 +23,11 @@ TESTS = Path(__file__).parents[1]
 FILES = sorted(TESTS.rglob("*.py"))
 
 #: Each package and the room of its unit tests.
-MIRRORS = {package: package.lstrip("_") for package in FLOORS}
+MIRRORS = {
+    package: package.lstrip("_")
+    for package in FLOORS
+    if (PACKAGE / package / "__init__.py").exists()
+}
 ROOMS = {*MIRRORS.values(), "contract", "project"}
 
 #: Private names outside of the mirrors, all of them of others: event loops have no public way to these.
