@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DEFAULTS = [
-    (ROOT / "README.md", "Settings", microbatch.Batcher),
+    (REFERENCE / "settings.md", "Settings", microbatch.Batcher),
     (REFERENCE / "batcher.md", "Batcher", microbatch.Batcher),
     (REFERENCE / "batcher.md", "aclose", microbatch.Batcher.aclose),
     (REFERENCE / "retry.md", "Retry", microbatch.Retry),
@@ -91,7 +91,7 @@ def test_the_table_of_usual_numbers_names_real_defaults():
 
 def test_every_setting_has_a_reason():
     """A default without a reason is a guess that nobody dares to change."""
-    for setting, _, reason in rows(sections(ROOT / "README.md")["Settings"])[1:]:
+    for setting, _, reason in rows(sections(REFERENCE / "settings.md")["Settings"])[1:]:
         assert len(reason) > 20, setting
 
 
@@ -226,10 +226,10 @@ def test_a_name_in_a_folder_below_tests_is_seen():
     }
 
 
-@pytest.mark.parametrize(("title", "least"), [("Guarantees", 24), ("Durable mode", 12)])
+@pytest.mark.parametrize(("title", "least"), [("In memory", 24), ("On disk", 12)])
 def test_every_guarantee_names_a_test(title, least):
     """What no test shows is not promised."""
-    guarantees = rows(sections(ROOT / "README.md")[title])[1:]
+    guarantees = rows(sections(REFERENCE / "guarantees.md")[title])[1:]
     assert len(guarantees) >= least
     files = {name.partition("::")[0] for name in names_of_tests()}
     for guarantee, *_, shown_by in guarantees:
@@ -239,8 +239,8 @@ def test_every_guarantee_names_a_test(title, least):
 
 
 def test_every_guarantee_is_shown_on_every_event_loop():
-    """README says so; a test that runs on two of three loops shows it on two."""
-    guarantees = rows(sections(ROOT / "README.md")["Guarantees"])[1:]
+    """The page says so; a test that runs on two of three loops shows it on two."""
+    guarantees = rows(sections(REFERENCE / "guarantees.md")["In memory"])[1:]
     named = {name for guarantee in guarantees for name in named_tests(guarantee[-1])}
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "", "-n", "0", *named]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)

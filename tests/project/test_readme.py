@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
-from pages_support import PAGES, ROOT, blocks_of, sides
+from pages_support import PAGES, ROOT, blocks_of, rows, sections, sides
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,6 +107,19 @@ def test_the_first_screen_shows_a_short_program_and_its_output():
     assert (code.language, output.language) == ("python", "text")
     assert 10 <= len([line for line in code.source.splitlines() if line.strip()]) <= 15
     assert output.line + output.source.count("\n") < 50
+
+
+def test_the_readme_is_short():
+    """Who opens it reads it; what is looked up stands in docs/."""
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") < 150
+
+
+def test_every_wish_leads_to_a_page():
+    """The table is how a reader finds the page for what he wants."""
+    wishes = rows(sections(ROOT / "README.md")["I want to ..."])[1:]
+    assert len(wishes) > 20
+    for wish, pages in wishes:
+        assert "](" in pages, wish
 
 
 def test_a_wrong_output_block_is_noticed(tmp_path, namespace, run_on):
