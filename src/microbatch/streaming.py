@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypedDict, TypeVar, Unpack
 import anyio
 
 from ._core.batcher import Batcher, engine_of
-from ._io.sources import SECONDS_TO_CLOSE, checked_source, reader_of
+from ._io.sources import SECONDS_TO_CLOSE, reader_of
 from ._io.stream import handling, outcomes_of, unwrap
 from ._pure import checks
 from ._pure.report import BatchFailed, BatchReport, Outcome
@@ -190,7 +190,7 @@ def map_batches(
             that in a Batcher.
         ValueError: If a number is out of its range.
     """
-    checked_source("source", source)
+    checks.source("source", source)
     if total is None and isinstance(source, Sized):
         total = len(source)
     elif total is not None:

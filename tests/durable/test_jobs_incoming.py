@@ -274,7 +274,7 @@ async def test_what_has_no_form_for_the_disk_fails_alone_too(path):
 async def test_a_job_of_items_that_do_not_fit_has_failed(path):
     """At once: there is nothing to wait for. And it counts towards `max_failures`."""
     async with DurableQueue(path, item_type=int) as queue:
-        job = await queue.enqueue_job("abc", invalid="fail")
+        job = await queue.enqueue_job(["a", "b", "c"], invalid="fail")
         status = await job.status()
         assert (status.life, status.outcome, status.failed) == ("ended", "failed", 3)
         job = await queue.enqueue_job([1, "a", 2], invalid="fail", max_failures=0)

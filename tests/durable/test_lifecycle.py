@@ -442,6 +442,39 @@ async def test_a_result_that_does_not_come_says_what_was_waited_for(path):
 
 
 @in_a_loop
+async def test_with_no_time_at_all_there_is_one_look(path):
+    """Whether something has ended is asked without waiting for it."""
+    async with batcher(path, Handler()) as durable:
+        job = await durable.enqueue_job([1])
+        ticket = await durable.enqueue(2)
+        await job.wait()
+        assert await durable.result(ticket) == 4
+        assert await durable.result(ticket, timeout=0) == 4
+        assert (await job.wait(timeout=0)).succeeded == 1
+        await durable.pause()
+        ticket = await durable.enqueue(3)
+        with pytest.raises(TimeoutError, match="has not ended within 0 s"):
+            await durable.result(ticket, timeout=0)
+        with pytest.raises(TimeoutError, match="has not ended within 0 s"):
+            await (await durable.enqueue_job([4])).wait(timeout=0)
+        assert not durable._service.callers
+        await durable.resume()
+
+
+@in_a_loop
+async def test_what_gives_something_else_than_items_is_no_source(path):
+    """A text would be stored letter by letter."""
+    async with DurableQueue(path, item_type=str) as queue:
+        for call in (queue.enqueue_job, queue.enqueue_many):
+            for source, gives in (("hello", "characters"), ({"a": 1}, "keys"), (b"ab", "bytes")):
+                with pytest.raises(TypeError, match=f"^items must be .* which gives its {gives}$"):
+                    await call(source)
+            with pytest.raises(TypeError, match=r"^items must be an iterable .*, got 5$"):
+                await call(5)
+        assert (await queue.stats()).depth == 0
+
+
+@in_a_loop
 async def test_bad_arguments_are_refused_by_name(path):
     """Before anything is stored."""
     async with DurableQueue(path, item_type=int) as queue:

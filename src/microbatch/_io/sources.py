@@ -12,7 +12,6 @@ from collections.abc import (
     Generator,
     Iterable,
     Iterator,
-    Mapping,
 )
 from itertools import islice, repeat
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 
+from microbatch._pure import checks
 from microbatch._pure.report import Outcome
 from microbatch.layers._passing import is_asked_for
 
@@ -83,35 +83,6 @@ def are_values(results: list[Any]) -> bool:
     return not any(issubclass(kind, (Exception, Outcome)) for kind in set(map(type, results)))
 
 
-def checked_source(name: str, source: Any) -> None:
-    """Refuse what is no source of items, and what gives something else than one would think.
-
-    Raises:
-        TypeError: If it is none.
-    """
-    what = f"{name} must be an iterable or async iterable of items"
-    if not isinstance(source, (Iterable, AsyncIterable)):
-        raise TypeError(f"{what}, got {source!r}")
-    gives = _gives_instead(source)
-    if gives is not None:
-        raise TypeError(f"{what}, got a {type(source).__name__}, which gives its {gives}")
-
-
-def _gives_instead(source: Any) -> str | None:
-    """Return what iterating over something gives, if nobody can mean that as items."""
-    if isinstance(source, str):
-        return "characters"
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return "bytes"
-    if isinstance(source, Mapping):
-        return "keys"
-    if hasattr(source, "__dataframe__") or (
-        hasattr(source, "columns") and hasattr(source, "shape")
-    ):
-        return "columns"  # a table, whoever made it
-    return None
-
-
 def reader_of(
     source: Iterable[Any] | AsyncIterable[Any],
     name: str = "source",
@@ -123,7 +94,7 @@ def reader_of(
     Raises:
         TypeError: If it is no source of items.
     """
-    checked_source(name, source)
+    checks.source(name, source)
     if not isinstance(source, AsyncIterable):
         return Reader(source, max_wait or math.inf)  # 0: what is at hand, and that is all of it
     return AsyncReader(source) if max_wait is None else WaitingReader(source, max_wait)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Coroutine, Iterable
+from collections.abc import AsyncIterable, Coroutine, Iterable, Mapping
 from typing import Any
 
 
@@ -49,6 +49,33 @@ def function(name: str, value: Any) -> Any:
     if value is not None and not callable(value):
         raise TypeError(f"{name} must be a function or None, got {value!r}")
     return value
+
+
+def source(name: str, value: Any) -> None:
+    """Refuse what is no source of items, and what gives something else than one would think.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    what = f"{name} must be an iterable or async iterable of items"
+    if not isinstance(value, (Iterable, AsyncIterable)):
+        raise TypeError(f"{what}, got {value!r}")
+    gives = _gives_instead(value)
+    if gives is not None:
+        raise TypeError(f"{what}, got a {type(value).__name__}, which gives its {gives}")
+
+
+def _gives_instead(value: Any) -> str | None:
+    """Return what iterating over something gives, if nobody can mean that as items."""
+    if isinstance(value, str):
+        return "characters"
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return "bytes"
+    if isinstance(value, Mapping):
+        return "keys"
+    if hasattr(value, "__dataframe__") or (hasattr(value, "columns") and hasattr(value, "shape")):
+        return "columns"  # a table, whoever made it
+    return None
 
 
 def is_awaitable(kind: type) -> bool:

@@ -99,8 +99,14 @@ class Job(Generic[R_co]):
         if timeout is not None:
             checks.number("timeout", timeout, minimum=0)
         service = await self._access.opened("wait", handled=True)
-        with anyio.move_on_after(timeout), service.watching.on(self.id) as watched:
+        # With 0 a look is all there is, and it takes what it takes.
+        with (
+            anyio.move_on_after(timeout or None) as waiting,
+            service.watching.on(self.id) as watched,
+        ):
             row = self._check(await watched.newer(-1))
+            if timeout == 0:
+                waiting.cancel()
             while not row.has_ended:
                 row = self._check(await watched.newer(row.changes))
             return self._access.status_of(row)

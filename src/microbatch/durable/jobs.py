@@ -99,6 +99,7 @@ class WithJobs(Generic[T, R]):
             deadline=deadline,
         )
         settings.check()
+        checks.source("items", items)
         access = self._access
         service = await access.opened("enqueue_job")
         uid = await enqueue_job_of(service, items, settings, access.items, access.queue_name)

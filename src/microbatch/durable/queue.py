@@ -431,6 +431,7 @@ class DurableQueue(WithJobs[T, R], WithAdmin[T]):
 
         Takes and raises what ``enqueue`` does.
         """
+        checks.source("items", items)
         service = await self._opened("enqueue_many")
         check_order(priority, delay)
         return await enqueue_all(
@@ -541,11 +542,14 @@ class DurableQueue(WithJobs[T, R], WithAdmin[T]):
         # Known before the look, so that an end that comes between the two is not missed.
         service.callers.add(number, waiter)
         try:
-            with anyio.move_on_after(timeout):
+            # With 0 a look is all there is, and it takes what it takes.
+            with anyio.move_on_after(timeout or None) as waiting:
                 found = await service.lookups.submit(number)
                 if found is None or not _is_its(ticket, found.ticket):
                     raise UnknownTicket(number, self._queue_name)
                 service.callers.tell(number, found)
+                if timeout == 0:
+                    waiting.cancel()
                 return await waiter  # type: ignore[no-any-return]
             message = f"item {number} has not ended within {timeout:g} s"
             raise TimeoutError(message)
