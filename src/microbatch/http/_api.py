@@ -1,0 +1,217 @@
+"""BatchAPI: the ASGI application."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio
+
+from ._collection import Collection
+from ._exchange import CLOSING_RETRY_AFTER, Exchange
+from ._parts import APIParts
+from ._problem import Problem
+from ._rate import Buckets
+from ._reply import HTTPReply, json_reply
+from ._routing import Route, Router
+from ._serving import serve
+from ._settings import APISettings, CollectionSettings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from types import TracebackType
+    from typing import Literal
+
+    from starlette.types import Receive, Scope, Send
+
+    from ._principals import Authorize
+
+
+class BatchAPI:
+    """Batch endpoints over collections: a plain ASGI application."""
+
+    def __init__(
+        self,
+        *,
+        authorize: Authorize,
+        challenge: str = "Bearer",
+        base_path: str | None = None,
+        max_body_bytes: int = 10 * 2**20,
+        max_items: int = 1_000,
+        sync_max_items: int = 100,
+        max_job_items: int = 10_000,
+        max_item_bytes: int = 2**20,
+        max_import_bytes: int = 10 * 2**30,
+        max_import_items: int = 10_000_000,
+        body_timeout: float = 15.0,
+        timeout: float = 30.0,
+        max_open_jobs: int = 100,
+        owner_share: float = 0.5,
+        idempotency: Literal["optional", "required", "off"] = "optional",
+        idempotency_ttl: float = 86_400.0,
+        idempotency_max: int = 10_000,
+        idempotency_store: Any = None,
+        all_failed_status: Literal[207, 200, 400, 422] = 207,
+        status_of: Callable[[str], int | None] | None = None,
+        rate: tuple[int, float] | None = None,
+        webhooks: Any = None,
+    ) -> None:
+        settings = APISettings(
+            authorize=authorize,
+            challenge=challenge,
+            base_path=base_path,
+            max_body_bytes=max_body_bytes,
+            max_items=max_items,
+            sync_max_items=sync_max_items,
+            max_job_items=max_job_items,
+            max_item_bytes=max_item_bytes,
+            max_import_bytes=max_import_bytes,
+            max_import_items=max_import_items,
+            body_timeout=body_timeout,
+            timeout=timeout,
+            max_open_jobs=max_open_jobs,
+            owner_share=owner_share,
+            idempotency=idempotency,
+            idempotency_ttl=idempotency_ttl,
+            idempotency_max=idempotency_max,
+            idempotency_store=idempotency_store,
+            all_failed_status=all_failed_status,
+            status_of=status_of,
+            rate=rate,
+            webhooks=webhooks,
+        )
+        self._parts = APIParts(settings)
+        if settings.rate is not None:
+            self._parts.buckets = Buckets(*settings.rate, now=anyio.current_time)
+        self._router: Router | None = None
+        self._opened: AsyncExitStack | None = None
+
+    def collection(
+        self,
+        name: str,
+        *,
+        item_type: Any,
+        update_type: Any = None,
+        id_type: Any = str,
+        create: Any = None,
+        update: Any = None,
+        delete: Any = None,
+        read: Any = None,
+        queue: Any = None,
+        export: Any = None,
+        atomic: Any = None,
+        validate: Any = None,
+        authorize: Any = None,
+    ) -> None:
+        """Add a collection."""
+        parts = self._parts
+        settings = CollectionSettings(
+            name,
+            item_type=item_type,
+            update_type=update_type,
+            id_type=id_type,
+            create=create,
+            update=update,
+            delete=delete,
+            read=read,
+            queue=queue,
+            export=export,
+            atomic=atomic,
+            validate=validate,
+            authorize=authorize,
+        )
+        if name in parts.collections:
+            raise ValueError(f"name must be new, got {name!r}, which is a collection already")
+        parts.collections[name] = Collection(settings, parts.settings)
+        self._router = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection's scope, as ASGI has it."""
+        kind = scope["type"]
+        if kind == "http":
+            router = self._router
+            if router is None:
+                router = self._router = Router(self._routes())
+            await serve(self._parts, router, scope, receive, send)
+        elif kind == "lifespan":
+            await self._live(receive, send)
+        else:  # a websocket: there is nothing for one here
+            await receive()
+            await send({"type": "websocket.close", "code": 1000})
+
+    def _routes(self) -> list[Route]:
+        return [
+            Route(method="GET", path="/healthz", endpoint=self._alive, name="healthz", public=True),
+            Route(method="GET", path="/readyz", endpoint=self._ready, name="readyz", public=True),
+        ]
+
+    async def _alive(self, exchange: Exchange) -> HTTPReply:
+        del exchange
+        return json_reply(200, {"status": "ok"})
+
+    async def _ready(self, exchange: Exchange) -> HTTPReply:
+        del exchange
+        if self._parts.closing:
+            raise Problem(503, "the server is closing", retry_after=CLOSING_RETRY_AFTER)
+        return json_reply(200, {"status": "ready"})
+
+    # Opening and closing
+
+    async def __aenter__(self) -> Self:
+        """Open the batchers that are this API's own.
+
+        Raises:
+            RuntimeError: If it is open already.
+        """
+        if self._opened is not None:
+            raise RuntimeError("the BatchAPI is open already")
+        stack = AsyncExitStack()
+        for collection in self._parts.collections.values():
+            for batcher in collection.own.values():
+                await stack.enter_async_context(batcher)
+        self._parts.closing = False
+        self._opened = stack
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Take nothing new, let what is under way end, and drain the batchers; at once after an exception."""
+        stack, self._opened = self._opened, None
+        self._parts.closing = True
+        try:
+            if exc_type is None:
+                with anyio.move_on_after(self._parts.settings.timeout):
+                    await self._parts.detached.join()
+        finally:
+            if stack is not None:
+                await stack.__aexit__(exc_type, exc, traceback)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
+        """Open and close with the application around: ``Starlette(lifespan=api.lifespan)``."""
+        del app
+        async with self:
+            yield
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self.__aenter__()
+        except Exception as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            raise
+        await send({"type": "lifespan.startup.complete"})
+        failed: BaseException | None = None
+        try:
+            await receive()
+        except BaseException as error:
+            failed = error
+            raise
+        finally:
+            await self.__aexit__(type(failed) if failed else None, failed, None)
+        await send({"type": "lifespan.shutdown.complete"})
