@@ -17,6 +17,7 @@ from durable_support import looked
 from microbatch.durable import DurableBatcher, DurableQueue
 from microbatch.durable._flow import job_intake
 from microbatch.durable._life import neighbours
+from microbatch.durable.answers import QueueAnswers
 
 
 def say(*words: object) -> None:
@@ -41,6 +42,16 @@ async def hold(path: str) -> None:
         say("ready")
         await line()
         told.set()
+        await line()
+
+
+async def take_key(path: str) -> None:
+    """Take a key for a request that never ends."""
+    async with DurableQueue(path, item_type=int) as queue:
+        standing = await QueueAnswers(queue, 10).begin("k", b"content")
+        assert standing is not None
+        assert standing.token is not None
+        say("taken")
         await line()
 
 

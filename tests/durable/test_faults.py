@@ -365,10 +365,10 @@ async def test_a_newer_schema_is_left_alone(path):
     await fill(path)
     execute(path, "UPDATE microbatch_schema SET version = 99")
     with pytest.raises(
-        SchemaTooNew, match=r"its schema is version 99, this microbatch knows up to 3: upgrade it"
+        SchemaTooNew, match=r"its schema is version 99, this microbatch knows up to 4: upgrade it"
     ) as caught:
         await DurableQueue(path, item_type=int).stats()
-    assert (caught.value.found, caught.value.known) == (99, 3)
+    assert (caught.value.found, caught.value.known) == (99, 4)
 
 
 async def test_settings_are_verified(path, monkeypatch):

@@ -62,7 +62,7 @@ def test_tables_are_made_once(raw: sqlite3.Connection, path: Path) -> None:
     """The second process to open a file finds it ready."""
     prepare(raw, path)
     prepare(raw, path)
-    assert raw.execute("SELECT * FROM microbatch_schema").fetchall() == [(3, 0)]
+    assert raw.execute("SELECT * FROM microbatch_schema").fetchall() == [(4, 0)]
     assert raw.execute("PRAGMA secure_delete").fetchone() == (2,)
     assert not raw.in_transaction
 
@@ -80,9 +80,9 @@ def test_the_file_may_be_the_application_s_own(raw: sqlite3.Connection, path: Pa
 def test_a_newer_schema_is_refused_and_left_alone(raw: sqlite3.Connection, path: Path) -> None:
     """An old worker among new ones must not write what they cannot read."""
     prepare(raw, path)
-    raw.execute("UPDATE microbatch_schema SET version = 4")
+    raw.execute("UPDATE microbatch_schema SET version = 5")
     with pytest.raises(
-        SchemaTooNew, match="its schema is version 4, this microbatch knows up to 3"
+        SchemaTooNew, match="its schema is version 5, this microbatch knows up to 4"
     ):
         prepare(raw, path)
     assert not raw.in_transaction
@@ -93,7 +93,7 @@ def test_another_process_may_have_made_the_tables_meanwhile(
 ) -> None:
     """Two processes that open a new file at once: the second one looks again once it may write."""
     prepare(raw, path)
-    looks = iter([0, 3])
+    looks = iter([0, 4])
     monkeypatch.setattr(schema, "version", lambda _: next(looks))
     prepare(raw, path)
     assert list(looks) == []
@@ -318,7 +318,18 @@ def shape(raw: sqlite3.Connection) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("older", [VERSION_1, VERSION_2], ids=["1", "2"])
+#: Made by the code of version 3: queues `mail` (done, keyed, dead, skipped, ready and delayed items, a job that ended
+#: in part and one that waits; paused), `killed` (a job of which a dead process had claimed all three items).
+VERSION_3 = Path(__file__).parent / "version_3.db"
+
+
+@pytest.fixture
+def third(path: Path, raw: sqlite3.Connection) -> sqlite3.Connection:
+    shutil.copyfile(VERSION_3, path)
+    return raw
+
+
+@pytest.mark.parametrize("older", [VERSION_1, VERSION_2, VERSION_3], ids=["1", "2", "3"])
 def test_a_migrated_file_is_like_a_new_one(
     raw: sqlite3.Connection, path: Path, tmp_path: Path, older: Path
 ) -> None:
@@ -341,7 +352,7 @@ def test_version_2_is_taken_over_as_it_is(second: sqlite3.Connection, path: Path
     queues = second.execute(f"SELECT {columns} FROM microbatch_queues").fetchall()
     assert [row[1] for row in queues] == ["mail", "killed", "backoff", "staged"]
     prepare(second, path)
-    assert schema.version(second) == 3
+    assert schema.version(second) == 4
     for table, rows in before.items():
         assert rows
         assert second.execute(f"SELECT * FROM microbatch_{table}").fetchall() == rows
@@ -395,3 +406,31 @@ def test_items_of_version_2_go_on(second: sqlite3.Connection, path: Path) -> Non
         return len(done)
 
     assert do(second, path, work) == 5
+
+
+# From version 3
+
+
+def test_version_3_is_taken_over_as_it_is(third: sqlite3.Connection, path: Path) -> None:
+    """Only a table is new."""
+    tables = [
+        name
+        for (name,) in third.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        if name not in {"microbatch_schema", "sqlite_sequence"}
+    ]
+    before = {table: third.execute(f"SELECT * FROM {table}").fetchall() for table in tables}
+    assert all(before.values())
+    prepare(third, path)
+    assert schema.version(third) == 4
+    for table, rows in before.items():
+        assert third.execute(f"SELECT * FROM {table}").fetchall() == rows
+    assert third.execute("SELECT count(*) FROM microbatch_answers").fetchone() == (0,)
+
+
+def test_version_3_is_not_taken_over_under_a_living_process(
+    third: sqlite3.Connection, path: Path
+) -> None:
+    """It would forget a consumer, and leave the keys that this one held."""
+    with pytest.raises(QueueUnavailable, match=r"process \d+ still works on it with an older"):
+        prepare(third, path, lambda _: True)
+    assert schema.version(third) == 3

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from session_model import File
 
-from microbatch.durable._file import job_sql, sql
+from microbatch.durable._file import answer_sql, job_sql, sql
 from microbatch.durable._file.job_records import Chunk, NewJob
 from microbatch.durable._file.limits import Limits
 from microbatch.durable._file.records import Demand, NewItem, Settlement
@@ -22,7 +22,7 @@ LIMITS = Limits()
 
 STATEMENTS = [
     (name, text)
-    for module in (sql, job_sql)
+    for module in (sql, job_sql, answer_sql)
     for name, value in vars(module).items()
     for text in (
         value
@@ -33,7 +33,7 @@ STATEMENTS = [
     )
     if isinstance(text, str)
     and not name.startswith("_")
-    and name not in {"COLUMNS", "COUNTS", "ENDED_CLASS", "annotations"}
+    and name not in {"COLUMNS", "COUNTS", "ENDED_CLASS", "TABLES", "annotations"}
 ]
 NAMED = re.compile(r":([a-z_]+)")
 #: Tables of one row, or of a handful; rows that come from a parameter.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakMethod
 
 from .job_status import JobStatus, status_of
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 #: The settings that each queue was made with, by name: for whoever makes another one of the same kind.
 recipes: WeakKeyDictionary[object, dict[str, Any]] = WeakKeyDictionary()
+
+#: What opens each queue and returns its parts: for what stands beside its face.
+openers: WeakKeyDictionary[object, WeakMethod[Any]] = WeakKeyDictionary()
 
 
 class QueueAccess:

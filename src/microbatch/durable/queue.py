@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import sqlite3
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, TypeVar, Unpack, overload
+from weakref import WeakMethod
 
 import aiosqlite
 import anyio
@@ -26,7 +27,7 @@ from ._flow.service import Service, Work
 from ._flow.verdicts import attempts_max
 from ._life.opening import Opening
 from ._life.seat import Seat
-from .access import QueueAccess, recipes
+from .access import QueueAccess, openers, recipes
 from .admin import WithAdmin
 from .errors import IdempotencyConflict, UnknownTicket
 from .jobs import WithJobs
@@ -242,6 +243,7 @@ class DurableQueue(WithJobs[T, R], WithAdmin[T]):
         }
         self._synchronous = synchronous
         self._access = QueueAccess(queue, self._items, results, limits, self._opened)
+        openers[self] = WeakMethod(self._opened)
         interval = checks.number("poll_interval", poll_interval, above=0)
         self._service = Service(
             title=self._name,

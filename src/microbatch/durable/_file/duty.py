@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from .client import Client
-    from .records import Step
+    from .records import ConsumerRow, Step
     from .session import Session
     from .transaction import WriteTransaction
     from .writer import Writer
@@ -78,6 +78,9 @@ class Registrar(Protocol):
 
     def part(self, client: Client) -> None:
         """Forget it."""
+
+    def sees(self, consumer: ConsumerRow) -> bool:
+        """Tell whether a consumer lives."""
 
 
 class Sign(Protocol):

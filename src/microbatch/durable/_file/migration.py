@@ -1,6 +1,7 @@
 """From older versions, each in one transaction.
 
-In version 1 each item was a row of a table ``microbatch_items``; version 2 knew nothing of jobs.
+In version 1 each item was a row of a table ``microbatch_items``; version 2 knew nothing of jobs,
+version 3 nothing of answers.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from microbatch.durable.errors import QueueUnavailable
 
-from . import job_schema, schema, sql
+from . import answer_sql, job_schema, schema, sql
 from . import payloads as blobs
 from .ranges import CANCELLED, CLAIMED, DEAD, DONE, READY, SCHEDULED, ended_well, merge, runs
 from .records import Range, State
@@ -53,7 +54,7 @@ def migrate(
     if found == 1:
         _from_1(raw, path)
     else:
-        for statement in job_schema.UPGRADE:
+        for statement in (*(job_schema.UPGRADE if found == 2 else ()), *answer_sql.TABLES):
             raw.execute(statement)
         raw.execute("UPDATE microbatch_schema SET version = ?", (schema.SCHEMA_VERSION,))
 

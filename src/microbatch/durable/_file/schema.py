@@ -14,6 +14,7 @@ All are named ``microbatch_*`` because the file may be the application's own (``
 - ``microbatch_keys``: idempotency keys apart, so that only keyed items pay for them.
 - ``microbatch_consumers``: who may hold claimed items. Its ids are the bytes of the lock file.
 - ``microbatch_jobs`` and what belongs to them: see `job_schema`.
+- ``microbatch_answers``: what requests were answered with, by their keys: see `answer_sql`.
 
 The view ``microbatch_items`` shows each item whose payload is there.
 """
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from microbatch.durable.errors import QueueUnavailable, SchemaTooNew
 
-from . import job_schema, sql
+from . import answer_sql, job_schema, sql
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 logger: logging.Logger = logging.getLogger("microbatch.durable")
 
 #: Raised with every change of the tables, together with a step in `prepare`.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 #: The oldest SQLite that is tested; json_each is always built in since 3.38.
 SQLITE_MINIMUM = (3, 38, 0)
@@ -157,6 +158,7 @@ SCHEMA = (
         born TEXT
     )""",
     *job_schema.TABLES,
+    *answer_sql.TABLES,
     # A payload that was dropped has a length of null. Offsets before payloads: the sum runs over numbers alone.
     """CREATE VIEW microbatch_items AS
         SELECT i.id, q.name AS queue,

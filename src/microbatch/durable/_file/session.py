@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from microbatch.durable.errors import QueueUnavailable
 
-from . import claiming, endings, job_counts, keeping, queries, sql, staging, storing
+from . import (
+    answer_sql,
+    claiming,
+    endings,
+    job_counts,
+    keeping,
+    queries,
+    sql,
+    staging,
+    storing,
+)
+from .answer_session import AnswerSteps
 from .job_session import JobSteps
 from .keeping import ANY
 from .view import Ids, View
@@ -72,6 +83,9 @@ class Session:
         ticket: The number for the tickets of new items.
         ids: Ids in reserve; None takes them from the file, call by call.
         wal_size: Tells the bytes of the write-ahead log.
+
+    Attributes:
+        answers: What can be done to answers.
     """
 
     def __init__(
@@ -85,6 +99,7 @@ class Session:
     ) -> None:
         self._view = View(path, now, ticket, ids, wal_size)
         self._jobs: JobSteps | None = None
+        self.answers: AnswerSteps = AnswerSteps(self._view)
 
     @property
     def now(self) -> float:
@@ -181,8 +196,9 @@ class Session:
         yield sql.PLACE, (lock_file, consumer), False
 
     def forget(self, consumer: int) -> Generator[Step, Any, None]:
-        """Remove a consumer that holds nothing."""
+        """Remove a consumer that holds nothing but keys, which are free then."""
         yield sql.FORGET, (consumer,), False
+        yield answer_sql.DROP_BEGUN, (consumer,), False
 
     def consumers(self) -> Generator[Step, Any, list[ConsumerRow]]:
         """Return all consumers in the file, living or dead."""

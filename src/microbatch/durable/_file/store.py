@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import aiosqlite
 
     from microbatch._loops.protocol import Loop
+    from microbatch._pure.standing import Standing
     from microbatch.durable.errors import QueueFull
 
     from .client import Want
@@ -30,6 +31,16 @@ class Hears(HearsOfJobs, Protocol):
     def is_waiting(self) -> bool: ...
 
 
+class AnswerStore(Protocol):
+    """Answers to requests by their keys, in the file of one queue."""
+
+    async def begin(self, key: str, fingerprint: bytes, token: int, most: int) -> Standing: ...
+    async def finish(
+        self, key: str, fingerprint: bytes, token: int, answer: bytes, ttl: float
+    ) -> None: ...
+    async def release(self, key: str, token: int) -> None: ...
+
+
 class Store(Protocol):
     """One named queue in one file. Every call that writes returns once it is on the disk."""
 
@@ -37,6 +48,8 @@ class Store(Protocol):
     def lock_waits(self) -> int: ...
     @property
     def jobs(self) -> JobStore: ...
+    @property
+    def answers(self) -> AnswerStore: ...
     async def open(self, loop: Loop, hears: Hears) -> None: ...
     async def close(self) -> None: ...
     def lose_loop(self) -> None: ...

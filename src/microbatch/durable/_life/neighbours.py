@@ -144,6 +144,10 @@ class Neighbours(Duty):
 
     # Looking
 
+    def sees(self, consumer: ConsumerRow) -> bool:
+        """Tell whether a consumer lives; if in doubt it does."""
+        return self._eyes.sees(consumer)
+
     def due(self, now: float) -> float | None:
         del now
         if not self.writer.clients:

@@ -23,6 +23,7 @@ from microbatch.durable._file.writer import INBOX_BYTES, Writer
 from microbatch.durable.errors import QueueUnavailable
 
 from .alive import is_held
+from .answer_seat import AnswerSeat
 from .job_care import JobCare
 from .job_seat import JobSeat
 from .neighbours import Neighbours
@@ -81,6 +82,7 @@ class Seat:
 
     Attributes:
         jobs: Its jobs.
+        answers: What requests were answered with.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class Seat:
         self.jobs: JobSeat = JobSeat(
             limits, client=lambda: self._client, writer=self._open, read=self._read
         )
+        self.answers: AnswerSeat = AnswerSeat(client=lambda: self._client, writer=self._open)
         self._client: Client
         self._writer: Writer | None = None
         self._readers: Readers

@@ -53,6 +53,7 @@ class Upkeep(Duty):
         more = yield from session.prune(client.queue, client.limits)
         more = (yield from session.tidy(client.queue)) or more
         more = (yield from session.jobs.keep(client.queue, client.limits)) or more
+        more = (yield from session.answers.prune(client.queue)) or more
         return more
 
     def look_soon(self) -> None:
