@@ -173,7 +173,7 @@ class Allowed:
 
     def takes(self, address: Address) -> bool:
         """Tell whether an address may be connected to."""
-        plain = _unwrapped(address)
+        plain = _plain_form(address)
         if any(plain in network for network in self._networks):
             return True
         if isinstance(plain, ipaddress.IPv4Address):
@@ -181,7 +181,7 @@ class Allowed:
         return plain in _GLOBAL_6 and not any(plain in network for network in _SPECIAL_6)
 
 
-def _unwrapped(address: Address) -> Address:
+def _plain_form(address: Address) -> Address:
     """Return the IPv4 address that one of IPv6 stands for, where such a one is in use: mapped, NAT64."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:

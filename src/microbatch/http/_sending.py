@@ -28,7 +28,7 @@ _ADDRESSES_MAX: Final = 4
 _CONNECT_SECONDS: Final = 5.0
 
 
-class Answer(NamedTuple):
+class Answered(NamedTuple):
     """What a receiver answered.
 
     Attributes:
@@ -55,7 +55,7 @@ async def post(
     *,
     allowed: Allowed,
     context: ssl.SSLContext,
-) -> Answer:
+) -> Answered:
     """Send a body, over a new connection, and return what was answered. No redirect is followed.
 
     Args:
@@ -96,7 +96,7 @@ async def _post_to(
     headers: Mapping[str, str],
     body: bytes,
     context: ssl.SSLContext,
-) -> Answer:
+) -> Answered:
     problem = "the host has no address"
     # A client of its own: nothing is shared between receivers, neither connections nor cookies.
     async with httpx.AsyncClient(
@@ -109,9 +109,9 @@ async def _post_to(
             try:
                 return await _post_once(client, address, target, headers, body)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                problem = f"no connection: {_reason(error)}"
+                problem = f"no connection: {_said(error)}"
             except httpx.TransportError as error:
-                raise Unreachable(f"no answer: {_reason(error)}") from error
+                raise Unreachable(f"no answer: {_said(error)}") from error
     raise Unreachable(problem)
 
 
@@ -121,7 +121,7 @@ async def _post_once(
     target: Target,
     headers: Mapping[str, str],
     body: bytes,
-) -> Answer:
+) -> Answered:
     extensions: dict[str, Any] = {}
     if target.scheme == "https" and target.address is None:
         extensions["sni_hostname"] = target.host
@@ -140,9 +140,9 @@ async def _post_once(
             size += len(piece)
             if size >= ANSWER_BYTES_MAX:
                 break
-        return Answer(response.status_code, response.headers.get("retry-after"))
+        return Answered(response.status_code, response.headers.get("retry-after"))
 
 
-def _reason(error: Exception) -> str:
+def _said(error: Exception) -> str:
     """Return what an error says, on one line."""
     return " ".join(f"{type(error).__name__} {error}".split())[:200]
