@@ -363,7 +363,7 @@ async def test_bad_arguments_of_handles_are_refused_by_name(path):
             await job.progress(-1).__anext__()
         with pytest.raises(TypeError, match="retryable_only must be True or False"):
             await job.retry_failed(retryable_only=1)
-        with pytest.raises(TypeError, match="items must be an iterable or an async iterable, got"):
+        with pytest.raises(TypeError, match="items must be an iterable or async iterable of items"):
             await queue.enqueue_job(5)
         assert (await job.results(cursor=2**70)).outcomes == []
         assert repr(job) == f"<Job {job.id!r} of queue 'default'>"

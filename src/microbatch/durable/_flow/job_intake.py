@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Generator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
@@ -103,7 +103,7 @@ class JobIntake:
         """Read all items.
 
         Raises:
-            TypeError: If the source cannot be read, or an id is no str.
+            TypeError: If an id is no str.
             ValueError: If an id is of the wrong form, or comes twice.
             JobRejected: If items do not fit.
             QueueFull: If there is no room.
@@ -129,15 +129,12 @@ class JobIntake:
                     await self._stage()
                 elif self.count % TURN_ITEMS == 0:
                     await anyio.lowlevel.checkpoint()
-        elif isinstance(source, Iterable):
+        else:
             for item in source:
                 if self._take(item):
                     await self._stage()
                 elif self.count % TURN_ITEMS == 0:
                     await anyio.lowlevel.checkpoint()
-        else:
-            message = f"items must be an iterable or an async iterable, got {type(source).__name__}"
-            raise TypeError(message)
 
     def _take(self, item: Any) -> bool:
         """Take one item; tell whether it is time to write."""
