@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
+from ._all_or_nothing import atomic_batcher
+from ._batches import batch_routes
 from ._collection import Collection
 from ._exchange import CLOSING_RETRY_AFTER, Exchange
+from ._items import item_routes
 from ._parts import APIParts
 from ._problem import Problem
 from ._rate import Buckets
@@ -81,7 +84,7 @@ class BatchAPI:
             rate=rate,
             webhooks=webhooks,
         )
-        self._parts = APIParts(settings)
+        self._parts = APIParts(settings, atomic_batcher(settings))
         if settings.rate is not None:
             self._parts.buckets = Buckets(*settings.rate, now=anyio.current_time)
         self._router: Router | None = None
@@ -141,10 +144,17 @@ class BatchAPI:
             await send({"type": "websocket.close", "code": 1000})
 
     def _routes(self) -> list[Route]:
-        return [
+        parts = self._parts
+        routes = [
             Route(method="GET", path="/healthz", endpoint=self._alive, name="healthz", public=True),
             Route(method="GET", path="/readyz", endpoint=self._ready, name="readyz", public=True),
         ]
+        for collection in parts.collections.values():
+            routes.extend(item_routes(collection))
+        routes.extend(batch_routes(parts))
+        if parts.jobs is not None:
+            routes.extend(parts.jobs.routes())
+        return routes
 
     async def _alive(self, exchange: Exchange) -> HTTPReply:
         del exchange
@@ -167,6 +177,7 @@ class BatchAPI:
         if self._opened is not None:
             raise RuntimeError("the BatchAPI is open already")
         stack = AsyncExitStack()
+        await stack.enter_async_context(self._parts.atomic)
         for collection in self._parts.collections.values():
             for batcher in collection.own.values():
                 await stack.enter_async_context(batcher)

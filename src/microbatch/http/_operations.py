@@ -35,6 +35,7 @@ class Operation:
         kind: ``"create"``, ``"update"``, ``"delete"`` or ``"read"``; None if the request names none of them.
         collection: Whose it is; None if the request names none that there is.
         pointer: Where it stands in the request's body, as a JSON pointer.
+        data: Where what its handler gets stands there.
         id: The id that was given; None for a create.
         ref: The client's own word for it; None without one.
         raw: What was sent for it, as JSON; empty where that is not kept.
@@ -45,6 +46,7 @@ class Operation:
 
     __slots__ = (
         "collection",
+        "data",
         "error",
         "id",
         "index",
@@ -73,6 +75,7 @@ class Operation:
         self.kind = kind
         self.collection = collection
         self.pointer = pointer
+        self.data = pointer
         self.id = id
         self.ref = ref
         self.raw = raw

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ._detached import Detached
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from microbatch._core.batcher import Batcher
+
     from ._collection import Collection
+    from ._envelopes import WebhookTarget
     from ._exchange import Exchange, Work
     from ._operations import Operation
     from ._options import BatchOptions
@@ -52,10 +55,13 @@ class JobMaker(Protocol):
         operations: Sequence[Operation],
         options: BatchOptions,
         key: str | None,
+        *,
+        webhook: WebhookTarget | None = None,
     ) -> HTTPReply:
         """Make a job of a batch of creates, inside of `Exchange.once`.
 
-        Everything is decided before: that it is to be a job, how many items it may have, which items fit.
+        Everything is decided before: that it is to be a job, how many items it may have, which of them
+        fit, and with ``mode: reject`` that all do.
 
         Args:
             exchange: The request: its principal owns the job, its headers tell whether to wait for its end.
@@ -63,14 +69,14 @@ class JobMaker(Protocol):
             operations: The items in their order; those with an ``error`` do not fit.
             options: ``ordered``, ``stop_on_error`` and ``mode`` count.
             key: The Idempotency-Key, or None.
+            webhook: Where its end is to be told, if it is.
 
         Returns:
             202 with ``Location``, or 200 or 207 if the client wanted to wait and it has ended; `HTTPReply.job`
             says which job it is.
 
         Raises:
-            Problem: 422 for ``mode: reject`` with items that do not fit; 429 if its owner has too many; 503 if
-                the queue is full.
+            Problem: 429 if its owner has too many; 503 if the queue is full.
         """
         ...
 
@@ -90,10 +96,12 @@ class APIParts:
         buckets: What each principal may still send; None without ``rate``.
         idempotency: Remembers answers under keys; None with ``idempotency="off"``.
         jobs: Makes jobs; None where no collection has a queue.
+        atomic: Runs atomic batches.
         closing: True once the API is being closed: new work is refused.
     """
 
     settings: APISettings
+    atomic: Batcher[Any, Any]
     collections: dict[str, Collection] = field(default_factory=dict)
     detached: Detached = field(default_factory=Detached)
     buckets: Buckets | None = None

@@ -24,14 +24,21 @@ _CHARACTERS_MAX = 500
 
 
 class InvalidItem(ItemError):
-    """What was sent does not fit its type.
+    """What was sent for an item does not fit its type, or names what there is not.
 
     Attributes:
         pointer: Where in the item, as a JSON pointer; empty for the item as a whole.
     """
 
-    def __init__(self, message: str, *, field: str | None = None, pointer: str = "") -> None:
-        super().__init__(message, code="invalid_item", retryable=False, field=field)
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str = "invalid_item",
+        field: str | None = None,
+        pointer: str = "",
+    ) -> None:
+        super().__init__(message, code=code, retryable=False, field=field)
         self.pointer = pointer
 
 

@@ -88,12 +88,15 @@ def code_for(error: Exception) -> str:
     return _NAMES.get(code, code)
 
 
-def status_for(code: str, status_of: Callable[[str], int | None] | None = None) -> int:
+def status_for(
+    code: str, status_of: Callable[[str], int | None] | None = None, unknown: int = 500
+) -> int:
     """Return the status of an item that failed with a code.
 
     Args:
         code: The code.
         status_of: The application's own function, asked about codes that HTTP gives no meaning to.
+        unknown: The status if that does not know either.
     """
     status = STATUS.get(code)
     if status is not None:
@@ -102,7 +105,7 @@ def status_for(code: str, status_of: Callable[[str], int | None] | None = None) 
         own: Any = status_of(code)
         if isinstance(own, int) and not isinstance(own, bool) and 400 <= own <= 599:
             return own
-    return 409 if code.startswith("duplicate") else 500
+    return 409 if code.startswith("duplicate") else unknown
 
 
 def text_for(error: Exception, code: str) -> str | None:
