@@ -21,10 +21,12 @@ from .job_status import JobPage, JobStatus
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from ._file.codec import Codec
     from ._file.job_records import JobItem, Recipe
     from .access import QueueAccess
 
 R_co = TypeVar("R_co", covariant=True)
+R = TypeVar("R")
 
 #: Which states an outcome of a kind has.
 STATES = {
@@ -181,7 +183,9 @@ class Job(Generic[R_co]):
         if isinstance(page, JobRow):
             raise ResultsExpired(self.id, self._access.queue_name)
         assert isinstance(page, Page)  # noqa: S101 - nothing else is left
-        return JobPage([self._outcome(item) for item in page.items], page.after)
+        return JobPage(
+            [outcome_of_item(item, self._access.results) for item in page.items], page.after
+        )
 
     async def outcomes(self, kind: str | None = None) -> AsyncIterator[Outcome[R_co]]:
         """Yield the outcomes of all items that have ended, by their index, in bounded memory.
@@ -201,32 +205,6 @@ class Job(Generic[R_co]):
         """Tell whether a job's outcomes are past their time, or removed already."""
         ttl = self._access.limits.result_ttl
         return not row.kept or (row.ended_at is not None and row.ended_at + ttl <= time.time())
-
-    def _outcome(self, item: JobItem) -> Outcome[R_co]:
-        value, error = None, None
-        if item.state == State.DONE:
-            try:
-                if item.result is not None:
-                    value = self._access.results.decode(item.result)
-            except ValueError as broken:
-                error = ItemFailed(item.number, "ValueError", str(broken), item.attempts)
-        elif item.state in (State.DEAD, State.SKIPPED):
-            error = decode_error(item.error, item.number, item.attempts)
-        else:
-            kind = ItemCancelled if item.state == State.CANCELLED else ItemExpired
-            error = kind(item.number)  # type: ignore[assignment]
-            if item.error is not None:
-                assert error is not None  # noqa: S101 - it was made just now
-                error.__cause__ = decode_error(item.error, item.number, item.attempts)
-        return Outcome(
-            index=item.position,
-            ok=error is None,
-            value=value,
-            error=error,
-            skipped=item.state == State.SKIPPED,
-            attempts=item.attempts,
-            id=item.number if item.id is None else item.id,
-        )
 
     # Acting on it
 
@@ -325,3 +303,31 @@ def check_limit(limit: Any) -> None:
     if limit > LIMIT_MAX:
         message = f"limit must be at most {LIMIT_MAX}, got {limit}"
         raise ValueError(message)
+
+
+def outcome_of_item(item: JobItem, results: Codec[R]) -> Outcome[R]:
+    """Return what became of a job's item, whose result is read back by a codec."""
+    value, error = None, None
+    if item.state == State.DONE:
+        try:
+            if item.result is not None:
+                value = results.decode(item.result)
+        except ValueError as broken:
+            error = ItemFailed(item.number, "ValueError", str(broken), item.attempts)
+    elif item.state in (State.DEAD, State.SKIPPED):
+        error = decode_error(item.error, item.number, item.attempts)
+    else:
+        kind = ItemCancelled if item.state == State.CANCELLED else ItemExpired
+        error = kind(item.number)  # type: ignore[assignment]
+        if item.error is not None:
+            assert error is not None  # noqa: S101 - it was made just now
+            error.__cause__ = decode_error(item.error, item.number, item.attempts)
+    return Outcome(
+        index=item.position,
+        ok=error is None,
+        value=value,
+        error=error,
+        skipped=item.state == State.SKIPPED,
+        attempts=item.attempts,
+        id=item.number if item.id is None else item.id,
+    )

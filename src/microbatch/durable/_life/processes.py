@@ -71,6 +71,14 @@ def _runs_here(pid: int, started: str) -> bool:
     return stat.state not in ("Z", "X") and stat.started == started
 
 
+def is_stopped(pid: int, born: str | None) -> bool:
+    """Tell whether a process that runs is stopped, as by SIGSTOP; False where that cannot be told."""
+    if not is_running(pid, born) or birth_of(pid) != born:
+        return False
+    stat = _stat(pid)
+    return stat is not None and stat.state in ("T", "t")
+
+
 def _answers(pid: int) -> bool:
     try:
         os.kill(pid, 0)

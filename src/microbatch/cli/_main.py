@@ -1,0 +1,140 @@
+"""The command: its parser, and how it ends."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from microbatch._pure.version import __version__
+from microbatch.durable import QueueUnavailable, ResultsExpired, UnknownJob, UnknownTicket
+
+from ._command import FOUND, NO_FILE, WRONG_USE, Command, CommandEnd
+from ._console import Console
+from ._table import COMMANDS
+from ._wording import safe_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_EXIT_CODES = (
+    "Exit codes: 0 done; 1 items failed, an id is unknown, or doctor found something; 2 wrong use, or a "
+    "question that was not answered; 3 the file is missing, is no queue's, is too new, or is locked."
+)
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help that is equally wide everywhere: it stands in the reference too."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=100)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command."""
+    parser = argparse.ArgumentParser(
+        prog="microbatch",
+        description="Look into a queue of microbatch, mend it, import a file, measure a handler.",
+        epilog=_filled(_EXIT_CODES),
+        formatter_class=_Formatter,
+    )
+    parser.add_argument("--version", action="version", version=f"microbatch {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        _add_command(commands, command)
+    return parser
+
+
+def _add_command(commands: Any, command: Command) -> None:
+    details = [_filled(command.summary), _filled(command.details)]
+    parser = commands.add_parser(
+        command.name,
+        help=command.summary[0].lower() + command.summary[1:].rstrip("."),
+        description="\n\n".join(filter(None, details)),
+        epilog=f"example:\n  $ {command.example}",
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+    )
+    command.arguments(parser)
+    if command.json:
+        parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    parser.set_defaults(command=command)
+
+
+def _filled(text: str) -> str:
+    import textwrap  # noqa: PLC0415 - for the help alone
+
+    return textwrap.fill(text, 100)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command ``microbatch``.
+
+    Args:
+        arguments: What stands behind its name; by default those of this process.
+
+    Returns:
+        The exit code: 0 done; 1 items failed, an id is unknown, or doctor found something; 2 wrong use, or a
+        question that was not answered; 3 the file is missing, is no queue's, is too new, or is locked; what
+        was interrupted gives 128 and the signal's number.
+
+    Raises:
+        SystemExit: For ``--help``, ``--version`` and arguments that cannot be read.
+    """
+    args = make_parser().parse_args(arguments)
+    console = Console(json=getattr(args, "json", False))
+    command: Command = args.command
+    try:
+        with _ended_by_term():
+            code = command.run(args, console)
+            sys.stdout.flush()
+            return code
+    except CommandEnd as end:
+        return _told(console, str(end), end.code)
+    except QueueUnavailable as error:
+        return _told(console, str(error), NO_FILE)
+    except (UnknownTicket, UnknownJob, ResultsExpired) as error:
+        return _told(console, str(error), FOUND)
+    except BrokenPipeError:
+        return _left_alone()
+    except KeyboardInterrupt as end:
+        number = end.args[0] if end.args else signal.SIGINT
+        return _told(console, "interrupted", 128 + int(number))
+
+
+def _told(console: Console, message: str, code: int) -> int:
+    with suppress(OSError):  # nobody listens any more
+        console.note(safe_text(message))
+    return code
+
+
+def _left_alone() -> int:
+    """End as a program does whose reader has gone: what it wanted to see it has seen."""
+    # The interpreter flushes what is left at its end, and would complain.
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+@contextmanager
+def _ended_by_term() -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does: everything is closed, and half a file is removed."""
+
+    def interrupt(number: int, _: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+__all__ = ["WRONG_USE", "main", "make_parser"]
