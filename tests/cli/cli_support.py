@@ -60,11 +60,15 @@ class Called:
 
 
 def settled(items: list[Any]) -> list[Any]:
-    """A handler: doubles numbers, refuses 13 and what is no number."""
-    return [
-        ItemError("thirteen is refused", code="unlucky") if item == 13 else item * 2
-        for item in items
-    ]
+    """A handler: doubles numbers, refuses 13, and fails at what is no number."""
+    return [_doubled(item) for item in items]
+
+
+def _doubled(item: Any) -> Any:
+    try:
+        return ItemError("thirteen is refused", code="unlucky") if item == 13 else item * 2
+    except TypeError as error:
+        return error
 
 
 def fill(path: Path, items: list[Any], *, queue: str = "default", **settings: Any) -> None:

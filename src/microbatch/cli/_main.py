@@ -94,19 +94,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
     except CommandEnd as end:
-        return _told(console, str(end), end.code)
+        return _ended_with(console, str(end), end.code)
     except QueueUnavailable as error:
-        return _told(console, str(error), NO_FILE)
+        return _ended_with(console, str(error), NO_FILE)
     except (UnknownTicket, UnknownJob, ResultsExpired) as error:
-        return _told(console, str(error), FOUND)
+        return _ended_with(console, str(error), FOUND)
     except BrokenPipeError:
         return _left_alone()
     except KeyboardInterrupt as end:
         number = end.args[0] if end.args else signal.SIGINT
-        return _told(console, "interrupted", 128 + int(number))
+        return _ended_with(console, "interrupted", 128 + int(number))
 
 
-def _told(console: Console, message: str, code: int) -> int:
+def _ended_with(console: Console, message: str, code: int) -> int:
     with suppress(OSError):  # nobody listens any more
         console.note(safe_text(message))
     return code

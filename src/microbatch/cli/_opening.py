@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -49,15 +50,27 @@ def chosen_queue(inspection: Inspection, name: str | None) -> str:
     return names[0] if name is None else name
 
 
-def act(file: str, queue: str, call: Callable[[DurableQueue[Any, Any]], Awaitable[Any]]) -> Any:
+def act(
+    file: str,
+    queue: str,
+    call: Callable[[DurableQueue[Any, Any]], Awaitable[Any]],
+    **settings: Any,
+) -> Any:
     """Open a queue that is there, do something with it, and close it.
 
     Raises:
         QueueUnavailable: If the file cannot be used.
     """
+    # What the queue warns of, an old SQLite say, is for its workers' logs and for doctor.
+    logging.getLogger("microbatch.durable").addHandler(_silent)
 
     async def run() -> Any:
-        async with DurableQueue(file, item_type=Any, queue=queue, telemetry=False) as opened:
+        async with DurableQueue(
+            file, item_type=Any, queue=queue, telemetry=False, **settings
+        ) as opened:
             return await call(opened)
 
     return anyio.run(run)
+
+
+_silent = logging.NullHandler()

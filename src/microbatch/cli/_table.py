@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
-from . import _queues
+from . import _backup, _items, _jobs, _mending, _queues, _results
 
-COMMANDS = (*_queues.COMMANDS,)
+COMMANDS = (
+    *_queues.COMMANDS,
+    *_items.COMMANDS,
+    *_mending.COMMANDS,
+    *_jobs.COMMANDS,
+    *_results.COMMANDS,
+    *_backup.COMMANDS,
+)

@@ -139,6 +139,18 @@ class Inspection:
         """Close the file, and take away what this made beside it."""
         self._look.close()
 
+    def backup(self, target: Path, progress: Callable[[int, int], object]) -> None:
+        """Copy the file as it is at one moment into an empty one.
+
+        Args:
+            target: The empty file.
+            progress: Told now and then how many pages are left, and how many there are.
+
+        Raises:
+            QueueUnavailable: If it cannot be read, or the copy cannot be written.
+        """
+        self._look.backup(target, progress)
+
     # Queues
 
     def queues(self) -> dict[str, int]:
