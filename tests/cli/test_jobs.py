@@ -141,7 +141,7 @@ def test_an_output_is_whole_or_not_at_all(
     assert (done.code, done.out) == (0, "")
     assert len(target.read_text().splitlines()) == 4
     before = beside(path)
-    monkeypatch.setattr("microbatch.cli._results.outcome_fields", lambda _: 1 / 0)
+    monkeypatch.setattr("microbatch.cli._outcomes.outcome_fields", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         microbatch("results", path, uid, "--output", path.with_name("half.csv"))
     assert beside(path) == before

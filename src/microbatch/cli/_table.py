@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from . import _backup, _items, _jobs, _mending, _queues, _results
+from . import _backup, _jobs, _listings, _mending, _outcomes, _queues
 
 COMMANDS = (
     *_queues.COMMANDS,
-    *_items.COMMANDS,
+    *_listings.COMMANDS,
     *_mending.COMMANDS,
     *_jobs.COMMANDS,
-    *_results.COMMANDS,
+    *_outcomes.COMMANDS,
     *_backup.COMMANDS,
 )
