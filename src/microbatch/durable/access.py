@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, WeakMethod
+from weakref import WeakKeyDictionary, WeakMethod, WeakSet
 
 from .job_status import JobStatus, status_of
 
@@ -21,6 +21,10 @@ recipes: WeakKeyDictionary[object, dict[str, Any]] = WeakKeyDictionary()
 
 #: What opens each queue and returns its parts: for what stands beside its face.
 openers: WeakKeyDictionary[object, WeakMethod[Any]] = WeakKeyDictionary()
+
+
+#: Batchers that have an ``on_job_end``: who counts on ends of jobs being told asks here.
+tellers: WeakSet[object] = WeakSet()
 
 
 class QueueAccess:

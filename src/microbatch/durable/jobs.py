@@ -64,7 +64,8 @@ class WithJobs(Generic[T, R]):
             item_id: Gives an item's id, 1 to 128 printable characters, unique within the job: what
                 ``Outcome.id`` and ``current_batch().item_ids`` tell.
             invalid: What becomes of an item that does not fit ``item_type``: ``"reject"`` refuses the whole
-                job, ``"fail"`` lets that item fail with code ``invalid_item``.
+                job, ``"fail"`` lets that item fail with code ``invalid_item``. An ``ItemError`` in an item's
+                place is one that does not fit, and says why.
             batch_size: Its items come in handler calls of their own, of at most so many and at most
                 ``max_batch_size``; None: they share calls with everybody's.
             ordered: Whether it goes one batch at a time, in the items' order, over all processes; in calls

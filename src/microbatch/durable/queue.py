@@ -27,7 +27,7 @@ from ._flow.service import Service, Work
 from ._flow.verdicts import attempts_max
 from ._life.opening import Opening
 from ._life.seat import Seat
-from .access import QueueAccess, openers, recipes
+from .access import QueueAccess, openers, recipes, tellers
 from .admin import WithAdmin
 from .errors import IdempotencyConflict, UnknownTicket
 from .jobs import WithJobs
@@ -241,6 +241,8 @@ class DurableQueue(WithJobs[T, R], WithAdmin[T]):
             "name": self._name,
             "telemetry": telemetry,
         }
+        if work is not None and work.on_job_end is not None:
+            tellers.add(self)
         self._synchronous = synchronous
         self._access = QueueAccess(queue, self._items, results, limits, self._opened)
         openers[self] = WeakMethod(self._opened)

@@ -12,7 +12,9 @@ from ._all_or_nothing import atomic_batcher
 from ._batches import batch_routes
 from ._collection import Collection
 from ._exchange import CLOSING_RETRY_AFTER, Exchange
+from ._exporting import export_routes
 from ._items import item_routes
+from ._job_making import Jobs, check_teller
 from ._parts import APIParts
 from ._problem import Problem
 from ._rate import Buckets
@@ -126,6 +128,9 @@ class BatchAPI:
         )
         if name in parts.collections:
             raise ValueError(f"name must be new, got {name!r}, which is a collection already")
+        if settings.queue is not None:
+            check_teller(parts.settings, settings.queue)
+            parts.jobs = parts.jobs or Jobs(parts)
         parts.collections[name] = Collection(settings, parts.settings)
         self._router = None
 
@@ -151,6 +156,7 @@ class BatchAPI:
         ]
         for collection in parts.collections.values():
             routes.extend(item_routes(collection))
+            routes.extend(export_routes(collection))
         routes.extend(batch_routes(parts))
         if parts.jobs is not None:
             routes.extend(parts.jobs.routes())

@@ -94,12 +94,16 @@ class Exchange:
         if self.parts.closing:
             raise Problem(503, "the server is closing", retry_after=CLOSING_RETRY_AFTER)
 
-    async def once(self, work: Work) -> HTTPReply:
+    async def once(self, work: Work, *, timeout: float | None = None) -> HTTPReply:
         """Do what changes something: to its end, whatever becomes of this request, and once for each key.
 
         Without an Idempotency-Key, or with one that is new, the work is done and its reply returned; stored
         under the key if the reply is ``kept``. The key is "running" until the work has ended, also
         beyond a 504 and beyond the client.
+
+        Args:
+            work: The work.
+            timeout: Seconds that the answer may take; the setting of that name by default.
 
         Raises:
             Problem: What the work raises; 504 if it takes longer than ``timeout``, and then it goes on; 503 if
@@ -109,17 +113,26 @@ class Exchange:
         keys = self.parts.idempotency
         # The guard of the keys runs inside of the work's own task, so that it lives as long as that.
         guarded = (lambda: work(None)) if keys is None else (lambda: keys.run(self, work))
-        return await self.parts.detached.run(guarded, timeout=self.parts.settings.timeout)
+        if timeout is None:
+            timeout = self.parts.settings.timeout
+        return await self.parts.detached.run(guarded, timeout=timeout)
 
-    async def while_there(self, reading: Callable[[], Awaitable[T]]) -> T:
+    async def while_there(
+        self, reading: Callable[[], Awaitable[T]], *, timeout: float | None = None
+    ) -> T:
         """Do what only reads: it is cancelled when the client leaves.
+
+        Args:
+            reading: Reads.
+            timeout: Seconds that it may take; the setting of that name by default.
 
         Raises:
             ClientGoneError: If the client leaves.
             Problem: What it raises; 504 if it takes longer than ``timeout``; 503 if the API is closing.
         """
         self.refuse_while_closing()
-        timeout = self.parts.settings.timeout
+        if timeout is None:
+            timeout = self.parts.settings.timeout
         found: list[Any] = []
         failed: list[Exception] = []
         gone = False

@@ -80,6 +80,14 @@ class JobMaker(Protocol):
         """
         ...
 
+    async def state(self, exchange: Exchange, collection: str, identifier: str) -> HTTPReply:
+        """Answer for a job that was made before, as it is now: for who sends a key again.
+
+        Raises:
+            Problem: 404 if it is gone.
+        """
+        ...
+
     def routes(self) -> Iterable[Route]:
         """Return the routes of jobs, imports and exports, for the collections that there are now."""
         ...

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import anyio
 import anyio.lowlevel
 
+from microbatch._pure.exceptions import ItemError
 from microbatch.durable._file.codec import encode_error, encode_roughly
 from microbatch.durable._file.job_records import Chunk
 from microbatch.durable._file.job_steps import INVALID
@@ -161,6 +162,8 @@ class JobIntake:
 
     def _take_invalid(self, item: Any, error: Exception) -> None:
         self._invalid += 1
+        if isinstance(item, ItemError):  # it stands for an item that its source could not make
+            error = item
         known: str | None = None
         if self._item_id is not None:
             try:
