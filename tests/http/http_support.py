@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+import anyio.lowlevel
 import httpx
 import msgspec
 
@@ -12,7 +13,7 @@ from microbatch import ItemError, ItemNotFound
 from microbatch.http import BatchAPI, Principal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
 
     from starlette.requests import Request
 
@@ -69,6 +70,64 @@ class Users:
     async def read(self, ids: list[str]) -> list[User | Exception]:
         self.calls.append(("read", list(ids)))
         return [self.rows.get(one) or ItemNotFound(one) for one in ids]
+
+
+async def call(
+    app: Any,
+    path: str,
+    pieces: Iterable[bytes] = (),
+    *,
+    method: str = "POST",
+    headers: dict[str, str] | None = None,
+    scope: dict[str, Any] | None = None,
+) -> Called:
+    """Call an application as a server does, piece by piece; count what it read of the body."""
+    given = {"authorization": "Bearer ann", "content-type": "application/json"} | (headers or {})
+    source = iter(pieces)
+    called = Called()
+
+    async def receive() -> dict[str, Any]:
+        await anyio.lowlevel.checkpoint()
+        if called.done:
+            return {"type": "http.disconnect"}
+        piece = next(source, None)
+        called.read += piece is not None
+        return {"type": "http.request", "body": piece or b"", "more_body": piece is not None}
+
+    async def send(message: dict[str, Any]) -> None:
+        await anyio.lowlevel.checkpoint()
+        called.take(message)
+
+    of_request = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "path": path,
+        "raw_path": path.encode(), "query_string": b"", "root_path": "", "scheme": "http",
+        "headers": [(name.encode(), value.encode()) for name, value in given.items()],
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80),
+    }  # fmt: skip
+    await app(of_request | (scope or {}), receive, send)
+    return called
+
+
+class Called:
+    """What came of a call: the answer, and how many pieces of the body were read."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.body = b""
+        self.read = 0
+        self.done = False
+
+    def take(self, message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+        else:
+            self.body += message.get("body", b"")
+            self.done = not message.get("more_body", False)
+
+    def json(self) -> Any:
+        return msgspec.json.decode(self.body)
 
 
 async def authorize(request: Request) -> Principal | None:
