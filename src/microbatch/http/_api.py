@@ -11,10 +11,12 @@ import anyio
 from ._all_or_nothing import atomic_batcher
 from ._batches import batch_routes
 from ._collection import Collection
+from ._documents import json_content
 from ._exchange import CLOSING_RETRY_AFTER, Exchange
 from ._exporting import export_routes
 from ._items import item_routes
 from ._job_making import Jobs, check_teller
+from ._openapi import document_of
 from ._parts import APIParts
 from ._problem import Problem
 from ._rate import Buckets
@@ -31,6 +33,27 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from ._principals import Authorize
+
+
+_STATUS = {
+    "type": "object",
+    "properties": {"status": {"type": "string"}},
+    "required": ["status"],
+}
+_HEALTH = {
+    "summary": "Tell whether it lives",
+    "responses": {"200": {"description": "It does.", "content": json_content(_STATUS)}},
+}
+_READY = {
+    "summary": "Tell whether it takes requests",
+    "responses": {"200": {"description": "It does.", "content": json_content(_STATUS)}},
+}
+_OPENAPI = {
+    "summary": "Tell what there is",
+    "responses": {
+        "200": {"description": "This document.", "content": json_content({"type": "object"})}
+    },
+}
 
 
 class BatchAPI:
@@ -151,8 +174,22 @@ class BatchAPI:
     def _routes(self) -> list[Route]:
         parts = self._parts
         routes = [
-            Route(method="GET", path="/healthz", endpoint=self._alive, name="healthz", public=True),
-            Route(method="GET", path="/readyz", endpoint=self._ready, name="readyz", public=True),
+            Route(
+                method="GET",
+                path="/healthz",
+                endpoint=self._alive,
+                name="healthz",
+                public=True,
+                document=_HEALTH,
+            ),
+            Route(
+                method="GET",
+                path="/readyz",
+                endpoint=self._ready,
+                name="readyz",
+                public=True,
+                document=_READY,
+            ),
         ]
         for collection in parts.collections.values():
             routes.extend(item_routes(collection))
@@ -160,7 +197,21 @@ class BatchAPI:
         routes.extend(batch_routes(parts))
         if parts.jobs is not None:
             routes.extend(parts.jobs.routes())
+        routes.append(
+            Route(
+                method="GET",
+                path="/openapi.json",
+                endpoint=self._described,
+                name="openapi",
+                document=_OPENAPI,
+            )
+        )
         return routes
+
+    async def _described(self, exchange: Exchange) -> HTTPReply:
+        assert self._router is not None  # noqa: S101 - the request came by it
+        document = document_of(self._parts.settings, self._router.routes, exchange.link(""))
+        return json_reply(200, document)
 
     async def _alive(self, exchange: Exchange) -> HTTPReply:
         del exchange

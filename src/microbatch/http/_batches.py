@@ -9,6 +9,7 @@ import anyio
 
 from ._all_or_nothing import run_atomic, transaction_of
 from ._checking import allow, validate_items
+from ._documents import of_batch
 from ._envelopes import Unpacking, envelope_of
 from ._options import preferences_of
 from ._problem import Problem
@@ -33,13 +34,15 @@ def batch_routes(parts: APIParts) -> Iterator[Route]:
     """Yield the routes for batches, of each collection and over several."""
     for collection in parts.collections.values():
         yield from _routes_of(collection)
-    if any(set(one.operations) - {"read"} for one in parts.collections.values()):
+    changing = [one for one in parts.collections.values() if set(one.operations) - {"read"}]
+    if changing:
         yield Route(
             method="POST",
             path="/batch",
             endpoint=partial(_batch, None, "", ("operations",)),
             name="batch",
             body="json",
+            document=of_batch(None, "", "batch", ("operations",), changing),
         )
 
 
@@ -64,6 +67,7 @@ def _routes_of(collection: Collection) -> Iterator[Route]:
                 endpoint=partial(_batch, collection, kind, keys),
                 name=f"{name}.{operation}",
                 body="json",
+                document=of_batch(collection, kind, operation, keys),
             )
 
 

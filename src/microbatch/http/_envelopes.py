@@ -28,7 +28,7 @@ _WORD_CHARACTERS_MAX = 256
 
 
 class WebhookTarget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where the end of a job is told."""
+    """Where the end of a job is told: ``url`` is asked for with POST."""
 
     url: str
 

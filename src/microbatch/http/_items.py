@@ -9,6 +9,7 @@ from urllib.parse import quote
 import msgspec
 
 from ._checking import allow, validate_items
+from ._documents import of_item
 from ._envelopes import not_json
 from ._operations import Operation, Update
 from ._problem import MEDIA_TYPE, Problem
@@ -43,6 +44,7 @@ def item_routes(collection: Collection) -> Iterator[Route]:
                 endpoint=partial(_one, collection, kind),
                 name=f"{collection.name}.{kind}",
                 body="json" if kind in {"create", "update"} else "none",
+                document=of_item(collection, kind),
             )
 
 
