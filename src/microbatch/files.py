@@ -16,7 +16,8 @@ import anyio
 from ._io.csv_rows import CsvRows
 from ._io.json_rows import JsonRows
 from ._io.ndjson_rows import NdjsonRows
-from ._io.reading import Decoder, Input
+from ._io.reading import Decoder
+from ._io.row_reading import rows_of_file
 from ._io.row_types import csv_decoder, json_decoder
 from ._io.row_writing import RowBytes
 from ._io.sources import reader_of
@@ -117,26 +118,7 @@ def read_rows(
         parser = JsonRows(decoder, json_decoder(type))
     else:
         parser = NdjsonRows(decoder, json_decoder(type))
-    return _read(place, parser, zipped=zipped)
-
-
-async def _read(path: Path, parser: Parser, *, zipped: bool) -> AsyncGenerator[Outcome[Any], None]:
-    in_thread = partial(run_in_thread, limiter=anyio.CapacityLimiter(1))
-    file = await in_thread(partial(Input, path, zipped=zipped))
-
-    def next_rows() -> list[Outcome[Any]]:
-        data = file.read()
-        return parser.feed(data, final=file.ended)
-
-    try:
-        while not file.ended:
-            await file.wait()
-            for outcome in await in_thread(next_rows):
-                yield outcome
-            if parser.error is not None:
-                raise parser.error
-    finally:
-        file.close()
+    return rows_of_file(place, parser, zipped=zipped)
 
 
 async def write_rows(

@@ -44,6 +44,11 @@ class CsvRows:
         self._columns = 0  # with those at the end that have no name
         self._undecodable = False
 
+    @property
+    def columns(self) -> list[str]:
+        """The columns' names, once the first row has been read."""
+        return list(self._names)
+
     def feed(self, data: bytes, *, final: bool) -> list[Outcome[Any]]:
         """Return the rows that ended in this piece; what ends the reading is kept as the error."""
         try:

@@ -48,12 +48,19 @@ _ZEROS = {
 class Input:
     """A file that is read block by block.
 
+    Args:
+        path: The file.
+        zipped: Whether it is gzip's; None: its first two bytes tell.
+
     Attributes:
         ended: True once all of it has been read.
+        position: How many of its bytes have been read; of a gzip the zipped ones.
     """
 
-    def __init__(self, path: Path, *, zipped: bool) -> None:
+    def __init__(self, path: Path, *, zipped: bool | None) -> None:
         self.ended = False
+        self.position = 0
+        self._first = b""
         self._file = io.FileIO(os.fspath(path), "rb", opener=_open)
         mode = os.fstat(self._file.fileno()).st_mode
         self._may_wait = stat.S_ISFIFO(mode) or self._file.isatty()
@@ -82,6 +89,14 @@ class Input:
         data = self._file.read(BLOCK_BYTES)
         if data is None:
             return b""
+        self.position += len(data)
+        if self._zipped is None:
+            data = self._first + data
+            if data == _GZIP_MAGIC[:1] and len(data) > len(self._first):
+                self._first = data
+                return b""
+            self._zipped = data.startswith(_GZIP_MAGIC)
+            self._first = b""
         if not data:
             return self._end()
         if not self._zipped:

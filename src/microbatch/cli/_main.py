@@ -19,7 +19,7 @@ from ._table import COMMANDS
 from ._wording import safe_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 _EXIT_CODES = (
     "Exit codes: 0 done; 1 items failed, an id is unknown, or doctor found something; 2 wrong use, or a "
@@ -88,8 +88,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(arguments)
     console = Console(json=getattr(args, "json", False))
     command: Command = args.command
+    by = signal.SIGINT
+
+    def note_term() -> None:
+        nonlocal by
+        by = signal.SIGTERM
+
     try:
-        with _ended_by_term():
+        with _ended_by_term(note_term):
             code = command.run(args, console)
             sys.stdout.flush()
             return code
@@ -101,9 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _ended_with(console, str(error), FOUND)
     except BrokenPipeError:
         return _left_alone()
-    except KeyboardInterrupt as end:
-        number = end.args[0] if end.args else signal.SIGINT
-        return _ended_with(console, "interrupted", 128 + int(number))
+    except KeyboardInterrupt:
+        return _ended_with(console, "interrupted", 128 + by)
 
 
 def _ended_with(console: Console, message: str, code: int) -> int:
@@ -121,11 +126,13 @@ def _left_alone() -> int:
 
 
 @contextmanager
-def _ended_by_term() -> Iterator[None]:
+def _ended_by_term(note: Callable[[], object]) -> Iterator[None]:
     """Let SIGTERM end the command as Ctrl-C does: everything is closed, and half a file is removed."""
 
-    def interrupt(number: int, _: object) -> None:
-        raise KeyboardInterrupt(number)
+    def interrupt(*_: object) -> None:
+        note()
+        # An event loop takes this one for a reason to cancel what runs, and to wait until it has ended.
+        signal.raise_signal(signal.SIGINT)
 
     if threading.current_thread() is not threading.main_thread():
         yield

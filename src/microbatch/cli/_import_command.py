@@ -1,0 +1,162 @@
+"""``import``: the rows of a file through a bulk handler."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from ._arguments import whole_from
+from ._command import DONE, FOUND, WRONG_USE, Command, CommandEnd
+from ._import_run import RowTally, import_rows, validate_rows
+from ._import_source import FORMATS, RowSource
+from ._naming import named_object
+from ._wording import count_text, safe_text, seconds_text
+
+if TYPE_CHECKING:
+    import argparse
+
+    from microbatch.durable import JobStatus
+
+    from ._console import Console
+
+
+def _run_import(args: argparse.Namespace, console: Console) -> int:
+    _check_options(args)
+    row_type = None if args.type is None else named_object("--type", args.type)
+    source = RowSource(args.source, args.format, row_type)
+    if args.durable is not None and not args.validate_only:
+        return _through_file(args, console, source, row_type)
+    tally = RowTally()
+    run = validate_rows if args.validate_only else import_rows
+    verb = "checked" if args.validate_only else "imported"
+    try:
+        anyio.run(partial(run, args, console, source, tally))
+    except KeyboardInterrupt:
+        console.note(f"interrupted: {tally.text()}; what was under way may be done too")
+        raise
+    if console.json:
+        console.object(tally.fields())
+    else:
+        for line in tally.lines(verb):
+            console.line(line)
+    if args.failed is not None and tally.failed:
+        console.note(f"{count_text(tally.failed, 'failed row')} in {args.failed}: import it again")
+    if tally.broken is not None:
+        message = f"{args.source} broke off after {count_text(tally.rows, 'row')}: {tally.broken}"
+        raise CommandEnd(message, FOUND)
+    return FOUND if tally.failed else DONE
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    if args.handler is None and not args.validate_only:
+        raise CommandEnd("--handler is needed, or --validate-only", WRONG_USE)
+    if args.durable is None and (args.key is not None or args.again):
+        raise CommandEnd("--key and --again are for --durable", WRONG_USE)
+    if args.retry_on and not args.retry_attempts:
+        raise CommandEnd("--retry-on needs --retry-attempts of at least 1", WRONG_USE)
+    if args.durable is not None and args.source == "-":
+        if args.key is None:
+            raise CommandEnd("stdin cannot be read twice: --durable needs --key for it", WRONG_USE)
+        if args.failed is not None:
+            message = (
+                "stdin cannot be read twice: --failed with --durable needs a file as the source"
+            )
+            raise CommandEnd(message, WRONG_USE)
+    if args.key is not None and "#" in args.key:
+        raise CommandEnd(f"--key must not have # in it, got {args.key!r}", WRONG_USE)
+
+
+def _through_file(
+    args: argparse.Namespace, console: Console, source: RowSource, row_type: Any
+) -> int:
+    from ._import_durable import DurableImport  # noqa: PLC0415 - it opens more than others need
+
+    work = DurableImport(args, console, source, row_type)
+    began = time.monotonic()
+    try:
+        status = anyio.run(work.run)
+    except (OSError, EOFError, ValueError) as error:
+        message = f"{args.source} cannot be read to its end, so nothing was stored: {error}"
+        raise CommandEnd(message, FOUND) from error
+    except KeyboardInterrupt:
+        seen = work.status
+        if seen is None:
+            console.note("interrupted while reading: nothing was stored")
+        else:
+            done = f"{seen.done:,} of {count_text(seen.total, 'row')} are done"
+            console.note(f"interrupted: {done}; the same command goes on with job {seen.id}")
+        raise
+    _summarise(console, status, time.monotonic() - began)
+    return DONE if not (status.failed or status.cancelled or status.expired) else FOUND
+
+
+def _summarise(console: Console, status: JobStatus, seconds: float) -> None:
+    parts = ("succeeded", "failed", "skipped", "cancelled", "expired")
+    counts = {part: getattr(status, part) for part in parts}
+    if console.json:
+        fields = {"rows": status.total, **counts, "errors": dict(status.errors)}
+        console.object({**fields, "seconds": seconds, "job": status.id})
+        return
+    shown = ", ".join(f"{many:,} {how}" for how, many in counts.items() if many)
+    console.line(
+        f"job {status.id}: {count_text(status.total, 'row')} imported in {seconds_text(seconds)}"
+        + (f": {shown}" if shown else "")
+    )
+    for code, many in sorted(status.errors.items(), key=lambda one: (-one[1], one[0])):
+        console.line(f"  {count_text(many, 'row')} of code {safe_text(code)}")
+
+
+def _rows_a_second(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
+
+
+def _import_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="the file, gzip or not; - for stdin")
+    add("--handler", metavar="MODULE:FUNCTION", help="the bulk handler: gets a list of rows")
+    add("--type", metavar="MODULE:TYPE", help="what a row is; plain dicts by default")
+    add("--format", choices=FORMATS, help="by default the file's name tells")
+    add("--chunk-size", type=whole_from(1), default=1000, metavar="N", help="rows a call (1000)")
+    add("--concurrency", type=whole_from(1), default=5, metavar="N", help="calls at a time (5)")
+    add(
+        "--retry-attempts",
+        type=whole_from(0),
+        default=3,
+        metavar="N",
+        help="further calls for a row that failed (3)",
+    )
+    add(
+        "--retry-on",
+        metavar="MODULE:TYPE",
+        action="append",
+        default=[],
+        help="only after these errors; may be repeated",
+    )
+    add("--rate", type=_rows_a_second, metavar="N", help="rows a second at most")
+    add("--failed", metavar="PATH", help="where failed rows go, in a form that import reads again")
+    add("--durable", metavar="FILE", help="go through a queue's file, to go on after a kill")
+    add("--key", metavar="K", help="what tells this import from others in it")
+    add("--again", action="store_true", help="import once more what has been imported")
+    add("--validate-only", action="store_true", help="read and check, and call no handler")
+
+
+COMMANDS = (
+    Command(
+        "import",
+        "Give the rows of a CSV, JSON or NDJSON file to a bulk handler, in bounded memory.",
+        "microbatch import orders.csv --handler shop:save --type shop:Order --failed failed.csv",
+        _import_arguments,
+        _run_import,
+        "A row that fails is tried again after any error but ItemError(retryable=False), ValueError, TypeError "
+        "and LookupError. Failed rows keep the source's order and columns; microbatch_index, microbatch_code "
+        "and microbatch_error stand behind them. With --durable the rows are a job in the queue 'import': "
+        "killed while reading it begins anew, killed later it goes on where it was, and once it has ended it "
+        "says so. The job is found by --key, or by the file's content with handler and type.",
+    ),
+)

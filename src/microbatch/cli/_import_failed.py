@@ -1,0 +1,136 @@
+"""The file of failed rows: the source's columns and why, in a form that ``import`` reads again."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from microbatch._io.writing import Output
+from microbatch._pure.exceptions import ItemError
+from microbatch.durable.errors import ItemFailed
+
+from ._command import WRONG_USE, CommandEnd
+from ._import_source import ADDED, CODE, ERROR, INDEX, TEXT, row_in_file
+from ._jsonable import json_text
+
+if TYPE_CHECKING:
+    from ._import_source import RowSource
+
+#: Characters of an error that are kept.
+_ERROR_CHARACTERS = 2_000
+
+
+class FailedRows:
+    """Writes failed rows, in the source's order, to a file that takes its name when it is whole.
+
+    Args:
+        path: Where it goes; None: nowhere.
+        source: What the rows are of: in its format, unless the name tells another one.
+
+    Raises:
+        CommandEnd: If it cannot be written.
+    """
+
+    def __init__(self, path: str | None, source: RowSource) -> None:
+        self._source = source
+        self._path = path
+        self._file: Output | None = None
+        self._columns: list[str] | None = None
+        self._begun = False
+        if path is None:
+            return
+        suffix = Path(path).suffix[1:].lower()
+        self._format = {"csv": "csv", "json": "json", "ndjson": "ndjson", "jsonl": "ndjson"}.get(
+            suffix, source.format
+        )
+        try:
+            self._file = Output(Path(path), zipped=False)
+        except OSError as error:
+            raise self._refusal(error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, index: int, raw: Any, code: str | None, error: BaseException) -> None:
+        """Write a row.
+
+        Args:
+            index: Its place in the source, from 0.
+            raw: The row as it stands there.
+            code: The error's code.
+            error: Why it failed.
+        """
+        if self._file is None:
+            return
+        own, text = row_in_file(raw)
+        # Of one that was stored the file's own words: its id and attempts tell nothing about the row.
+        message = (error.message if isinstance(error, ItemFailed) else str(error))[
+            :_ERROR_CHARACTERS
+        ]
+        added = {INDEX: index, CODE: code, ERROR: message}
+        self._write(self._row_text(own, text, added))
+
+    def finish(self) -> None:
+        """Give the file its name. It is there also if nothing failed, in place of an older one."""
+        if self._file is None:
+            return
+        end = ""
+        if self._format == "json":
+            end = "\n]\n" if self._begun else "[]\n"
+        elif self._format == "csv" and not self._begun:
+            end = self._csv_line(self._head({}))
+        try:
+            self._file.finish(end.encode("utf-8", "backslashreplace"))
+        except OSError as error:
+            raise self._refusal(error) from error
+
+    def _row_text(self, own: dict[str, Any], text: str | None, added: dict[str, Any]) -> str:
+        if self._format != "csv":
+            whole = {**own, **({} if text is None else {TEXT: text}), **added}
+            before = "" if self._format == "ndjson" else ",\n" if self._begun else "[\n"
+            return f"{before}{json_text(whole)}" + ("\n" if self._format == "ndjson" else "")
+        head = "" if self._begun else self._csv_line(self._head(own))
+        if text is not None:
+            added[ERROR] = f"{added[ERROR]}: {text}"[:_ERROR_CHARACTERS]
+        assert self._columns is not None  # noqa: S101 - the head is written first
+        cells = [_cell(own.get(name)) for name in self._columns]
+        return head + self._csv_line([*cells, *added.values()])
+
+    def _head(self, own: dict[str, Any]) -> list[str]:
+        self._columns = self._source.columns or list(own)
+        return [*self._columns, *ADDED]
+
+    def _write(self, text: str) -> None:
+        assert self._file is not None  # noqa: S101 - asked before
+        self._begun = True
+        try:
+            self._file.write(text.encode("utf-8", "backslashreplace"))
+        except OSError as error:
+            raise self._refusal(error) from error
+
+    @staticmethod
+    def _csv_line(cells: list[Any]) -> str:
+        line = io.StringIO()
+        csv.writer(line).writerow(cells)
+        return line.getvalue()
+
+    def _refusal(self, error: OSError) -> CommandEnd:
+        reason = error.strerror or error
+        return CommandEnd(f"--failed: {self._path} cannot be written: {reason}", WRONG_USE)
+
+
+def _cell(value: Any) -> Any:
+    return value if value is None or isinstance(value, (str, int, float)) else json_text(value)
+
+
+def raw_of(error: BaseException) -> Any:
+    """Return a bad row as it stands in the source."""
+    if isinstance(error, ItemError) and isinstance(error.details, dict):
+        return error.details.get("row", "")
+    return ""
