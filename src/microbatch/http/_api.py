@@ -14,6 +14,7 @@ from ._collection import Collection
 from ._documents import json_content
 from ._exchange import CLOSING_RETRY_AFTER, Exchange
 from ._exporting import export_routes
+from ._idempotency import idempotency_of
 from ._items import item_routes
 from ._job_making import Jobs, check_teller
 from ._openapi import document_of
@@ -163,6 +164,7 @@ class BatchAPI:
         if kind == "http":
             router = self._router
             if router is None:
+                self._parts.idempotency = idempotency_of(self._parts)
                 router = self._router = Router(self._routes())
             await serve(self._parts, router, scope, receive, send)
         elif kind == "lifespan":
