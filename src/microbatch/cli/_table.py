@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import _backup, _import_command, _jobs, _listings, _mending, _outcomes, _queues
+from . import _backup, _doctor, _import_command, _jobs, _listings, _mending, _outcomes, _queues
 
 COMMANDS = (
     *_queues.COMMANDS,
@@ -11,5 +11,6 @@ COMMANDS = (
     *_jobs.COMMANDS,
     *_outcomes.COMMANDS,
     *_import_command.COMMANDS,
+    *_doctor.COMMANDS,
     *_backup.COMMANDS,
 )

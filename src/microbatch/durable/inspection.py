@@ -6,10 +6,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from ._file import job_sql, listing
+from ._file import checking, job_sql, listing
 from ._file.codec import Codec, decode_error, decode_roughly
 from ._file.job_life import VISIBLE
 from ._file.job_records import JobRow
+from ._file.log_readers import look_at_log
 from ._file.looking import Look
 from ._file.place import resolve
 from ._file.records import QueueCounts, State
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from ._file.job_records import Page
     from ._file.listing import ListedItem
+    from ._file.log_readers import LogLook
     from ._file.records import ConsumerRow, Range, Step
     from ._file.session import Session
     from .errors import ItemFailed
@@ -98,6 +100,7 @@ class ConsumerLook:
         held: How many items it has claimed.
         held_since: When the first of them was due, in seconds since the epoch: they have been in its hands
             for at most so long. None without any.
+        claim: The number of its latest claim; None without any.
     """
 
     id: int
@@ -106,6 +109,28 @@ class ConsumerLook:
     stopped: bool
     held: int
     held_since: float | None
+    claim: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFaults:
+    """What does not agree in a queue.
+
+    Attributes:
+        counts: States whose counts are wrong: name, what the queue's row says, how many items there are.
+        jobs: The ids of jobs whose counts are wrong.
+        heads: How many lanes do not know which of their items is first.
+        keys: How many keys stand for no item.
+        payloads: How many items that may be handled yet have no payload.
+        latest: The latest reading of a clock that stands in the queue, in seconds since the epoch.
+    """
+
+    counts: list[tuple[str, int, int]]
+    jobs: list[str]
+    heads: int
+    keys: int
+    payloads: int
+    latest: float
 
 
 class Inspection:
@@ -186,7 +211,39 @@ class Inspection:
             stopped=alive and is_stopped(row.pid, row.born),
             held=held.items if held else 0,
             held_since=held.due if held else None,
+            claim=held.claim if held else None,
         )
+
+    # Whether all is well
+
+    @property
+    def immutable(self) -> bool:
+        """Whether this user may write nothing here, so that the file is read as it stands."""
+        return self._look.immutable
+
+    def page_faults(self) -> list[str]:
+        """Return what SQLite finds wrong with the file's pages. It reads all of them."""
+        return self._look.read(lambda _: checking.page_faults())
+
+    def faults(self, queue: str) -> QueueFaults:
+        """Return what does not agree in a queue. It reads all ranges, and no payload."""
+        number = self.queues()[queue]
+
+        def steps(_: Session) -> Generator[Step, Any, QueueFaults]:
+            return QueueFaults(
+                counts=(yield from checking.count_faults(number)),
+                jobs=(yield from checking.job_faults(number)),
+                heads=(yield from checking.head_faults(number)),
+                keys=(yield from checking.lost_keys(number)),
+                payloads=(yield from checking.lost_payloads(number)),
+                latest=(yield from checking.latest_reading(number)),
+            )
+
+        return self._look.read(steps)
+
+    def log(self) -> LogLook | None:
+        """Return what stands in the write-ahead log, and who reads an older state; None without one."""
+        return look_at_log(self.path.with_name(f"{self.path.name}-shm"))
 
     # Items
 

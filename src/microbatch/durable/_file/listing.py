@@ -42,11 +42,13 @@ class InHand(NamedTuple):
         consumer: Its number.
         items: How many items.
         due: When the first of them was due, in seconds since the epoch.
+        claim: The number of its latest claim.
     """
 
     consumer: int
     items: int
     due: float
+    claim: int
 
 
 def queue_names() -> Generator[Step, Any, list[tuple[int, str]]]:
