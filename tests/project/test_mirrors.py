@@ -47,6 +47,10 @@ def name_of(path: Path) -> str:
     return path.relative_to(TESTS).as_posix()
 
 
+#: os._exit, and what notebooks ask an object for.
+OF_PROTOCOLS = {"_exit", "_repr_html_"}
+
+
 def private_names(text: str) -> Iterator[str]:
     """Yield each private name that a text asks another object for, or imports, or spells in a string for that."""
     for node in ast.walk(ast.parse(text)):
@@ -58,9 +62,7 @@ def private_names(text: str) -> Iterator[str]:
             names = [alias.name for alias in node.names if alias.name not in FLOORS]
         else:
             names = [word.split(".")[-1] for word in spelled(node)]
-        yield from (
-            name for name in names if PRIVATE.fullmatch(name) and name != "_exit"
-        )  # os._exit
+        yield from (name for name in names if PRIVATE.fullmatch(name) and name not in OF_PROTOCOLS)
 
 
 def spelled(node: ast.AST) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from microbatch._pure.markup import table
+
 if TYPE_CHECKING:
     from .engine import Engine
 
@@ -46,6 +48,18 @@ class BatcherStats:
     oldest_wait: float | None
     oldest_in_flight: float | None
     stuck_threads: int
+
+    def _repr_html_(self) -> str:
+        """Return what notebooks show: each figure, with seconds in milliseconds."""
+        rows: list[tuple[str, object]] = []
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if name in {"held", "oldest_wait", "oldest_in_flight"}:
+                value = "-" if value is None else f"{value * 1e3:,.1f} ms"
+            elif name == "reasons":
+                value = ", ".join(f"{reason}: {count:,}" for reason, count in value.items()) or "-"
+            rows.append((name, value))
+        return table("batcher", ("figure", "value"), rows)
 
 
 def stats_of(engine: Engine) -> BatcherStats:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 from .exceptions import ItemError, MicrobatchError, Skipped, code_of
+from .markup import table
 from .models import as_shown
 
 
@@ -47,6 +48,10 @@ R_co = TypeVar("R_co", covariant=True)
 #: The code under which a report counts an exception that is not an ItemError. One word for all of them:
 #: a class name in a report that leaves the house tells strangers what the house is built of.
 INTERNAL_ERROR = "internal_error"
+
+
+#: Items without a value that a notebook shows of a report: a screen of them.
+SHOWN_IN_NOTEBOOKS = 20
 
 
 #: What can become of an item, in one word; the last two are of jobs alone.
@@ -186,6 +191,21 @@ class BatchReport(Sequence[Outcome[R_co]]):
             f"<BatchReport total={self.total} succeeded={self.succeeded} "
             f"failed={self.failed} skipped={self.skipped} errors={self.errors}>"
         )
+
+    def _repr_html_(self) -> str:
+        """Return what notebooks show: the counts, and the first items that have no value."""
+        counts = f"{self.succeeded:,} of {self.total:,} items succeeded"
+        parts = [table(counts, ("code", "items"), self.errors.items())]
+        if self.errors:
+            bad = [one for one in self._outcomes if not one.ok]
+            rest = len(bad) - SHOWN_IN_NOTEBOOKS
+            rows = [
+                (one.index, one.kind, one.code, one.error, one.attempts)
+                for one in bad[:SHOWN_IN_NOTEBOOKS]
+            ]
+            title = f"the first {len(rows)}, and {rest:,} more" if rest > 0 else "each of them"
+            parts.append(table(title, ("index", "kind", "code", "error", "attempts"), rows))
+        return "".join(parts)
 
 
 def outcome_of(
