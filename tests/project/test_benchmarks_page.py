@@ -124,6 +124,27 @@ def test_the_page_on_tuning_has_the_figures_of_the_break_even_and_a_curve_that_r
         assert rates[2] > 10 * rates[0], rates
 
 
+def test_the_comparisons_figures_are_the_benchmarks():
+    """The page that compares quotes; it measures nothing by itself."""
+    page = (ROOT / "docs/explanation/comparison.md").read_text(encoding="utf-8")
+    [shown] = [
+        table for table in tables(page) if table and table[0][0].startswith("microbatch, `submit`")
+    ]
+    cpu = {row[0]: row[3].split(" (")[0] for row in tables(SECTIONS["overhead"])[0]}
+    alone = {row[0]: row[1].split(" (")[0] for row in tables(SECTIONS["latency"])[0]}
+    each = {row[0]: row[1].split(" (")[0] for row in tables(SECTIONS["memory"])[0]}
+    names = {"Strawberry's DataLoader": "strawberry", "async-batcher": "async_batcher", "microbatch, `submit`": "submit"}  # fmt: skip
+    for name, share, latency, size in shown:
+        if "submit_nowait" in name:
+            assert share.split(" / ") == [cpu["submit_nowait"], cpu["submit_many"]]
+            continue
+        label = names.get(name, name)
+        assert share == cpu[label], name
+        assert latency.replace(",", "").removesuffix(" us") == alone[label].replace("-", ""), name
+        assert size.replace(",", "") == each.get(label, ""), name
+    assert len(shown) == 8
+
+
 #: Rows of the README's table of speed: where their figures stand among the goals.
 SPEED = {
     "`await submit` in a task each, batch 100": [
