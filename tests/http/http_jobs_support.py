@@ -121,6 +121,11 @@ class Wire:
         with self._receive, self.sent:
             await app(self.scope, self._receive.receive, self.send)
 
+    def close(self) -> None:
+        """End a wire that was not run."""
+        self.sent.close()
+        self._receive.close()
+
     async def body(self, *pieces: bytes, more: bool = False) -> None:
         for at, piece in enumerate(pieces):
             last = at == len(pieces) - 1 and not more
