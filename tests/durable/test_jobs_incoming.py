@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import anyio
 import anyio.lowlevel
@@ -10,7 +11,7 @@ import pytest
 from durable_support import Handler, Order, batcher, check_jobs, rows, until
 from jobs_support import NOTHING, left_of_jobs, nothing_is_left
 
-from microbatch import BatcherClosed
+from microbatch import BatcherClosed, ItemError
 from microbatch.durable import (
     DurableQueue,
     JobRejected,
@@ -269,6 +270,24 @@ async def test_what_has_no_form_for_the_disk_fails_alone_too(path):
         letters = await durable.dead_letters()
         assert letters[0].item.startswith("<object object")
         assert letters[1].item == "(a Shy that cannot be shown)"
+
+
+async def test_an_error_in_an_items_place_is_why_it_does_not_fit(path):
+    """A source that reads rows says which of them were none: also where any item would do."""
+    bad = ItemError("line 2: no number", code="bad_row")
+    async with batcher(path, Handler(), item_type=Any) as durable:
+        job = await durable.enqueue_job([1, bad, 3], invalid="fail")
+        status = await job.wait(20)
+        assert (status.succeeded, status.errors) == (2, {"invalid_item": 1})
+        (outcome,) = [outcome async for outcome in job.outcomes("failed")]
+        assert (outcome.index, outcome.attempts, outcome.error.message) == (
+            1,
+            0,
+            "line 2: no number",
+        )
+        with pytest.raises(JobRejected) as caught:
+            await durable.enqueue_job([1, bad, 3])
+        assert list(caught.value.errors) == [(1, None, "line 2: no number")]
 
 
 async def test_a_job_of_items_that_do_not_fit_has_failed(path):

@@ -256,6 +256,14 @@ async def test_items_that_come_in_at_the_same_time_count(tmp_path: Path) -> None
             for _ in range(4):
                 tasks.start_soon(send)
         assert sorted(found) == [202, 429, 429, 429]
+    async with shop_of(tmp_path / "r", max_open_jobs=2) as shop:
+        shop.users.hold()
+        found.clear()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(send)
+        assert sorted(found)[:2] == [202, 202]
+        assert sorted(found)[2:] == [429, 429, 429]
 
 
 async def test_jobs_of_a_queue_whose_workers_run_elsewhere(tmp_path: Path) -> None:

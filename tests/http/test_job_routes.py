@@ -9,6 +9,7 @@ import anyio
 import pytest
 from http_jobs_support import UNKNOWN, clients_of, shop_of
 from http_support import User, Users, authorize
+from openapi_spec_validator import validate
 
 from microbatch import ItemError
 from microbatch.durable import DurableBatcher
@@ -364,3 +365,23 @@ async def test_methods_that_a_path_does_not_take_are_405(tmp_path: Path) -> None
             job["links"]["results"], headers={"accept": "application/x-ndjson"}
         )
         assert (head.status_code, head.content) == (200, b"")
+
+
+async def test_routes_of_jobs_imports_and_exports_are_described(tmp_path: Path) -> None:
+    """A client is made of the document: what it says of a job is what comes."""
+    async with shop_of(tmp_path / "q", export=list) as shop:
+        document = (await shop.ann.get("/openapi.json")).json()
+        validate(document)
+        paths = document["paths"]
+        for method, path in ROUTES:
+            operation = paths["/jobs/{id}" + path.partition("?")[0]][method.lower()]
+            assert operation["summary"]
+        assert {"/jobs", "/users/import", "/users/export"} <= set(paths)
+        schema = paths["/jobs/{id}"]["get"]["responses"]["200"]["content"]["application/json"][
+            "schema"
+        ]
+        job = await shop.job(1)
+        found = (await shop.ann.get(job["links"]["self"])).json()
+        assert set(found) == set(schema["properties"]) == set(schema["required"])
+        for part in ("progress", "links"):
+            assert set(found[part]) == set(schema["properties"][part]["properties"])

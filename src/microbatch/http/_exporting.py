@@ -14,6 +14,7 @@ from microbatch._io.sources import reader_of
 from microbatch._io.writing import ROWS_AT_A_TIME
 from microbatch._pure.models import as_shown
 
+from ._job_schemas import of_export
 from ._principals import forbidden
 from ._problem import Problem
 from ._query import flag_of, known_only, one_of
@@ -49,6 +50,7 @@ def export_routes(collection: Collection) -> Iterator[Route]:
             path=f"/{collection.name}/export",
             endpoint=partial(_export, collection),
             name=f"{collection.name}.export",
+            document=of_export(collection.name),
         )
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from microbatch._telemetry.log import write
 from microbatch.durable import DurableBatcher
-from microbatch.durable.access import recipes, tellers
+from microbatch.durable.access import tellers
 from microbatch.durable.errors import JobRejected
 
 from ._job_documents import JobTelling, accepted_reply, refused_item, summary_of_job
-from ._job_finding import QUEUE_RETRY_AFTER, queue_of, queue_problems, queues_of, unknown_job
+from ._job_finding import queue_of, queue_problems, unknown_job
 from ._job_routes import job_routes
+from ._job_shares import ComingIn, JobShare
 from ._message import METADATA_KEY
 from ._options import preferences_of
 from ._problem import Problem
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from ._routing import Route
     from ._settings import APISettings
 
-_OPEN = ("queued", "running", "cancelling")
-
 #: The part of a request's time that waiting for its job may take: the rest is for the answer.
 _SHARE_OF_TIMEOUT = 0.8
 
@@ -54,8 +52,7 @@ class Jobs:
 
     def __init__(self, parts: APIParts) -> None:
         self._parts = parts
-        # Items that are coming in and stand in no job yet, by queue and owner.
-        self._coming: Counter[tuple[int, str]] = Counter()
+        self._coming = ComingIn()
 
     def routes(self) -> Iterable[Route]:
         """Return the routes of jobs and imports, for the collections that there are now."""
@@ -204,86 +201,12 @@ class Jobs:
 
     @contextmanager
     def room(self, exchange: Exchange, queue: Queue) -> Iterator[JobShare]:
-        """Give what counts the items of one request on their way into a queue."""
-        room = JobShare(self._parts, self._coming, queue, exchange.principal.id)
+        """Give what counts one request's job, and its items on their way into a queue."""
+        share = JobShare(self._parts, self._coming, queue, exchange.principal.id)
         try:
-            yield room
+            yield share
         finally:
-            room.leave()
-
-
-class JobShare:
-    """What one principal may still put into a queue: its part of it, over all its jobs that have not ended.
-
-    Items that come in through other processes at the same moment are not seen: there may be as many more.
-    """
-
-    def __init__(
-        self, parts: APIParts, coming: Counter[tuple[int, str]], queue: Queue, owner: str
-    ) -> None:
-        self._parts = parts
-        self._coming = coming
-        self._queue = queue
-        self._owner = owner
-        self._place = (id(queue), owner)
-        self._own = 0
-        self._waiting = 0
-        depth: int = recipes[queue]["max_depth"]
-        self._most = max(1, int(depth * parts.settings.owner_share))
-
-    async def look(self, items: int = 0) -> None:
-        """Look at what is there, and take as many items.
-
-        Raises:
-            Problem: 429 if there are too many jobs or items.
-        """
-        most = self._parts.settings.max_open_jobs
-        count = waiting = 0
-        with queue_problems():
-            for queue in queues_of(self._parts.collections.values()):
-                for life in _OPEN:
-                    page = await queue.jobs(self._owner, life, limit=min(most, 10_000))  # type: ignore[arg-type]
-                    count += len(page.jobs)
-                    if queue is self._queue or _same(queue, self._queue):
-                        waiting += sum(status.pending for status in page.jobs)
-        if count >= most:
-            raise Problem(
-                429,
-                f"you have {count} jobs that have not ended, as many as there may be",
-                type="too-many-jobs",
-                retry_after=QUEUE_RETRY_AFTER,
-                max_open_jobs=most,
-            )
-        self._waiting = waiting
-        self.take(items)
-
-    def take(self, items: int) -> None:
-        """Take so many more items.
-
-        Raises:
-            Problem: 429 if these are too many.
-        """
-        self._own += items
-        self._coming[self._place] += items
-        if self._waiting + self._coming[self._place] > self._most:
-            raise Problem(
-                429,
-                f"{self._most} items of yours may wait, and these would be more",
-                type="too-many-items",
-                retry_after=QUEUE_RETRY_AFTER,
-                max_waiting_items=self._most,
-                close=True,
-            )
-
-    def leave(self) -> None:
-        """Give back what was taken: it stands in a job now, or nowhere."""
-        self._coming[self._place] -= self._own
-        if not self._coming[self._place]:
-            del self._coming[self._place]
-
-
-def _same(one: Queue, other: Queue) -> bool:
-    return all(recipes[one][name] == recipes[other][name] for name in ("path", "queue"))
+            share.leave()
 
 
 def check_teller(settings: APISettings, queue: Queue) -> None:

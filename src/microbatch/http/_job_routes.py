@@ -11,6 +11,7 @@ from ._cursors import decode_cursor, encode_cursor
 from ._job_documents import PRIVATE, accepted_reply, job_document, state_reply, tag_of
 from ._job_finding import find_job, queue_problems, queues_of
 from ._job_reading import events_of, results_of_job
+from ._job_schemas import of_jobs
 from ._problem import Problem
 from ._query import known_only, one_of, page_limit, seconds
 from ._reply import HTTPReply, json_reply
@@ -48,7 +49,13 @@ def job_routes(jobs: Jobs) -> Iterator[Route]:
         ("POST", "/{id}/retry", "retry", retry),
     ]
     for method, path, name, endpoint in table:
-        yield Route(method=method, path=f"/jobs{path}", endpoint=endpoint, name=f"jobs.{name}")
+        yield Route(
+            method=method,
+            path=f"/jobs{path}",
+            endpoint=endpoint,
+            name=f"jobs.{name}",
+            document=of_jobs(name),
+        )
 
 
 # Reading

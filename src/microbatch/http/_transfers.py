@@ -18,6 +18,7 @@ from microbatch._io.row_types import csv_decoder, json_decoder
 from ._checking import allow, validate_items
 from ._job_documents import accepted_reply, refused_item
 from ._job_finding import queue_of, queue_problems
+from ._job_schemas import of_import
 from ._operations import Operation
 from ._options import BatchOptions
 from ._problem import Problem
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
     from ._collection import Collection
     from ._exchange import Exchange
-    from ._job_making import Jobs, JobShare
+    from ._job_making import Jobs
+    from ._job_shares import JobShare
     from ._reply import HTTPReply
 
 #: Seconds that an import may take in all: what counts is that its body goes on coming.
@@ -59,6 +61,7 @@ def import_routes(jobs: Jobs, collection: Collection) -> Iterator[Route]:
         endpoint=partial(_import, jobs, collection),
         name=f"{collection.name}.import",
         body="stream",
+        document=of_import(collection.name),
     )
 
 
