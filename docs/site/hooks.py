@@ -41,10 +41,10 @@ PLACES = {
 }
 PROGRAMS = sorted((ROOT / "examples").glob("*.py"))
 PLACES |= {f"examples/{path.name}": f"examples/{path.stem}.md" for path in PROGRAMS}
-PICTURES = {
+COPIED = {
     f"benchmarks/{path.name}": path.name for path in sorted((ROOT / "benchmarks").glob("*.svg"))
-}
-PLACES |= PICTURES
+} | {"examples/microbatch.ipynb": "examples/microbatch.ipynb"}
+PLACES |= COPIED
 ORIGINS = {place: origin for origin, place in PLACES.items()} | {"examples/index.md": "examples/"}
 
 FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
@@ -99,10 +99,12 @@ def generated() -> Iterator[tuple[str, str]]:
             yield place, (ROOT / origin).read_text(encoding="utf-8")
     licence = (ROOT / "LICENSE").read_text(encoding="utf-8")
     yield PLACES["LICENSE"], f"# Licence\n\n```text\n{licence}```\n"
-    listed = "\n".join(f"- [`{one.name}`]({one.name}): {summary_of(one)}" for one in PROGRAMS)
+    programs = [f"- [`{one.name}`]({one.name}): {summary_of(one)}" for one in PROGRAMS]
+    notebook = "- [`microbatch.ipynb`](microbatch.ipynb): A notebook, to be opened in Jupyter."
+    listed = "\n".join([*programs, notebook])
     yield (
         PLACES["examples"],
-        f"# Examples\n\nEach is a whole program and runs in the tests.\n\n{listed}\n",
+        f"# Examples\n\nEach is a whole program that runs in the tests.\n\n{listed}\n",
     )
     for origin, place in PLACES.items():
         if origin.endswith(".py"):
@@ -155,8 +157,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     files.remove(files.src_uris["README.md"])
     for place, text in generated():
         files.append(File.generated(config, place, content=text))
-    pictures = {place: ROOT / origin for origin, place in PICTURES.items()}
-    for place, path in {**pictures, "site.css": Path(__file__).with_name("site.css")}.items():
+    copied = {place: ROOT / origin for origin, place in COPIED.items()}
+    for place, path in {**copied, "site.css": Path(__file__).with_name("site.css")}.items():
         files.append(File.generated(config, place, abs_src_path=str(path)))
     return files
 
