@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 from http_support import User, Users, api_of, authorize, client_of
 
-from microbatch import ItemError
+from microbatch import ItemError, current_batch
 from microbatch.http import BatchAPI
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 pytestmark = pytest.mark.anyio
 
@@ -220,3 +225,72 @@ async def test_an_id_may_be_anything_that_its_type_says() -> None:
         answer = await client.post("/users/batch-delete", json={"ids": [[1], [0], [1]]})
         assert statuses(answer) == [204, 409, 204]
     assert seen == [[[1], [0], [1]]]
+
+
+async def test_an_id_is_found_in_results_of_any_form() -> None:
+    """A row may be a struct, a mapping, or nothing that has one."""
+    results = {"dict": {"id": 7}, "none": None, "plain": 5, "user": User(id="9", name="x")}
+
+    async def create(items: list[User]) -> list[Any]:
+        return [results[item.name] for item in items]
+
+    async with client_of(api_of(Users(), create=create)) as client:
+        batch = {"items": [{"name": name} for name in results]}
+        records = (await client.post("/users/batch", json=batch)).json()["results"]
+        assert [one["id"] for one in records] == [7, None, None, "9"]
+        again = await client.post("/users/batch", json={"items": [{"name": "user"}] * 2})
+        assert [one["id"] for one in again.json()["results"]] == ["9", "9"]
+
+
+async def test_what_is_read_and_is_none_is_not_there() -> None:
+    """By itself and among others."""
+
+    async def read(ids: list[str]) -> list[Any]:
+        return [None if one == "x" else {"id": one} for one in ids]
+
+    async with client_of(api_of(Users(), read=read)) as client:
+        answer = await client.post("/users/batch-get", json={"ids": ["a", "x"]})
+        assert (answer.status_code, statuses(answer)) == (207, [200, 404])
+        assert answer.json()["results"][1]["error"]["code"] == "not_found"
+        assert (await client.get("/users/x")).status_code == 404
+
+
+@pytest.mark.parametrize("options", [{}, {"ordered": True}])
+async def test_items_of_a_batch_share_calls_with_what_comes_beside_it(options: Any) -> None:
+    """Whatever way it takes through here."""
+    users = Users()
+    async with client_of(api_of(users)) as client, anyio.create_task_group() as tasks:
+        batch = {"items": [{"name": "a"}, {"name": "b"}], "options": options}
+        tasks.start_soon(lambda: client.post("/users/batch", json=batch))
+        tasks.start_soon(lambda: client.post("/users", json={"name": "c"}))
+    assert [len(items) for _, items in users.calls] == [3]
+
+
+async def test_handlers_see_the_keys_of_their_items() -> None:
+    """For an upsert: the request's key and the item's place, whatever way the request takes."""
+    seen: list[Any] = []
+
+    async def create(items: list[User]) -> list[User]:
+        batch = current_batch()
+        assert batch is not None
+        seen.append(batch.keys)
+        return items
+
+    @contextlib.asynccontextmanager
+    async def transaction() -> AsyncIterator[None]:
+        yield
+
+    async with client_of(api_of(Users(), create=create, atomic=transaction)) as client:
+        for number, options in enumerate([{}, {"ordered": True}, {"atomic": True}]):
+            batch = {"items": [{"name": "a"}, {"name": "b"}], "options": options}
+            headers = {"idempotency-key": f'"k{number}"'}
+            assert (
+                await client.post("/users/batch", json=batch, headers=headers)
+            ).status_code == 200
+        await client.post("/users", json={"name": "a"}, headers={"idempotency-key": "plain"})
+        await client.post("/users", json={"name": "a"})
+    assert seen.pop() is None
+    parts = [[key.rpartition(":") for key in keys] for keys in seen]
+    assert [[index for _, _, index in keys] for keys in parts] == [["0", "1"]] * 3 + [["0"]]
+    assert [len({start for start, _, _ in keys}) for keys in parts] == [1] * 4
+    assert len({keys[0][0] for keys in parts}) == 4

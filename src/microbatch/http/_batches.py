@@ -11,23 +11,26 @@ from ._all_or_nothing import run_atomic, transaction_of
 from ._checking import allow, validate_items
 from ._documents import of_batch
 from ._envelopes import Unpacking, envelope_of
+from ._operations import Operation
 from ._options import preferences_of
 from ._problem import Problem
 from ._reply import HTTPReply
 from ._results import BatchAnswer, ItemTelling, first_failure, refuse_if_any, summary_of
 from ._routing import Route
 from ._running import run_batch, run_call
+from ._smooth import is_smooth, run_smooth, whole_operations, whole_reader
 from ._statuses import atomic_status, batch_status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ._collection import Collection
     from ._envelopes import Envelope
     from ._exchange import Exchange
-    from ._operations import Operation
     from ._options import BatchOptions
     from ._parts import APIParts
+    from ._results import ItemRecord
+    from ._statuses import OperationKind
 
 
 def batch_routes(parts: APIParts) -> Iterator[Route]:
@@ -39,7 +42,7 @@ def batch_routes(parts: APIParts) -> Iterator[Route]:
         yield Route(
             method="POST",
             path="/batch",
-            endpoint=partial(_batch, None, "", ("operations",)),
+            endpoint=partial(_batch, None, "create", ("operations",), None),
             name="batch",
             body="json",
             document=of_batch(None, "", "batch", ("operations",), changing),
@@ -52,7 +55,7 @@ def _routes_of(collection: Collection) -> Iterator[Route]:
     allowed = ["items"] * ("create" in operations or collection.settings.queue is not None)
     if changing:
         allowed.append("operations")
-    table = [
+    table: list[tuple[str, str, OperationKind, str, tuple[str, ...]]] = [
         ("POST", "batch", "create", "batch", tuple(allowed)),
         ("PATCH", "batch", "update", "batch-update", ("items", "updates")),
         ("POST", "batch-delete", "delete", "batch-delete", ("ids",)),
@@ -64,7 +67,9 @@ def _routes_of(collection: Collection) -> Iterator[Route]:
             yield Route(
                 method=method,
                 path=f"/{name}/{path}",
-                endpoint=partial(_batch, collection, kind, keys),
+                endpoint=partial(
+                    _batch, collection, kind, keys, whole_reader(collection, kind, keys)
+                ),
                 name=f"{name}.{operation}",
                 body="json",
                 document=of_batch(collection, kind, operation, keys),
@@ -72,12 +77,20 @@ def _routes_of(collection: Collection) -> Iterator[Route]:
 
 
 async def _batch(
-    collection: Collection | None, kind: str, keys: Sequence[str], exchange: Exchange
+    collection: Collection | None,
+    kind: OperationKind,
+    keys: Sequence[str],
+    read_whole: Callable[[bytes], Envelope | None] | None,
+    exchange: Exchange,
 ) -> HTTPReply:
     began = anyio.current_time()
-    envelope = envelope_of(exchange.body, keys)
-    is_job = _is_to_be_a_job(collection, kind, envelope, exchange)
     settings = exchange.parts.settings
+    envelope = None
+    if read_whole is not None and len(exchange.body) <= settings.max_item_bytes:
+        envelope = read_whole(exchange.body)
+    if envelope is None:
+        envelope = envelope_of(exchange.body, keys)
+    is_job = _is_to_be_a_job(collection, kind, envelope, exchange)
     most = settings.max_job_items if is_job else settings.max_items
     if len(envelope.raws) > most:
         raise Problem(
@@ -91,8 +104,15 @@ async def _batch(
     options = envelope.options
 
     async def work(key: str | None) -> HTTPReply:
-        operations = unpacking.operations(envelope, kind)
         telling = ItemTelling(settings.status_of, exchange.route.name)
+        if not is_job and is_smooth(collection, envelope):
+            exchange.take(len(envelope.raws))
+            done = await run_smooth(collection, kind, envelope, key)
+            return _answer(exchange, done, options, telling, began, kept=bool(done))
+        if envelope.whole:
+            operations = whole_operations(collection, kind, envelope)
+        else:
+            operations = unpacking.operations(envelope, kind)
         await allow(exchange.principal, operations)
         validate_items(operations)
         if options.mode == "reject":
@@ -153,14 +173,14 @@ def _is_to_be_a_job(
 
 def _answer(
     exchange: Exchange,
-    operations: Sequence[Operation],
+    done: Sequence[Operation] | Sequence[ItemRecord],
     options: BatchOptions,
     telling: ItemTelling,
     began: float,
     *,
     kept: bool = False,
 ) -> HTTPReply:
-    records = [telling.of(one) for one in operations]
+    records = [telling.of(one) if isinstance(one, Operation) else one for one in done]
     if options.validate_only:
         for record in records:
             if record.success:
@@ -173,7 +193,7 @@ def _answer(
         all_failed_status=exchange.parts.settings.all_failed_status,
     )
     if options.atomic and status != 200:
-        first = first_failure(operations)
+        first = first_failure(one for one in done if isinstance(one, Operation))
         status = atomic_status(first, 0 if first is None else telling.status(first, None))
     if preferences_of(exchange.request.headers.getlist("prefer")).minimal:
         answer.results = [record for record in answer.results if not record.success]

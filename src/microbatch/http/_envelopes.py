@@ -67,15 +67,17 @@ class Envelope:
 
     Attributes:
         key: Under which name its items stood: ``"items"``, ``"updates"``, ``"operations"`` or ``"ids"``.
-        raws: The items as they were sent.
+        raws: The items as they were sent; as they were read if it is ``whole``.
         options: Its options.
         webhook: Where a job's end is to be told; None if it was not asked for.
+        whole: Whether it was read with all its items, which all fit.
     """
 
     key: str
-    raws: Sequence[msgspec.Raw]
+    raws: Sequence[Any]
     options: BatchOptions
     webhook: WebhookTarget | None
+    whole: bool = False
 
 
 def not_json(error: Exception) -> Problem:
@@ -157,7 +159,7 @@ class Unpacking:
         fill = self._chosen if envelope.key == "operations" else reads[kind]
         found = []
         for index, raw in enumerate(envelope.raws):
-            one: Any = Operation(index, None, self._default, f"/{envelope.key}/{index}", raw=raw)
+            one: Any = Operation(index, None, self._default, f"/{envelope.key}/{index}")
             if envelope.key != "operations":
                 one.kind = kind
             try:

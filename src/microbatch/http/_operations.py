@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from microbatch._pure.exceptions import ItemNotFound
+
 if TYPE_CHECKING:
     from ._collection import Collection
     from ._statuses import OperationKind
@@ -38,7 +40,6 @@ class Operation:
         data: Where what its handler gets stands there.
         id: The id that was given; None for a create.
         ref: The client's own word for it; None without one.
-        raw: What was sent for it, as JSON; empty where that is not kept.
         item: What the handler gets: an ``item_type``, an `Update`, or an id. None while there is an error.
         error: Why it failed: before it was tried, or from the handler. None as long as it has not.
         result: What the handler returned for it.
@@ -53,7 +54,6 @@ class Operation:
         "item",
         "kind",
         "pointer",
-        "raw",
         "ref",
         "result",
     )
@@ -67,7 +67,6 @@ class Operation:
         *,
         id: Any = None,  # noqa: A002 - the public name
         ref: str | None = None,
-        raw: bytes = b"",
         item: Any = None,
         error: Exception | None = None,
     ) -> None:
@@ -78,7 +77,13 @@ class Operation:
         self.data = pointer
         self.id = id
         self.ref = ref
-        self.raw = raw
         self.item = item
         self.error = error
         self.result: Any = None
+
+    def succeed(self, result: Any) -> None:
+        """Keep what the handler returned. An object that was read and is None is not there."""
+        if result is None and self.kind == "read":
+            self.error = ItemNotFound(self.id)
+        else:
+            self.result = result

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _encoder = msgspec.json.Encoder(enc_hook=as_shown)
 
 
-class ItemFault(msgspec.Struct):
+class ItemFault(msgspec.Struct, gc=False):
     """Why an item failed, or was skipped: the ``error`` of its record.
 
     Attributes:
@@ -46,7 +46,7 @@ class ItemFault(msgspec.Struct):
     pointer: str | None = None
 
 
-class ItemRecord(msgspec.Struct):
+class ItemRecord(msgspec.Struct, gc=False):
     """What became of one item.
 
     Attributes:
@@ -172,7 +172,8 @@ class ItemTelling:
         if error is None:
             if kind == "create":
                 id = id_in(result, id)  # noqa: A001
-            return ItemRecord(index, id, ref, "succeeded", True, SUCCESS[kind or "read"], result)
+            data = None if kind == "delete" else result
+            return ItemRecord(index, id, ref, "succeeded", True, SUCCESS[kind or "read"], data)
         word: str = getattr(type(error), "outcome_kind", "failed")
         if isinstance(error, Skipped):
             word = "skipped"

@@ -10,7 +10,6 @@ from microbatch._pure.exceptions import (
     BatchAborted,
     BatcherClosed,
     BatcherFull,
-    ItemNotFound,
     Skipped,
 )
 
@@ -19,6 +18,8 @@ from ._problem import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from microbatch._pure.report import BatchReport
 
     from ._collection import Collection
     from ._operations import Operation
@@ -109,6 +110,15 @@ async def run_batch(
         await run_call([one for one in begins if one.error is None], key)
         if options.stop_on_error and stopped is None:
             stopped = next((one for one in begins if _failed(one)), None)
+    refuse_unbegun(tried)
+
+
+def refuse_unbegun(tried: Sequence[Operation]) -> None:
+    """Refuse a request of which nothing was even begun.
+
+    Raises:
+        Problem: 503.
+    """
     if tried and all(_not_begun(one.error) for one in tried):
         raise not_begun(tried[0].error)
 
@@ -151,12 +161,13 @@ async def run_call(operations: Sequence[Operation], key: str | None) -> None:
         for one in operations:
             one.error = error
         return
+    take_outcomes(operations, report)
+
+
+def take_outcomes(operations: Sequence[Operation], report: BatchReport[Any]) -> None:
+    """Put what became of each item into its operation."""
     for one, outcome in zip(operations, report, strict=True):
-        one.result, one.error = outcome.value, outcome.error
-        _refuse_nothing(one)
-
-
-def _refuse_nothing(one: Operation) -> None:
-    """Say of an object that was read and is not there that it is not there."""
-    if one.kind == "read" and one.error is None and one.result is None:
-        one.error = ItemNotFound(one.id)
+        if outcome.error is None:
+            one.succeed(outcome.value)
+        else:
+            one.error = outcome.error
