@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from . import _backup, _doctor, _import_command, _jobs, _listings, _mending, _outcomes, _queues
+from . import (
+    _backup,
+    _bench,
+    _doctor,
+    _import_command,
+    _jobs,
+    _listings,
+    _mending,
+    _outcomes,
+    _queues,
+)
 
 COMMANDS = (
     *_queues.COMMANDS,
@@ -13,4 +23,5 @@ COMMANDS = (
     *_import_command.COMMANDS,
     *_doctor.COMMANDS,
     *_backup.COMMANDS,
+    *_bench.COMMANDS,
 )
