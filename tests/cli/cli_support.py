@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 from contextlib import closing
@@ -11,7 +12,7 @@ import anyio
 
 from microbatch import ItemError
 from microbatch.cli import main
-from microbatch.durable import DurableBatcher, DurableQueue
+from microbatch.durable import DurableBatcher, DurableQueue, ItemFailed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,6 +106,23 @@ def run_job(path: Path, items: list[Any], *, queue: str = "default", **settings:
             path, settled, item_type=Any, queue=queue, telemetry=False
         ) as batcher:
             job = await batcher.enqueue_job(items, **settings)
+            await job.wait(30)
+            return job.id
+
+    return anyio.run(run)
+
+
+def make_shop(path: Path) -> str:
+    """Make the file that the examples speak of: a done item, a dead one, a delayed one, a job; return its id."""
+
+    async def run() -> str:
+        async with DurableBatcher(path, settled, item_type=Any, telemetry=False) as batcher:
+            tickets = await batcher.enqueue_many(["ann", 13])
+            await batcher.enqueue({"to": "bob"}, key="bob", delay=3600)
+            for ticket in tickets:
+                with contextlib.suppress(ItemFailed):
+                    await batcher.result(ticket, 30)
+            job = await batcher.enqueue_job(["a", "b", 13])
             await job.wait(30)
             return job.id
 

@@ -189,14 +189,14 @@ COMMANDS = (
     Command(
         "jobs",
         "List the jobs of a queue, with how far they are.",
-        "microbatch jobs shop.db --queue mail",
+        "microbatch jobs shop.db",
         _jobs_arguments,
         _run_jobs,
     ),
     Command(
         "job",
         "Show a job, watch it, or stop, pause, resume or retry it.",
-        "microbatch job shop.db JOB --queue mail",
+        "microbatch job shop.db JOB",
         _job_arguments,
         _run_job,
         "--cancel and --retry say how many items and ask; --yes answers. --watch ends when the job has, with "

@@ -150,7 +150,7 @@ COMMANDS = (
     Command(
         "items",
         "List the items of a queue, with their payloads and last errors.",
-        "microbatch items shop.db --queue mail --state ready",
+        "microbatch items shop.db --state scheduled",
         _items_arguments,
         _run_items,
         "Payloads are shown as JSON, whatever type the application gives them. Of items that were done the "
@@ -159,14 +159,14 @@ COMMANDS = (
     Command(
         "show",
         "Show all that is known of one item, with the traceback of its last error.",
-        "microbatch show shop.db 2 --queue mail",
+        "microbatch show shop.db 2",
         _show_arguments,
         _run_show,
     ),
     Command(
         "dead",
         "List the dead letters of a queue, with what they died of, and how many of each code.",
-        "microbatch dead shop.db --queue mail",
+        "microbatch dead shop.db",
         _listing_arguments,
         _run_dead,
     ),

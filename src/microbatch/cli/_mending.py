@@ -218,7 +218,7 @@ COMMANDS = (
     Command(
         "requeue",
         "Make dead letters ready again, with all their attempts.",
-        "microbatch requeue shop.db --queue mail --code unlucky --yes",
+        "microbatch requeue shop.db --code unlucky --yes",
         _requeue_arguments,
         _run_requeue,
         f"{_ASKS} Items of jobs are left alone: retry the job.",
@@ -226,7 +226,7 @@ COMMANDS = (
     Command(
         "purge",
         "Remove items that have ended.",
-        "microbatch purge shop.db --queue mail --state done --yes",
+        "microbatch purge shop.db --state done --yes",
         _purge_arguments,
         _run_purge,
         f"{_ASKS} Items of jobs are left alone: they go with their job.",
@@ -234,7 +234,7 @@ COMMANDS = (
     Command(
         "cancel",
         "Cancel an item that no handler has yet.",
-        "microbatch cancel shop.db 1 --queue default --yes",
+        "microbatch cancel shop.db 3 --yes",
         _cancel_arguments,
         _run_cancel,
         f"{_ASKS} An item that a handler has, or that has ended, gives exit code 1.",
@@ -242,7 +242,7 @@ COMMANDS = (
     Command(
         "pause",
         "Let nothing more of a queue begin, in any process, until it is resumed.",
-        "microbatch pause shop.db --queue mail",
+        "microbatch pause shop.db",
         _queue_arguments,
         _run_pause,
         "Items may still be enqueued, and batches in flight go on. It is stored in the file.",
@@ -250,7 +250,7 @@ COMMANDS = (
     Command(
         "resume",
         "End a pause.",
-        "microbatch resume shop.db --queue mail",
+        "microbatch resume shop.db",
         _queue_arguments,
         _run_resume,
     ),

@@ -143,7 +143,7 @@ COMMANDS = (
     Command(
         "results",
         "Stream the outcomes of a job's items that have ended, by their index.",
-        "microbatch results shop.db JOB --queue mail --kind failed --output failed.csv",
+        "microbatch results shop.db JOB --kind failed --output failed.csv",
         _results_arguments,
         _run_results,
         "CSV has the columns index, id, kind, value, code, message.",

@@ -1,0 +1,173 @@
+"""How things are shown: on a terminal with rich and without it, and elsewhere."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from cli_support import fill, run_job
+
+from microbatch.cli import _wording as wording
+from microbatch.cli._console import Console
+from microbatch.cli._jsonable import json_text
+from microbatch.cli._live import ProgressBar
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let both streams be a terminal; return what tells what was written."""
+    out, err = Terminal(), Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    return lambda: (out.getvalue(), err.getvalue())
+
+
+def without_rich(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("rich.console", "rich.live", "rich.progress"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def call(*arguments: object) -> int:
+    from microbatch.cli import main
+
+    return main([str(one) for one in arguments])
+
+
+def test_a_terminal_gets_a_table_and_no_markup_from_payloads(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands in a payload is text to rich too."""
+    terminal = on_terminal(monkeypatch)
+    fill(path, ["[red]x[/red] :smile:"])
+    assert call("items", path) == 0
+    out, err = terminal()
+    assert "[red]x[/red] :smile:" in out
+    assert "─" in out
+    assert err == ""
+
+
+def test_without_rich_there_is_plain_text_and_one_note(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a terminal only."""
+    terminal = on_terminal(monkeypatch)
+    fill(path, [1])
+    without_rich(monkeypatch)
+    assert call("stats", path, "--interval", "0") == 0
+    assert call("queues", path) == 0
+    out, err = terminal()
+    assert out.splitlines()[-1].split()[:2] == ["default", "1"]
+    assert err.count("pip install 'microbatch[cli]'") == 1
+
+
+def test_a_pipe_gets_no_note(path: Path, microbatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cron would send it by mail every night."""
+    fill(path, [1])
+    without_rich(monkeypatch)
+    assert microbatch("queues", path).err == ""
+
+
+def test_a_job_is_watched_in_place(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The view stays when the job has ended."""
+    terminal = on_terminal(monkeypatch)
+    uid = run_job(path, [1, 2])
+    assert call("job", path, uid, "--watch") == 0
+    assert "2 items: 2 succeeded" in terminal()[0]
+
+
+def test_a_plain_view_separates_its_looks(
+    path: Path, microbatch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a pipe, a blank line between two looks."""
+    fill(path, [1])
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("microbatch.cli._queues.time.sleep", sleep)
+    shown = microbatch("stats", path, "--watch", "--interval", "0.5")
+    assert shown.code == 130
+    assert shown.out.count("QUEUE ") == 2
+    assert "\nno consumers\n\nQUEUE " in shown.out
+    assert slept == [0.5] * 3
+
+
+def test_a_bar_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On stderr, so that results can go to a pipe."""
+    terminal = on_terminal(monkeypatch)
+    with ProgressBar(Console(), "import", 10) as bar:
+        bar.show(5, "5 rows [x]")
+        bar.show(10, "10 rows [x]", total=10)
+    out, err = terminal()
+    assert out == ""
+    assert "10 rows [x]" in err
+    assert "100%" in err
+
+
+def test_a_closed_stream_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, path: Path, microbatch: Any
+) -> None:
+    """A daemon has none."""
+    fill(path, [1])
+    gone = io.StringIO()
+    gone.close()
+    monkeypatch.setattr(sys, "stdin", gone)
+    assert microbatch("cancel", path, 1).code == 2
+    monkeypatch.setattr(sys, "stdin", None)
+    assert microbatch("cancel", path, 1).code == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "-"), (0, "0 s"), (0.25, "0.25 s"), (12.4, "12 s"), (60, "1 min"), (3_700, "1 h 1 min"),
+     (180_000, "2 d 2 h"), (86_400, "1 d")],
+)  # fmt: skip
+def test_spans_as_people_read_them(seconds: Any, text: str) -> None:
+    assert wording.seconds_text(seconds) == text
+
+
+def test_other_values_as_people_read_them() -> None:
+    """Sizes, rates, moments, whatever the file says they are."""
+    assert [wording.bytes_text(n) for n in (0, 1023, 1536, 5 << 40)] == [
+        "0 bytes",
+        "1023 bytes",
+        "1.5 KiB",
+        "5.0 TiB",
+    ]
+    assert [wording.rate_text(n) for n in (None, 0.5, 1234.5)] == ["-", "0.5/s", "1,234/s"]
+    assert wording.time_text(0) == "1970-01-01 00:00:00"
+    assert wording.time_text(1e20) == "1e+20"
+    assert (wording.time_text(None), wording.iso_text(None), wording.iso_text(1e20)) == (
+        "-",
+        None,
+        1e20,
+    )
+    assert wording.safe_text("a\x1b\n\u202e\U000e0001", 9) == "a\\x1b\\n\\u202e\\U000e0001"
+    assert wording.safe_text("abcdef", 3) == "ab…"
+
+
+def test_every_payload_has_a_form_in_json() -> None:
+    """Keys that are no text, depths that no encoder takes, types that have none."""
+    deep: Any = []
+    for _ in range(5_000):
+        deep = [deep]
+    assert json_text({(1, 2): [1], b"k": {3: 4}}) == '{"(1, 2)":[1],"aw==":{"3":4}}'
+    assert json_text({1: 2, "n": float("nan"), "b": b"x"}) == '{"1":2,"n":null,"b":"eA=="}'
+    assert json_text(deep).count("[") >= 99
+    assert json_text({1: 2 + 3j, "s": {1}}) == '{"1":"(2+3j)","s":[1]}'
