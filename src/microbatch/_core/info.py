@@ -66,7 +66,9 @@ class BatchInfo:
             and in memory.
         item_ids: In durable mode, for each item the id that its job's ``item_id`` gave it, or None; None
             where no item has one, and in memory.
-        keys: In durable mode each item's idempotency key; else None.
+        keys: Each item's idempotency key, or None: in durable mode its own, or its job's with a colon and the
+            item's place in the job; over HTTP, also in memory, what stands for the request's key, with a
+            colon and the item's place in the request. None where no item can have one.
     """
 
     __slots__ = (

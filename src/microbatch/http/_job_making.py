@@ -12,6 +12,7 @@ from microbatch.durable import DurableBatcher
 from microbatch.durable.access import tellers
 from microbatch.durable.errors import JobRejected
 
+from ._idempotency import fingerprint_of
 from ._job_documents import JobTelling, accepted_reply, refused_item, summary_of_job
 from ._job_finding import queue_of, queue_problems, unknown_job
 from ._job_routes import job_routes
@@ -109,6 +110,7 @@ class Jobs:
                 return await queue.enqueue_job(
                     items,
                     key=key,
+                    fingerprint=None if key is None else fingerprint_of(exchange),
                     owner=exchange.principal.id,
                     metadata=metadata,
                     invalid="reject" if options.mode == "reject" else "fail",

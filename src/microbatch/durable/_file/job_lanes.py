@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import job_counts, job_sql
@@ -10,7 +11,7 @@ from .job_life import Event
 from .ranges import spans
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Sequence
+    from collections.abc import Generator, Iterable, Mapping, Sequence
 
     from .records import Range, Step
     from .view import Row, View
@@ -27,6 +28,7 @@ class LaneOf(NamedTuple):
         uid: The job's id.
         named: Whether its items have ids of the client's.
         begun: Whether some of its items were claimed before.
+        key: The job's idempotency key; None without one.
     """
 
     lane: int
@@ -36,6 +38,7 @@ class LaneOf(NamedTuple):
     uid: str
     named: int
     begun: int
+    key: str | None
 
     @property
     def is_own(self) -> bool:
@@ -67,11 +70,13 @@ class ToldOfJobs(NamedTuple):
         jobs: The ids of their jobs.
         ids: The ids that the clients gave them; None without any.
         ordered: Whether they are of a job that goes one batch at a time.
+        keys: The idempotency keys of the jobs that have one, by the jobs' numbers.
     """
 
     jobs: list[str | None]
     ids: list[str | None] | None
     ordered: bool = False
+    keys: Mapping[int, str] = MappingProxyType({})
 
     def some(self, places: Sequence[int]) -> ToldOfJobs | None:
         """Return what is told of those at some places."""
@@ -79,7 +84,7 @@ class ToldOfJobs(NamedTuple):
         if jobs.count(None) == len(jobs):
             return None
         ids = None if self.ids is None else [self.ids[place] for place in places]
-        return ToldOfJobs(jobs, ids, self.ordered)
+        return ToldOfJobs(jobs, ids, self.ordered, self.keys)
 
 
 def told(lanes: dict[int, LaneOf], chosen: Sequence[Range]) -> Generator[Step, Any, ToldOfJobs]:
@@ -93,8 +98,9 @@ def told(lanes: dict[int, LaneOf], chosen: Sequence[Range]) -> Generator[Step, A
             named.setdefault(one.lane, []).append(one)
     first = lanes.get(chosen[0].lane)
     ordered = first is not None and bool(first.ordered)
+    keys = {lane.lane: lane.key for lane in lanes.values() if lane.key is not None}
     if not named:
-        return ToldOfJobs(jobs, None, ordered)
+        return ToldOfJobs(jobs, None, ordered, keys)
     known = {}
     for job, found in named.items():
         known[job] = yield from client_ids(job, found)
@@ -103,7 +109,7 @@ def told(lanes: dict[int, LaneOf], chosen: Sequence[Range]) -> Generator[Step, A
         mine = known.get(one.lane)
         at = one.position or 0
         ids += [None] * one.count if mine is None else [mine.get(at + n) for n in range(one.count)]
-    return ToldOfJobs(jobs, ids, ordered)
+    return ToldOfJobs(jobs, ids, ordered, keys)
 
 
 def client_ids(job: int, found: Sequence[Range]) -> Generator[Step, Any, dict[int, str]]:

@@ -40,7 +40,8 @@ NO_HEAD = """UPDATE microbatch_lanes SET priority = NULL, due = NULL, first_id =
     WHERE queue = ? AND lane = ?"""
 LANES = "SELECT lane FROM microbatch_lanes WHERE queue = ? AND lane > 0"
 #: Those that a claim may read, in order: not one whose job is past its deadline.
-OTHER_LANES = """SELECT priority, due, first_id, lane, size, ordered, bound, uid, named, begun
+OTHER_LANES = """SELECT priority, due, first_id, lane, size, ordered, bound, uid, named, begun,
+        (SELECT key FROM microbatch_jobs WHERE id = lane)
     FROM microbatch_lanes INDEXED BY microbatch_lane_heads
     WHERE queue = ? AND lane > 0 AND open = 1 AND first_id IS NOT NULL
     AND (deadline IS NULL OR deadline > ?) ORDER BY priority DESC, due, first_id LIMIT ?"""

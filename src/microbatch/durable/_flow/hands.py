@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from microbatch._pure.retry import Retry
     from microbatch._telemetry.observer import Observer
     from microbatch.durable._file.codec import Codec
-    from microbatch.durable._file.records import Claim, Verdict
+    from microbatch.durable._file.records import Claim, Range, Verdict
 
     from .settling import Settling
 
@@ -133,7 +133,7 @@ class Hands:
             end = index + part.count
             good.ids.extend(range(part.first, part.first + part.count))
             good.attempts.extend([part.attempts + 1] * part.count)
-            good.keys.extend([part.key] * part.count)
+            good.keys.extend(_keys_of(part, claim))
             index = end
         good.traces.extend(claim.traces or [None] * index)
         if values is not None:
@@ -348,3 +348,12 @@ class Hands:
         self._parcels.discard(parcel)
         for number in parcel.ids:
             self.settling.failed(parcel.claim, Failure(unseen(number), 0, None))
+
+
+def _keys_of(part: Range, claim: Claim) -> list[str | None]:
+    """Return the idempotency keys of items: their own, or their job's and the place in it."""
+    job_key = None if claim.told is None or part.job is None else claim.told.keys.get(part.job)
+    if job_key is None:
+        return [part.key] * part.count
+    first = part.position or 0
+    return [f"{job_key}:{first + number}" for number in range(part.count)]
