@@ -80,6 +80,7 @@ async def test_a_stream_shows_that_it_lives(
         wire = Wire("GET", job["links"]["events"])
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(wire.run, shop.api)
+            await wire.body(b"nobody asked for this")
             await wire.until(b"\n\n:\n\n")
             await wire.leave()
         assert not wire.is_whole

@@ -188,6 +188,13 @@ async def test_jobs_of_all_queues_are_paged_through_by_one_cursor(tmp_path: Path
             other = await ann.get("/jobs", params={"cursor": page["cursor"], "life": "ended"})
             assert (foreign.status_code, other.status_code) == (400, 400)
             assert (await ann.get("/jobs", params={"life": "queued"})).json()["jobs"] == []
+            api.collection(
+                "last",
+                item_type=User,
+                queue=DurableBatcher(tmp_path / "d", users.create, item_type=User),
+            )
+            changed = await ann.get("/jobs", params={"cursor": page["cursor"]})
+            assert (changed.status_code, changed.json()["parameter"]) == (400, "cursor")
 
 
 # Results

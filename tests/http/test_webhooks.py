@@ -354,6 +354,20 @@ async def test_a_url_that_is_no_longer_allowed_is_given_up(tmp_path: Path) -> No
         assert receiver.connections == 0
 
 
+@on_asyncio
+async def test_a_host_with_an_address_that_is_not_public_is_tried_again(tmp_path: Path) -> None:
+    """A name may have been wrong for a moment; nothing is sent to it meanwhile."""
+    async with Receiver() as receiver:
+        allow = [f"localhost:{receiver.port}"]
+        async with webhooks(tmp_path / "w", allow=allow, delays=(0.0,)) as hooks:
+            await ended_job(tmp_path / "q", hooks, f"http://localhost:{receiver.port}/")
+            assert (await settled(hooks)).dead == 1
+            (letter,) = await hooks._queue.dead_letters()
+        assert letter.attempts == 2
+        assert letter.error.message == "the host has an address that is not public"
+        assert receiver.connections == 0
+
+
 @pytest.mark.parametrize(
     ("settings", "kind", "message"),
     [

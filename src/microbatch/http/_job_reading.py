@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -65,30 +66,34 @@ async def results_of_job(exchange: Exchange, *, failed: bool) -> HTTPReply | Res
     cursor = exchange.request.query_params.get("cursor")
     after = None if cursor is None else decode_cursor(cursor, owner, what, int)
 
-    async def read() -> tuple[Job[Any], JobPage[Any]]:
+    headers = {"cache-control": PRIVATE, "vary": "accept"}
+
+    async def read() -> HTTPReply | Response:
         with queue_problems():
             _, job, _ = await find_job(exchange)
-            return job, await job.results(after, _AT_ONCE if whole else limit, kind)
+            page = await job.results(after, _AT_ONCE if whole else limit, kind)
+        telling = JobTelling(exchange.parts.settings.status_of, job.id)
+        if not whole:
+            answer = _ResultsPage(
+                list(map(telling.of_outcome, page.outcomes)),
+                None if page.cursor is None else encode_cursor(page.cursor, owner, what),
+            )
+            return HTTPReply(status=200, body=_encoder.encode(answer), headers=headers)
+        writing = partial(_all_lines, job, page, kind, telling)
+        return StreamedReply(writing, media_type=_NDJSON[0], headers=headers)
 
-    job, page = await exchange.while_there(read)
-    telling = JobTelling(exchange.parts.settings.status_of, job.id)
-    headers = {"cache-control": PRIVATE, "vary": "accept"}
-    if not whole:
-        answer = _ResultsPage(
-            list(map(telling.of_outcome, page.outcomes)),
-            None if page.cursor is None else encode_cursor(page.cursor, owner, what),
-        )
-        return HTTPReply(status=200, body=_encoder.encode(answer), headers=headers)
+    return await exchange.while_there(read)
 
-    async def writing(write: Write) -> None:
-        some = page
-        while True:
-            await write(_encoder.encode_lines(list(map(telling.of_outcome, some.outcomes))))
-            if some.cursor is None:
-                return
-            some = await job.results(some.cursor, _AT_ONCE, kind)
 
-    return StreamedReply(writing, media_type=_NDJSON[0], headers=headers)
+async def _all_lines(
+    job: Job[Any], page: JobPage[Any], kind: str | None, telling: JobTelling, write: Write
+) -> None:
+    """Write a line for each outcome, from a page on."""
+    while True:
+        await write(_encoder.encode_lines(list(map(telling.of_outcome, page.outcomes))))
+        if page.cursor is None:
+            return
+        page = await job.results(page.cursor, _AT_ONCE, kind)
 
 
 async def events_of(exchange: Exchange) -> Response:

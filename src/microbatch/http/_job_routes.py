@@ -71,8 +71,10 @@ async def _list(exchange: Exchange) -> HTTPReply:
     places: list[int | None] = [None] * len(queues)
     if cursor is not None:
         places = decode_cursor(cursor, owner, what, list[int | None])
-        if len(places) != len(queues):  # the API has other queues now
-            places = (places + [None] * len(queues))[: len(queues)]
+        if len(places) != len(queues):
+            raise Problem(
+                400, "the API has other queues now", type="invalid-parameter", parameter="cursor"
+            )
 
     async def read() -> HTTPReply:
         with queue_problems():
