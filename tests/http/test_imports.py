@@ -381,6 +381,36 @@ async def test_a_body_is_compared_with_its_digest(tmp_path: Path, name: str) -> 
         assert done["total"] == 20
 
 
+async def test_an_import_under_a_key_that_is_known_is_not_read(tmp_path: Path) -> None:
+    """It is answered with the job as it is now; the connection ends, for the body is still there."""
+    key = {"idempotency_key": '"k"', "content_type": "application/x-ndjson"}
+    async with shop_of(tmp_path / "q") as shop:
+        first = Wire("POST", "/users/import", **key)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(first.run, shop.api)
+            await first.body(lines(3))
+        job = json.loads(first.content)
+        await shop.ended(job)
+        again = Wire("POST", "/users/import", **key)  # no body comes: nobody waits for one
+        await again.run(shop.api)
+        assert (again.status, again.headers["connection"]) == (202, "close")
+        assert again.headers["idempotent-replayed"] == "true"
+        now = json.loads(again.content)
+        assert (now["id"], now["status"]) == (job["id"], "completed")
+        other = Wire("POST", "/users/import", **(key | {"content_digest": "sha-256=:AAAA:"}))
+        await other.run(shop.api)
+        assert (other.status, other.headers["connection"]) == (422, "close")
+
+
+async def test_an_import_that_failed_frees_its_key(tmp_path: Path) -> None:
+    """The client mends the file and sends it again."""
+    headers = NDJSON | {"idempotency-key": "k"}
+    async with shop_of(tmp_path / "q", max_import_items=2) as shop:
+        sent = await shop.ann.post("/users/import", content=lines(3), headers=headers)
+        assert sent.status_code == 413
+        assert (await imported(shop, lines(2), headers))["total"] == 2
+
+
 async def test_an_import_needs_a_queue(tmp_path: Path) -> None:
     """Without one there is no such path."""
     async with shop_of(tmp_path / "q") as shop:

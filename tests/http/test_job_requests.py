@@ -285,6 +285,34 @@ async def test_jobs_of_a_queue_whose_workers_run_elsewhere(tmp_path: Path) -> No
             assert found.json()["status"] == "completed"
 
 
+async def test_the_answer_under_a_key_is_the_job_as_it_is_now(tmp_path: Path) -> None:
+    """Sent again, it makes no second job."""
+    async with shop_of(tmp_path / "q") as shop:
+        body = {"items": named(2), "options": {"async": True}}
+        one = await shop.ann.post("/users/batch", json=body, headers={"Idempotency-Key": "k"})
+        await shop.ended(one.json())
+        two = await shop.ann.post("/users/batch", json=body, headers={"Idempotency-Key": "k"})
+        assert two.status_code == 202
+        assert two.json()["jobId"] == one.json()["jobId"]
+        assert two.json()["status"] == "completed"
+        assert len(shop.users.rows) == 2
+
+
+async def test_a_jobs_key_outlives_the_answer_under_it(tmp_path: Path) -> None:
+    """Other content under the same key is then no answer of old, but a mistake of the client."""
+    async with shop_of(tmp_path / "q", idempotency_ttl=0.01) as shop:
+        body, other = ({"items": named(n), "options": {"async": True}} for n in (1, 2))
+        key = {"Idempotency-Key": "k"}
+        one = await shop.ann.post("/users/batch", json=body, headers=key)
+        await anyio.sleep(0.02)
+        sent = await shop.ann.post("/users/batch", json=other, headers=key)
+        assert (sent.status_code, sent.json()["type"]) == (422, "idempotency-key-reused")
+        await anyio.sleep(0.02)
+        again = await shop.ann.post("/users/batch", json=body, headers=key)
+        assert again.json()["jobId"] == one.json()["jobId"]
+        assert len((await shop.ann.get("/jobs")).json()["jobs"]) == 1
+
+
 async def test_a_queue_that_cannot_be_used_is_503_and_says_nothing_of_its_file(
     tmp_path: Path,
 ) -> None:
