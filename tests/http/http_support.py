@@ -43,7 +43,7 @@ class Users:
         if any(row.name == item.name for row in self.rows.values()):
             return ItemError("this name is taken", code="duplicate_name", field="name")
         if item.name == "boom":
-            return RuntimeError("secret: postgres://user:password@host")
+            return RuntimeError("secret: postgres://user:password@host")  # not a secret
         row = msgspec.structs.replace(item, id=item.id or str(len(self.rows) + 1))
         self.rows[row.id] = row
         return row

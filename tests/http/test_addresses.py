@@ -60,14 +60,14 @@ def test_an_ipv6_address_that_python_calls_not_global_is_never_taken(address) ->
 REFUSED_URLS = {
     "http://example.com/": "https://",
     "ftp://example.com/": "https://",
-    "file:///etc/passwd": "https://",
+    "file:///etc/hosts": "https://",
     "https:example.com": "must be a URL",
     "https:///example.com": "a host's name",
     "//example.com/": "must be a URL",
     "": "must be a URL",
     "https://": "a host's name",
     "https://user@example.com/": "user or a password",
-    "https://example.com:443@127.0.0.1/": "user or a password",
+    "https://example.com:443@127.0.0.1/": "user or a password",  # not a secret
     "https://@example.com/": "user or a password",
     "https://example.com:8443/": "port 443",
     "https://example.com:22/": "port 443",

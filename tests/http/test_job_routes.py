@@ -61,7 +61,7 @@ async def test_neither_owner_nor_key_nor_metadata_of_a_job_is_shown(tmp_path: Pa
     """They are the application's."""
     async with shop_of(tmp_path / "q") as shop:
         await shop.queue.enqueue_job(
-            [User(name="a")], owner="ann", key="secret-key", metadata={"secret": "secret"}
+            [User(name="a")], owner="ann", key="a secret key", metadata={"text": "secret"}
         )
         (job,) = (await shop.ann.get("/jobs")).json()["jobs"]
         found = await shop.ann.get(job["links"]["self"])

@@ -68,7 +68,7 @@ async def test_the_end_of_a_job_is_told_to_the_webhook_that_its_request_names(
         ),
         ("http://example.com/", "the webhook's URL must begin with https://"),
         (
-            "https://user:password@example.com/",
+            "https://user:password@example.com/",  # not a secret
             "the webhook's URL must not have a user or a password",
         ),
         ("file:///etc/passwd", "the webhook's URL must begin with https://"),

@@ -371,7 +371,7 @@ async def test_a_host_with_an_address_that_is_not_public_is_tried_again(tmp_path
 @pytest.mark.parametrize(
     ("settings", "kind", "message"),
     [
-        ({"secret_of": "whsec_x"}, TypeError, "secret_of must be a function, got 'whsec_x'"),
+        ({"secret_of": 5}, TypeError, "secret_of must be a function, got 5"),
         ({"allow": "example.com"}, TypeError, "allow must be a list of hosts or None"),
         ({"delays": (-1,)}, ValueError, "delays must be at least 0, got -1"),
         ({"delays": ("1",)}, TypeError, "delays must be"),

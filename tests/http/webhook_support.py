@@ -14,7 +14,7 @@ from microbatch.http._webhooks import Webhooks
 if TYPE_CHECKING:
     from pathlib import Path
 
-SECRET = "whsec_" + base64.b64encode(b"of tests, of 24 bytes at least").decode()
+SECRET = f"whsec_{base64.b64encode(b'of tests, of 24 bytes at least').decode()}"
 LOOPBACK = ["127.0.0.0/8"]
 
 
