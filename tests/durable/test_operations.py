@@ -14,6 +14,7 @@ from durable_support import Handler, batcher, check_counts, execute, states, unt
 
 from microbatch.durable import DurableQueue, UnknownTicket
 from microbatch.durable._file.records import State
+from microbatch.durable._file.schema import SCHEMA_VERSION
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/how-to/durable.md"
@@ -39,6 +40,12 @@ def test_every_test_that_the_pages_name_exists():
     assert set(named) <= tests
     bare = set(re.findall(r"`(test_\w+)`", PAGE.read_text(encoding="utf-8")))
     assert bare <= {test.partition("::")[2] for test in tests}
+
+
+def test_the_page_on_upgrading_names_the_schema_that_a_file_gets():
+    """Who reads it looks the number up in the file."""
+    page = (ROOT / "docs/how-to/upgrading.md").read_text(encoding="utf-8")
+    assert f"to schema {SCHEMA_VERSION}." in page
 
 
 def test_the_chart_shows_every_state_and_no_other():
