@@ -119,3 +119,9 @@ def test_inserts_take_a_statement_a_batch_and_each_caller_gets_its_own_id(postgr
     printed = output_of("insert_returning.py", postgres, folder=tmp_path)
     found = re.findall(r"^(\w+) +([\d,]+) statements .* own id: ([\d,]+)$", printed, re.MULTILINE)
     assert found == [("each", "2,000", "2,000"), ("unnest", "20", "2,000"), ("SQLAlchemy", "20", "2,000")]  # fmt: skip
+
+
+def test_an_api_keeps_its_users_in_postgresql_too(postgres, tmp_path):
+    """The same statements on another database: what is printed does not differ."""
+    printed = output_of("users_api.py", "2000", postgres, folder=tmp_path)
+    assert printed == output_of("users_api.py", "2000", folder=tmp_path)
