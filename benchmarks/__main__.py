@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.options import positive
-from benchmarks.output import HERE, README, ROOT, Page, section_of
+from benchmarks.output import HERE, ROOT, Page, place_of, section_of
 
 NAMES = (
     "goals",
@@ -29,6 +29,7 @@ NAMES = (
     "soak",
     "telemetry",
     "loader",
+    "engines",
 )
 COMMAND = "python -m benchmarks"
 
@@ -61,7 +62,7 @@ def parser_of(name, module):
     )
     one = parser.add_mutually_exclusive_group()
     one.add_argument("--tiny", action="store_true", help="only see that it runs: seconds")
-    one.add_argument("--page", action="store_true", help="put the tables into benchmarks/README.md")
+    one.add_argument("--page", action="store_true", help="put the tables into their page")
     for flag, settings in getattr(module, "OPTIONS", {}).items():
         parser.add_argument(f"--{flag}", **settings)
     return parser
@@ -89,8 +90,9 @@ def main(arguments):
         )
     parser = parser_of(name, module)
     chosen = parser.parse_args(options)
-    if chosen.page and section_of(README.read_text(encoding="utf-8"), name) is None:
-        parser.error(f"benchmarks/README.md has no <!-- {name} --> ... <!-- end of {name} -->")
+    place = place_of(name)
+    if chosen.page and section_of(place.read_text(encoding="utf-8"), name) is None:
+        parser.error(f"{place.relative_to(ROOT)} has no <!-- {name} --> ... <!-- end of {name} -->")
     page = Page(name, chosen.out)
     page.save(module.run(chosen, page))
     print(f"written: {page.path('json')}, {page.path('md')}")

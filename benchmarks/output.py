@@ -9,11 +9,14 @@ import os
 import platform
 import shutil
 import subprocess
+import textwrap
 from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 README = HERE / "README.md"
+#: Where a benchmark's tables stand, if not there.
+PLACES = {"engines": ROOT / "docs" / "explanation" / "beyond-one-machine.md"}
 PACKAGES = ["anyio", "trio", "uvloop", "aiodataloader", "strawberry-graphql", "dloader", "batchlet"]
 PACKAGES += ["batched", "aiomisc", "async-batcher", "asyncpg", "opentelemetry-sdk", "cairnq"]
 
@@ -67,6 +70,11 @@ def shown(figure, digits=2):
     return f"{figure['median']:.{digits}f} ({figure['low']:.{digits}f}-{figure['high']:.{digits}f})"
 
 
+def place_of(name):
+    """Return the page that has a benchmark's tables."""
+    return PLACES.get(name, README)
+
+
 def section_of(page, name):
     """Return what stands between the marks of a benchmark, or None without them."""
     _, begin, rest = page.partition(f"<!-- {name} -->\n")
@@ -113,12 +121,15 @@ class Page:
             f"{facts['date']}, {facts['commit']}, {facts['processor']}, {facts['cores']} cores, "
             f"{facts['system']}, CPython {facts['python']}, load {facts['load']:.1f} at the end."
         )
+        if self.name in PLACES:  # the pages of docs/ have narrow lines
+            with_what = textwrap.fill(with_what, 112)
         self.path("md").write_text("\n".join([with_what, "", *self.lines]).rstrip() + "\n")
 
     def paste(self):
-        """Put the run's tables into README.md, and its picture beside it."""
-        text = README.read_text(encoding="utf-8")
+        """Put the run's tables into their page, and its picture beside README.md."""
+        page = place_of(self.name)
+        text = page.read_text(encoding="utf-8")
         section = self.path("md").read_text(encoding="utf-8")
-        README.write_text(pasted(text, self.name, section), encoding="utf-8")
+        page.write_text(pasted(text, self.name, section), encoding="utf-8")
         if self.path("svg").exists():
             shutil.copy(self.path("svg"), HERE)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from servers_support import PATIENCE, wait_until
 from support import ENVIRONMENT
+
+from benchmarks.servers import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

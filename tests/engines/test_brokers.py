@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from crowd_support import crowd
-from servers_support import wait_until
+
+from benchmarks.servers import wait_until
 
 pytestmark = pytest.mark.engines
 

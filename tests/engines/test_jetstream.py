@@ -8,7 +8,8 @@ import uuid
 import pytest
 from crowd_support import Crowd, crowd
 from jetstream_support import left
-from servers_support import wait_until
+
+from benchmarks.servers import wait_until
 
 nats = pytest.importorskip("nats")
 pytestmark = pytest.mark.engines

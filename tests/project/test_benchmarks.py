@@ -16,7 +16,7 @@ import pytest
 from benchmarks import goals, instructions, loader, memory, overhead, telemetry
 from benchmarks.__main__ import NAMES, documentation, main
 from benchmarks.contenders import FLOOR
-from benchmarks.output import README, ROOT, Page, section_of
+from benchmarks.output import README, ROOT, Page, place_of, section_of
 
 needs_valgrind = pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind")
 
@@ -35,8 +35,8 @@ def tiny(name: str, out: Path, *options: str) -> dict:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     said = (out / f"{name}.md").read_text(encoding="utf-8")
-    assert said.splitlines()[2] in done.stdout  # what is printed is what is kept
-    known = section_of(README.read_text(encoding="utf-8"), name)
+    assert said.split("\n\n")[1].splitlines()[0] in done.stdout  # what is printed is what is kept
+    known = section_of(place_of(name).read_text(encoding="utf-8"), name)
     if known is not None and not options:  # the page has the rows that are printed now
         assert labels(said) <= labels(known)
     return json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
@@ -307,6 +307,19 @@ def test_loaders_are_measured_beside_one_another(tmp_path):
     rows = tiny("loader", tmp_path)["rows"]
     assert len(rows) == 2 * len(loader.SHAPES)
     assert all({loader.OURS, loader.OWN} <= set(row["cpu"]) <= set(loader.NAMES) for row in rows)
+
+
+@pytest.mark.engines
+@pytest.mark.timeout(600)
+def test_workers_of_engines_empty_a_queue_with_and_without_a_batcher(tmp_path):
+    """Each message reaches the backend, whoever calls it; the batcher's part is the number of calls."""
+    names = ["taskiq, NATS JetStream", "FastStream, RabbitMQ"]
+    found = tiny("engines", tmp_path, "--backends", "PostgreSQL", "--only", *names)
+    for name in names:
+        ways = found["emptied"][f"{name}, PostgreSQL"]
+        assert ways["each"]["mean"]["median"] == 1
+        assert ways["ours"]["mean"]["median"] > 2
+        assert found["killed"][name]["ours"]["seconds"]["median"] > 0
 
 
 def test_loads_are_counted_for_loaders_that_run(capsys):
