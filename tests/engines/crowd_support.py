@@ -40,7 +40,9 @@ class Crowd:
     def start(self, **job: Any) -> subprocess.Popen[bytes]:
         """Start one more worker."""
         number = len(self.processes)
-        told = self.job | {"log": str(self.log), "consumer": f"c{number}"} | job
+        told = self.job | {
+            "log": str(self.log), "consumer": f"c{number}", "ready": str(self.folder / f"ready-{number}"),
+        } | job  # fmt: skip
         with (self.folder / f"said-{number}").open("wb") as said:
             process = subprocess.Popen(
                 [sys.executable, str(self.program), msgspec.json.encode(told).decode()],
@@ -95,7 +97,9 @@ class Crowd:
         process.wait()
 
     def end(self, process: subprocess.Popen[bytes]) -> None:
-        """End a worker in order; it has to."""
+        """End a worker in order; it has to. Before it is ready the signal would end it like any program."""
+        ready = self.folder / f"ready-{self.processes.index(process)}"
+        wait_until(lambda: ready.exists() or process.poll() is not None, self.said)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=PATIENCE) == 0, self.said()
 

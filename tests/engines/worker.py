@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -28,6 +29,7 @@ class Job(msgspec.Struct, kw_only=True):
     url: str
     name: str
     log: str
+    ready: str
     batch: int = 20
     slots: int = 2
     seconds: float = 0.005
@@ -122,6 +124,12 @@ app = FastStream(
     lifespan=drained(batcher),
     logger=None,
 )
+
+
+@app.after_startup
+def ready() -> None:
+    Path(JOB.ready).touch()
+
 
 logging.getLogger("microbatch").addHandler(logging.StreamHandler())
 

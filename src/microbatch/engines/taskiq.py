@@ -2,32 +2,50 @@
 
 The extra is ``microbatch[taskiq]``. taskiq acknowledges a task when its function has ended, failed ones
 too, and has no other word for its broker. What shall run again is for its middlewares, or for
-``Batcher(retry=...)``.
+``Batcher(retry=...)``. Only what a closing batcher refused is not acknowledged, so that it comes again.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from taskiq import AsyncBroker, TaskiqEvents
+import anyio
+from taskiq import AsyncBroker, InMemoryBroker, TaskiqEvents, TaskiqMiddleware
 
 from microbatch._core.batcher import Batcher
+from microbatch._pure.exceptions import BatcherClosed
 
 if TYPE_CHECKING:
-    from taskiq import TaskiqState
+    from taskiq import TaskiqMessage, TaskiqResult, TaskiqState
 
 __all__ = ["attach"]
+
+
+class _HandingBack(TaskiqMiddleware):
+    """Ends a task that a closing batcher refused before it is acknowledged: acknowledging it would lose it.
+
+    Cancelling is the one way out of taskiq's receiver that neither acknowledges nor logs an error.
+    """
+
+    def on_error(
+        self, message: TaskiqMessage, result: TaskiqResult[Any], exception: BaseException
+    ) -> None:
+        del message, result
+        if isinstance(exception, BatcherClosed):
+            raise anyio.get_cancelled_exc_class() from exception
 
 
 def attach(broker: AsyncBroker, *batchers: Batcher[Any, Any]) -> None:
     """Open batchers when a worker of this broker starts, and drain them when it stops.
 
     In a task: ``return await batcher.submit(row)``. The worker waits for running tasks before it stops the
-    broker (``--wait-tasks-timeout``), so they are handled and acknowledged while the connection stands; what is
-    left then is drained for up to ``--shutdown-timeout`` (5 s by default). Keep ``max_wait`` below both:
-    taskiq-nats closes its connection before the batchers hear of it, so what ends later comes again.
+    broker, for ever unless ``--wait-tasks-timeout`` says how long. The batchers drain what is left then, for up
+    to their ``drain_timeout`` or ``--shutdown-timeout`` (5 s by default), and before the broker closes its
+    connection, so that what ends is acknowledged. Tasks that the closing batchers refuse are not: they come
+    again, with a broker that has acknowledgements.
 
     Start and stop run in different tasks of one event loop. A process that only sends tasks opens nothing.
+    The broker's ``shutdown`` is wrapped, and a middleware put behind its others when it starts.
 
     Args:
         broker: taskiq's own.
@@ -43,16 +61,27 @@ def attach(broker: AsyncBroker, *batchers: Batcher[Any, Any]) -> None:
     for batcher in batchers:
         if not isinstance(batcher, Batcher):
             raise TypeError(f"attach takes batchers, got {batcher!r}")
+    open_now: list[Batcher[Any, Any]] = []
+    stop = broker.shutdown
 
     async def start(state: TaskiqState) -> None:
         del state
+        # Middlewares hear of errors last one first: before one that sends the task anew.
+        known = any(isinstance(one, _HandingBack) for one in broker.middlewares)
+        if not known and not isinstance(broker, InMemoryBroker):  # where nothing comes again
+            broker.add_middlewares(_HandingBack())
         for batcher in batchers:
             await batcher.__aenter__()
+            open_now.append(batcher)
 
-    async def stop(state: TaskiqState) -> None:
-        del state
-        for batcher in reversed(batchers):
-            await batcher.aclose()
+    async def shutdown() -> None:
+        closing, open_now[:] = open_now[:], []
+        try:
+            async with anyio.create_task_group() as tasks:
+                for batcher in closing:
+                    tasks.start_soon(batcher.aclose)
+        finally:
+            await stop()
 
     broker.add_event_handler(TaskiqEvents.WORKER_STARTUP, start)
-    broker.add_event_handler(TaskiqEvents.WORKER_SHUTDOWN, stop)
+    broker.shutdown = shutdown  # type: ignore[method-assign]
