@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 REFERENCE = DOCS / "reference"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+#: Its programs need servers, so they run elsewhere: tests/engines/test_recipes.py.
+WITH_SERVERS = DOCS / "how-to" / "engines-recipes.md"
 HEADING = re.compile(r"^#{1,4} (.+)$", re.MULTILINE)
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 every_page = pytest.mark.parametrize(

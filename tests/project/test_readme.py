@@ -7,7 +7,8 @@ The convention, which the pages follow:
   one run on one machine: figures that differ from run to run, so it is not compared);
 * a ``diff`` block is a program twice: without its ``+`` lines and without its ``-`` lines. Both run, in a
   namespace of their own, and print the same;
-* a page whose blocks import asyncio runs on asyncio and uvloop, every other one on trio too.
+* a page whose blocks import asyncio runs on asyncio and uvloop, every other one on trio too;
+* a page whose blocks need servers runs in tests/engines/test_recipes.py, each block by itself.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
-from pages_support import PAGES, ROOT, blocks_of, rows, sections, sides
+from pages_support import PAGES, ROOT, WITH_SERVERS, blocks_of, rows, sections, sides
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +38,8 @@ BACKENDS = {
 
 def runs() -> Iterator[object]:
     for page in PAGES:
+        if page == WITH_SERVERS:
+            continue
         blocks = blocks_of(page)
         code = "".join(block.source for block in blocks if block.language in {"python", "diff"})
         name = page.relative_to(ROOT).as_posix()
