@@ -135,6 +135,26 @@ def test_what_a_killed_worker_held_is_handled_by_the_other(broker, tmp_path):
         assert handled.total() - MANY <= 2 * 20 * 2
 
 
+@pytest.mark.parametrize("kills", [False, True], ids=["both", "killed"])
+def test_lists_of_a_stream_are_acknowledged_when_their_items_are_done(redis_url, tmp_path, kills):
+    """The fast way has the same claims; FastStream has lists of Redis, and none of RabbitMQ."""
+    stream = Redis(redis_url)
+    redelivery = 8.0 if kills else 300.0
+    with crowd(tmp_path, **job(stream, lists=True, redelivery=redelivery)) as workers:
+        first, second = workers.start(), workers.start()
+        workers.wait_for(MANY * 3 // 10)
+        if kills:
+            workers.kill(first)
+        workers.wait_for(MANY)
+        wait_until(lambda: stream.left() == 0, workers.said)
+        for process in [second] if kills else [first, second]:
+            workers.end(process)
+        handled = workers.handled()
+        assert len(handled) == MANY
+        assert handled.total() - MANY <= (2 * 20 * 2 if kills else 0)
+        assert len(workers.calls()) < MANY / 5
+
+
 def test_a_worker_that_is_told_to_stop_loses_nothing_and_repeats_nothing(broker, tmp_path):
     """A deployment stops workers all the time."""
     with crowd(tmp_path, **job(broker)) as workers:

@@ -57,9 +57,11 @@ def test_two_workers_handle_each_message_once_in_few_calls(nats_url, name, tmp_p
         assert len(workers.calls()) < MANY / 5
 
 
-def test_what_a_killed_worker_held_is_handled_by_the_other(nats_url, name, tmp_path):
+@pytest.mark.parametrize("lists", [False, True], ids=["messages", "lists"])
+def test_what_a_killed_worker_held_is_handled_by_the_other(nats_url, name, tmp_path, lists):
     """Nothing is acknowledged before its item has its outcome, so `kill -9` loses nothing."""
-    with crowd(tmp_path, engine="nats", url=nats_url, name=name) as workers:
+    job = {"engine": "nats", "url": nats_url, "name": name, "redelivery": 10.0}
+    with crowd(tmp_path, **job, lists=lists) as workers:
         first, second = workers.start(), workers.start()
         workers.wait_for(MANY * 3 // 10)
         workers.kill(first)

@@ -109,13 +109,17 @@ def on_redis() -> Any:
     from faststream.redis import RedisBroker, StreamSub
 
     broker = RedisBroker(JOB.url, graceful_timeout=JOB.graceful, logger=LOGGER)
-    common = {"group": "g", "max_records": JOB.batch * 2, "polling_interval": 50}
+    common = {
+        "group": "g", "max_records": JOB.batch * 2, "polling_interval": 50, "batch": JOB.lists,
+    }  # fmt: skip
     idle = round(JOB.redelivery * 1000)
     news = StreamSub(JOB.name, consumer=JOB.consumer, **common)
     left = StreamSub(JOB.name, consumer=f"{JOB.consumer}-claims", min_idle_time=idle, **common)
-    workers = JOB.batch * JOB.slots
+    workers = {} if JOB.lists else {"max_workers": JOB.batch * JOB.slots}
     for stream in (news, left):
-        broker.subscriber(stream=stream, max_workers=workers, ack_policy=AckPolicy.MANUAL)(on_one)
+        broker.subscriber(stream=stream, ack_policy=AckPolicy.MANUAL, **workers)(
+            on_list if JOB.lists else on_one
+        )
     return broker
 
 
