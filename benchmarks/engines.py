@@ -126,6 +126,7 @@ class Workers:
         self.seen = Counter()
         self.calls = []  # (when it ended, how many items)
         self.reading = self.log.open()
+        self.begun = ""
 
     def __enter__(self):
         for process in self.processes:
@@ -151,7 +152,8 @@ class Workers:
 
     def handled(self):
         """Return how many items have been handled once at least."""
-        while (line := self.reading.readline()).endswith("\n"):
+        *lines, self.begun = (self.begun + self.reading.read()).split("\n")
+        for line in lines:  # the last one may be half written
             when, *items = line.split()
             self.calls.append((float(when), len(items)))
             self.seen.update(map(int, items))

@@ -65,7 +65,7 @@ class Crowd:
 
     def _lines(self) -> Iterator[tuple[list[int], bool]]:
         text = self.log.read_text() if self.log.exists() else ""
-        for line in text.splitlines():
+        for line in text.split("\n")[:-1]:  # the last one may be half written
             yield (
                 [int(word) for word in line.removeprefix("hangs").split()],
                 line.startswith("hangs"),

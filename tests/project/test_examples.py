@@ -97,7 +97,8 @@ def test_every_example_is_run():
     """An example that nobody runs is soon wrong."""
     tests = "".join(
         path.read_text(encoding="utf-8")
-        for path in Path(__file__).parents[1].rglob("test_examples*.py")
+        for pattern in ("test_examples*.py", "test_recipes.py")
+        for path in Path(__file__).parents[1].rglob(pattern)
     )
     tested = set(re.findall(r'["/](\w+\.py)"', tests))
     assert {path.name for path in EXAMPLES.glob("*.py")} <= tested
