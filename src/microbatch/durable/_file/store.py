@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .job_store import HearsOfJobs
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 
     import aiosqlite
 
@@ -20,7 +20,20 @@ if TYPE_CHECKING:
 
     from .client import Want
     from .job_store import JobStore
-    from .records import Claim, Clash, DeadRow, Found, NewItem, QueueCounts, Settlement, Stored
+    from .records import (
+        Claim,
+        Clash,
+        DeadRow,
+        Found,
+        NewItem,
+        QueueCounts,
+        Settlement,
+        Step,
+        Stored,
+    )
+    from .session import Session
+
+T = TypeVar("T")
 
 
 class Hears(HearsOfJobs, Protocol):
@@ -98,6 +111,7 @@ class Store(Protocol):
     async def requeue(self, numbers: Iterable[int]) -> int: ...
     async def purge(self, numbers: Iterable[int]) -> int: ...
     async def pause(self, paused: bool) -> None: ...
+    async def look(self, steps: Callable[[Session, int], Generator[Step, Any, T]]) -> T: ...
     async def find(self, numbers: Iterable[int]) -> list[Found]: ...
     async def dead_letters(self, after: int, limit: int) -> list[DeadRow]: ...
     async def stats(self) -> QueueCounts: ...

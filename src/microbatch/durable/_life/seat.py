@@ -417,6 +417,10 @@ class Seat:
 
         return await self._readers.read(all_steps)
 
+    async def look(self, steps: Callable[[Session, int], Generator[Step, Any, T]]) -> T:
+        """Run what only reads, with the queue's number, on one state of the file: for who looks into it."""
+        return await self._read(steps)
+
     async def find(self, numbers: Iterable[int]) -> list[Found]:
         """Return the items that there are, in any state."""
         wanted = list(numbers)
