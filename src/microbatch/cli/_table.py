@@ -12,6 +12,7 @@ from . import (
     _mending,
     _outcomes,
     _queues,
+    _ui,
 )
 
 COMMANDS = (
@@ -24,4 +25,5 @@ COMMANDS = (
     *_doctor.COMMANDS,
     *_backup.COMMANDS,
     *_bench.COMMANDS,
+    *_ui.COMMANDS,
 )
