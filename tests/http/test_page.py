@@ -214,32 +214,32 @@ async def test_authorize_says_who_reads_and_who_acts(tmp_path):
 
 async def test_redact_comes_before_everything_else(tmp_path):
     """Not on a page, not by a search, not in a download; and if it raises, nothing is shown."""
-    secret = "4000-1234"
+    card = "4000-1234"
 
     def redact(value: Any) -> Any:
         if value == "explode":
             raise KeyError(value)
         if isinstance(value, dict):
             return {name: redact(one) for name, one in value.items()}
-        return value.replace(secret, "[card]") if isinstance(value, str) else value
+        return value.replace(card, "[card]") if isinstance(value, str) else value
 
     async def handler(items: list[Any]) -> list[Any]:
-        return [ValueError(f"declined {secret}") if "bad" in item else item for item in items]
+        return [ValueError(f"declined {card}") if "bad" in item else item for item in items]
 
     async with worker_and_page(tmp_path / "a.db", handler=handler, redact=redact) as (
         worker,
         browser,
     ):
         items = [
-            {"card": secret},
-            {"card": secret, "bad": 1},
+            {"card": card},
+            {"card": card, "bad": 1},
         ]  # the first one's payload goes when it is done
-        tickets = [await worker.enqueue(item, key=f"{secret}-{n}") for n, item in enumerate(items)]
+        tickets = [await worker.enqueue(item, key=f"{card}-{n}") for n, item in enumerate(items)]
         job = await worker.enqueue_job(
             items,
-            item_id=lambda item: f"{secret}/{len(item)}",
-            owner=secret,
-            metadata={"c": secret},
+            item_id=lambda item: f"{card}/{len(item)}",
+            owner=card,
+            metadata={"c": card},
         )
         await ended(worker, tickets)
         await job.wait(30)
@@ -255,10 +255,10 @@ async def test_redact_comes_before_everything_else(tmp_path):
         ]
         for path in paths:
             page = await browser.get(path)
-            assert secret not in page
+            assert card not in page
             assert "[card]" in page or "not shown: redact raised KeyError" in page, path
-        assert "No items here" in await browser.get(f"/q/orders?text={secret}")
-        assert "There is no item" in await browser.get(f"/q/orders?find={secret}-0")
+        assert "No items here" in await browser.get(f"/q/orders?text={card}")
+        assert "There is no item" in await browser.get(f"/q/orders?find={card}-0")
         assert "No items here" not in await browser.get("/q/orders?text=[card]")
 
 

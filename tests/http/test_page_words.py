@@ -9,7 +9,7 @@ import pytest
 
 from microbatch.http._page import words
 from microbatch.http._page.plot import HEIGHT, WIDTH, plot
-from microbatch.http._page.shown import SHOWN_BYTES, Shown, cut_line, extract, line_of, text_of
+from microbatch.http._page.shown import SHOWN_BYTES, Shown, cut_line, extract, line_of, lines_of
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,11 @@ def test_a_span_has_two_units_at_most(seconds, text):
 def test_figures_have_their_thousands_apart_and_a_noun():
     """As they stand on the page."""
     assert words.count(1_234_567) == "1,234,567"
-    assert [words.counted(n, "item") for n in (0, 1, 2_000)] == ["0 items", "1 item", "2,000 items"]
+    assert [words.with_noun(n, "item") for n in (0, 1, 2_000)] == [
+        "0 items",
+        "1 item",
+        "2,000 items",
+    ]
     assert [words.per_second(r) for r in (0.0, 12.54, 1_250.0)] == ["0/s", "12.5/s", "1,250/s"]
     assert [words.size(n) for n in (999, 1_500, 2_500_000_000, 10**16)] == [
         "999 bytes", "1.5 kB", "2.5 GB", "10,000.0 TB",
@@ -77,13 +81,13 @@ class Odd:
 
 def test_every_value_has_a_text():
     """Whatever stands in a payload, or comes out of redact."""
-    assert text_of({"a": [1, "é"]}) == '{\n  "a": [\n    1,\n    "é"\n  ]\n}'
+    assert lines_of({"a": [1, "é"]}) == '{\n  "a": [\n    1,\n    "é"\n  ]\n}'
     assert line_of({"a": None}) == '{"a":null}'
     assert line_of(Odd()) == '"<odd>"'
     assert line_of({(1, 2): b"x"}) == '{"(1, 2)":"eA=="}'
-    assert line_of(["\ud800"]) == text_of(["\ud800"]) == r"['\ud800']"
+    assert line_of(["\ud800"]) == lines_of(["\ud800"]) == r"['\ud800']"
     deep = nested(100_000)
-    assert text_of(deep) == line_of(deep) == "(nested too deeply to be shown)"
+    assert lines_of(deep) == line_of(deep) == "(nested too deeply to be shown)"
 
 
 def test_a_text_is_cut_between_characters():

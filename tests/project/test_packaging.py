@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from flit_core import buildapi
 from packaging.requirements import Requirement
 from pages_support import ROOT, blocks_of
 
@@ -93,6 +95,21 @@ def test_no_requirement_has_an_upper_cap_without_need():
 def test_the_package_says_that_it_is_typed():
     """Without the marker type checkers ignore every annotation (PEP 561)."""
     assert (PACKAGE / "py.typed").is_file()
+
+
+def test_what_is_no_python_is_in_the_wheel_too(tmp_path, monkeypatch):
+    """The page's templates, style sheet and script are files that nothing imports."""
+    monkeypatch.chdir(ROOT)
+    with zipfile.ZipFile(tmp_path / buildapi.build_wheel(str(tmp_path))) as wheel:
+        packed = {name for name in wheel.namelist() if name.startswith("microbatch/")}
+    files = {
+        path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert packed == {path.relative_to(PACKAGE.parent).as_posix() for path in files}
+    assert {
+        "microbatch/http/_page/templates/layout.html",
+        "microbatch/http/_page/static/page.js",
+    } <= packed
 
 
 def is_guarded(node: ast.AST) -> bool:

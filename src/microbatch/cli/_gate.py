@@ -71,7 +71,7 @@ class Gate:
             answer.set_cookie(
                 self._cookie, self._session, path="/", httponly=True, samesite="strict"
             )
-        elif _same(request.cookies.get(self._cookie, ""), self._session):
+        elif _is_right(request.cookies.get(self._cookie, ""), self._session):
             answer = self._app
         else:
             text = "Open the address that microbatch ui printed; it works once. Start it again for another.\n"
@@ -82,7 +82,7 @@ class Gate:
         given = request.query_params.get("token")
         if given is None or self._token is None or request.method != "GET":
             return False
-        if not _same(given, self._token):
+        if not _is_right(given, self._token):
             return False
         self._token = None
         return True
@@ -98,7 +98,7 @@ class Gate:
         return name in self._names or (self._remote and _is_address(name))
 
 
-def _same(given: str, right: str) -> bool:
+def _is_right(given: str, right: str) -> bool:
     return hmac.compare_digest(given.encode("utf-8", "replace"), right.encode())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import sys
@@ -10,6 +9,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
+
+from microbatch._loops.on_asyncio import running_loop
 
 if TYPE_CHECKING:
     import socket
@@ -45,13 +46,13 @@ class PageServer(uvicorn.Server):
         )
         super().__init__(config)
         self._page = page
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: Any = None
         self._last_resort = threading.Timer(END, _leave)
         self._last_resort.daemon = True
 
     async def run_at(self, listener: socket.socket) -> None:
         """Serve at a socket that listens."""
-        self._loop = asyncio.get_running_loop()
+        self._loop = running_loop()
         await self.serve(sockets=[listener])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

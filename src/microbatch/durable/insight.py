@@ -14,7 +14,7 @@ from ._file.job_records import JobRow
 from ._file.payloads import stored_results
 from ._file.records import Range, State
 from ._life.alive import Presence
-from .access import recipes
+from .access import openers, recipes
 from .errors import ResultsExpired, UnknownJob, UnknownTicket
 from .job import ALL_STATES, STATES
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ._file.job_records import JobItem
     from ._file.records import Step
     from ._file.session import Session
-    from .access import QueueAccess
+    from ._flow.service import Service
     from .errors import ItemFailed
     from .queue import DurableQueue
 
@@ -157,14 +157,18 @@ class Insight:
 
     def __init__(self, queue: DurableQueue[Any, Any]) -> None:
         self.queue = queue
-        self._access: QueueAccess = queue._access  # noqa: SLF001 - another part of the same face
-        self.name: str = self._access.queue_name
+        self.name: str = recipes[queue]["queue"]
         self.path: Path = recipes[queue]["path"]
         self._eyes = Presence(self.path)
         self._rate: tuple[float, Rate] | None = None
 
+    async def _opened(self, call: str) -> Service:
+        opened = openers[self.queue]()
+        assert opened is not None  # noqa: S101 - its queue is held
+        return await opened(call)  # type: ignore[no-any-return]
+
     async def _look(self, steps: Callable[[Session, int], Generator[Step, Any, Any]]) -> Any:
-        service = await self._access.opened("look")
+        service = await self._opened("look")
         return await service.store.look(steps)
 
     async def consumers(self) -> list[SeenConsumer]:
@@ -273,7 +277,7 @@ class Insight:
             ResultsExpired: If they are no longer kept.
             UnknownJob: If there is no such job.
         """
-        service = await self._access.opened("outcomes")
+        service = await self._opened("outcomes")
         states = ALL_STATES if kind is None else STATES[kind]
         page = await service.store.jobs.page(
             uid,
@@ -287,13 +291,13 @@ class Insight:
             raise UnknownJob(uid, self.name)
         if isinstance(page, JobRow):
             raise ResultsExpired(uid, self.name)
-        return [_outcome(item) for item in page.items], page.after
+        return [_seen_outcome(item) for item in page.items], page.after
 
 
 _KINDS = {state: kind for kind, states in STATES.items() for state in states}
 
 
-def _outcome(item: JobItem) -> SeenOutcome:
+def _seen_outcome(item: JobItem) -> SeenOutcome:
     return SeenOutcome(
         item.position,
         item.number,

@@ -62,7 +62,7 @@ async def role_of(request: Request, authorize: Authorize) -> Role:
     return role  # type: ignore[no-any-return]
 
 
-class Session:
+class BrowserSession:
     """A browser's session: a random cookie that no script reads, from which the token of its forms follows.
 
     So every process that serves the page knows the token, without a secret that they share.

@@ -38,7 +38,7 @@ def actions_of(status: JobStatus) -> tuple[str, ...]:
     return actions
 
 
-def _queue(visit: Visit) -> dict[str, Any]:
+def _head_of(visit: Visit) -> dict[str, Any]:
     insight = visit.queue
     return {"slug": visit.places.slug_of[insight], "title": visit.places.title_of[insight]}
 
@@ -48,7 +48,7 @@ async def jobs(visit: Visit) -> View:
     cursor = visit.number("cursor")
     page = await visit.queue.queue.jobs(cursor=cursor, limit=PAGE_SIZE)
     return "jobs.html", {
-        "queue": _queue(visit),
+        "queue": _head_of(visit),
         "jobs": [(status, visit.shown.name(status.owner)) for status in page.jobs],
         "cursor": page.cursor,
         "newest": cursor is None,
@@ -71,7 +71,7 @@ async def job(visit: Visit) -> View:
         expired = True
     counts = {kind: getattr(status, kind) for kind in KINDS}
     return "job.html", {
-        "queue": _queue(visit),
+        "queue": _head_of(visit),
         "job": status,
         "owner": visit.shown.name(status.owner),
         "key": visit.shown.name(status.key),

@@ -20,11 +20,11 @@ from microbatch.durable import (
 )
 
 from . import acts, downloads, job_views, views
-from .files import FILES, render
-from .guard import HEADERS, Session, role_of
+from .assets import FILES, render
+from .following import Following, Streams
+from .guard import HEADERS, BrowserSession, role_of
 from .places import Places
 from .shown import Shown
-from .stream import Following, Streams
 from .visit import Visit
 
 if TYPE_CHECKING:
@@ -110,9 +110,9 @@ class QueuePage:
                 *self._routes("/", views.overview),
                 *self._routes("/q/{queue}", views.queue),
                 *self._routes("/q/{queue}/items/{item:int}", views.item),
-                *self._routes("/q/{queue}/items/{item:int}/{part}", views.part),
-                *self._routes("/q/{queue}/confirm", acts.confirm),
-                *self._routes("/q/{queue}/act", acts.act, "POST"),
+                *self._routes("/q/{queue}/items/{item:int}/{part}", views.whole_text),
+                *self._routes("/q/{queue}/confirm", acts.ask),
+                *self._routes("/q/{queue}/act", acts.carry_out, "POST"),
                 *self._routes("/q/{queue}/jobs", job_views.jobs),
                 *self._routes("/q/{queue}/jobs/{job}", job_views.job),
                 *self._routes("/q/{queue}/jobs/{job}/results", downloads.results),
@@ -147,7 +147,7 @@ class QueuePage:
 
     async def _answer(self, request: Request, endpoint: Endpoint) -> Any:
         base = self._base(request)
-        session = Session(request, base)
+        session = BrowserSession(request, base)
         try:
             role = await role_of(request, self._authorize)
             visit = Visit(

@@ -78,7 +78,7 @@ class Shown:
 
     def text(self, value: Any) -> str:
         """Return what may be shown of a value, as text of several lines."""
-        return text_of(self.value(value))
+        return lines_of(self.value(value))
 
     def line(self, value: Any) -> str:
         """Return what may be shown of a value, on one line, whole."""
@@ -98,7 +98,7 @@ class Shown:
         )
 
 
-def text_of(value: Any) -> str:
+def lines_of(value: Any) -> str:
     """Return a value as JSON of several lines; what has no form there is shown by its text."""
     try:
         return msgspec.json.format(_encode(value), indent=2).decode("utf-8")

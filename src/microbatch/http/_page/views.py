@@ -73,7 +73,7 @@ _DONE = {
 def note_of(visit: Visit) -> str:
     """Return what was done last, in words; empty if nothing was."""
     words_of = _DONE.get(visit.text("did"), "")
-    return words_of.format(words.counted(visit.number("n") or 0, "item")) if words_of else ""
+    return words_of.format(words.with_noun(visit.number("n") or 0, "item")) if words_of else ""
 
 
 async def figures_of(visit: Visit, insight: Insight) -> dict[str, Any]:
@@ -109,7 +109,7 @@ async def overview(visit: Visit) -> View:
     return "overview.html", {"queues": queues}
 
 
-class Row(NamedTuple):
+class ItemRow(NamedTuple):
     """An item in a list."""
 
     id: int
@@ -123,13 +123,13 @@ class Row(NamedTuple):
     of_job: bool
 
 
-def _row(visit: Visit, item: SeenItem) -> tuple[Row, str]:
+def _row(visit: Visit, item: SeenItem) -> tuple[ItemRow, str]:
     """Return an item as a list shows it, and all of its text that may be searched."""
     key = visit.shown.name(item.key)
     error = visit.shown.error(item.error)
     text = visit.shown.line(item.item) if item.kept else ""
     code, message = ("", "") if error is None else (error.code, error.message)
-    row = Row(
+    row = ItemRow(
         item.id,
         item.state,
         key,
@@ -190,9 +190,9 @@ async def _found(visit: Visit, insight: Insight, wanted: str) -> int | None:
 
 async def _listed(
     visit: Visit, insight: Insight, group: str, text: str, before: int
-) -> tuple[list[Row], int | None, int]:
+) -> tuple[list[ItemRow], int | None, int]:
     """Return a page of rows, the id before which the next one goes on, and how many were looked through."""
-    rows: list[Row] = []
+    rows: list[ItemRow] = []
     searched = 0
     while True:
         limit = READ_AT_ONCE if text else PAGE_SIZE + 1 - len(rows)
@@ -246,7 +246,7 @@ async def item(visit: Visit) -> View:
     }
 
 
-async def part(visit: Visit) -> View:
+async def whole_text(visit: Visit) -> View:
     """Show all of a payload, a result, a message or a traceback, as text and nothing else."""
     found = await item_of(visit)
     error = visit.shown.error(found.error)

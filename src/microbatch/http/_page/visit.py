@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from microbatch.durable.insight import Insight
 
-    from .guard import Role, Session
+    from .guard import BrowserSession, Role
     from .places import Places
     from .shown import Shown
 
@@ -45,7 +45,7 @@ class Visit:
         request: Request,
         *,
         role: Role,
-        session: Session,
+        session: BrowserSession,
         places: Places,
         shown: Shown,
         base: str,

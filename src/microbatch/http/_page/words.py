@@ -46,7 +46,7 @@ def count(number: float) -> str:
     return f"{number:,.0f}"
 
 
-def counted(number: int, one: str) -> str:
+def with_noun(number: int, one: str) -> str:
     """Return a number with its noun: ``"1 item"``, ``"2,000 items"``."""
     return f"{number:,} {one}" if number == 1 else f"{number:,} {one}s"
 

@@ -9,7 +9,7 @@ import pytest
 from page_support import worker_and_page
 from support import backend_options
 
-from microbatch.http._page import stream
+from microbatch.http._page import following
 
 pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
@@ -22,7 +22,7 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "INTERVAL", 0.01)
+    monkeypatch.setattr(following, "INTERVAL", 0.01)
 
 
 class Listener:
@@ -97,8 +97,8 @@ async def test_a_stream_ends_when_the_server_does_or_it_lasted_long_enough(tmp_p
             await listener.until(b"</html>")
             browser.app.end_streams()
         assert listener.over
-        monkeypatch.setattr(stream, "LOOKS", 5)
-        monkeypatch.setattr(stream, "SILENT_LOOKS", 2)
+        monkeypatch.setattr(following, "LOOKS", 5)
+        monkeypatch.setattr(following, "SILENT_LOOKS", 2)
         monkeypatch.setattr("microbatch.http._page.words.span", lambda _: "0 s")
         silent = Listener(browser.app, "/q/orders/jobs")
         await silent.run()
@@ -131,10 +131,10 @@ async def test_what_cannot_be_followed_is_said_and_streams_are_bounded(tmp_path,
         job = await worker.enqueue_job([2])
         await job.wait(30)
         await browser.get(f"/q/orders/jobs/{job.id}/results?live=1", 400)
-        monkeypatch.setattr(stream, "STREAMS_MAX", 0)
+        monkeypatch.setattr(following, "STREAMS_MAX", 0)
         assert "reload instead" in await browser.get("/?live=1", 503)
 
 
 def test_a_page_is_an_event_whatever_ends_its_lines():
     """A lone carriage return ends a line of an event: without its mark the rest would be lost, or a field."""
-    assert stream.event("a\rb\r\nc\nd") == b"data: a\ndata: b\ndata: c\ndata: d\n\n"
+    assert following.event("a\rb\r\nc\nd") == b"data: a\ndata: b\ndata: c\ndata: d\n\n"
