@@ -126,7 +126,7 @@ async def ask(visit: Visit) -> View:
         back = visit.queue_link(f"jobs/{status.id}")
     count = len(order.ids)
     if order.group:
-        count = sum([len(run) async for run in _ids_in(insight, order.group)])
+        count = sum([len(run) async for run in _runs_of_group(insight, order.group)])
     if order.action in _ITEM_ACTIONS:
         question = question.format(words.with_noun(count, "item"))
         back = visit.queue_link(state=order.origin)
@@ -188,7 +188,7 @@ async def _act_on_items(insight: Insight, order: Order) -> int:
     """Do it to each item, and return to how many it was done."""
     done: Counter[str] = Counter()
     chunk: list[int] = []
-    async for run in _ids_in(insight, order.group) if order.group else _given(order.ids):
+    async for run in _runs_of_group(insight, order.group) if order.group else _given(order.ids):
         for number in run:
             chunk.append(number)
             if len(chunk) == CHUNK:
@@ -218,7 +218,7 @@ async def _given(ids: Sequence[int]) -> Any:
     yield ids
 
 
-async def _ids_in(insight: Insight, group: str) -> Any:
+async def _runs_of_group(insight: Insight, group: str) -> Any:
     """Yield runs of the ids of all items of a group that are no job's."""
     for state in GROUPS[group]:
         async for run in insight.ids(state):
