@@ -155,8 +155,15 @@ async def run_call(operations: Sequence[Operation], key: str | None) -> None:
     items: list[Any] = [one.item for one in operations]
     if key is not None and kind in collection.own:
         items = [KeyedItem(one.item, f"{key}:{one.index}") for one in operations]
+    batcher = collection.batchers[kind]
+    if len(items) == 1:
+        try:
+            operations[0].succeed(await batcher.submit(items[0]))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this item's
+            operations[0].error = error
+        return
     try:
-        report = await collection.batchers[kind].submit_many_report(items)
+        report = await batcher.submit_many_report(items)
     except BatcherClosed as error:
         for one in operations:
             one.error = error
