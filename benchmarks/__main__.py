@@ -30,6 +30,7 @@ NAMES = (
     "telemetry",
     "loader",
     "engines",
+    "http",
 )
 COMMAND = "python -m benchmarks"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import goals, instructions, loader, memory, overhead, telemetry
+from benchmarks import gain, goals, instructions, loader, memory, overhead, telemetry
 from benchmarks.__main__ import NAMES, documentation, main
 from benchmarks.contenders import FLOOR
 from benchmarks.output import README, ROOT, Page, place_of, section_of
@@ -418,3 +418,15 @@ def test_a_goals_line_says_whether_it_was_met(tmp_path):
     assert [row["met"] for row in table.rows] == [False, True]
     goals.show(page, table.rows)
     assert [line.split("|")[4].strip() for line in page.lines[2:-1]] == ["missed", "met"]
+
+
+@slow
+def test_http_stands_beside_what_one_writes_by_hand(tmp_path):
+    """Each goal has its line, and every request was answered as it should be: else the run fails."""
+    found = tiny("http", tmp_path)
+    rows = {row["what"]: row for row in found["rows"]}
+    for what in ("a batch of", "import of", "memory above"):
+        assert any(name.startswith(what) for name in rows), what
+    if gain.postgres_programs() is not None:
+        assert sum("by_itself" in name for name in rows) == 3
+    assert all(row["median"] >= 0 and row["met"] is not None for row in rows.values())
