@@ -113,7 +113,7 @@ def test_a_slow_handler_is_called_once_for_each_size(microbatch: Any, backends: 
 
 def test_rows_of_a_file_are_given_to_it(microbatch: Any, backends: Any) -> None:
     """As import gives them; bad ones are left out."""
-    Path("o.csv").write_text("number\n7\n8,9\n")
+    Path("o.csv").write_text("number\n7\n8,9\n" + "9\n" * 10)
     arguments = ["--handler", "backends:query", "--items", 5, "--source", "o.csv", "--seconds", 0]
     assert microbatch("bench", *arguments).code == 0
     assert backends().gets[0] == {"number": "7"}

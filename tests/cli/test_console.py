@@ -171,3 +171,25 @@ def test_every_payload_has_a_form_in_json() -> None:
     assert json_text({1: 2, "n": float("nan"), "b": b"x"}) == '{"1":2,"n":null,"b":"eA=="}'
     assert json_text(deep).count("[") >= 99
     assert json_text({1: 2 + 3j, "s": {1}}) == '{"1":"(2+3j)","s":[1]}'
+
+
+def test_what_no_encoder_takes_is_shown_by_its_text() -> None:
+    """Lone surrogates, within depths."""
+    deep: Any = []
+    for _ in range(5_000):
+        deep = [deep]
+    shown = json_text({"a": "\ud800", 5: (1, deep)})
+    assert "ud800" in shown
+    assert "..." in shown
+
+
+def test_the_note_on_rich_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And to a terminal alone."""
+    terminal = on_terminal(monkeypatch)
+    without_rich(monkeypatch)
+    console = Console()
+    assert console.rich(sys.stdout) is console.rich(sys.stdout) is None
+    assert terminal()[1].count("rich") == 1
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert Console().rich(sys.stdout) is None
+    assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]

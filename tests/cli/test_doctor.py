@@ -15,7 +15,7 @@ import anyio
 import pytest
 from cli_support import beside, fill, run_job, settled, sql, work_off
 
-from microbatch.durable import DurableBatcher, DurableQueue
+from microbatch.durable import DurableBatcher, DurableQueue, QueueCorrupt
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -192,6 +192,18 @@ def test_a_damaged_page(path: Path, microbatch: Any) -> None:
     assert done.code == 1
     assert found["pages"]["message"].startswith("the file is damaged: ")
     assert ".recover" in found["pages"]["action"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("microbatch.cli._doctor.page_findings", lambda _: [])
+        patch.setattr("microbatch.durable.inspection.checking.lost_payloads", _corrupt)
+        assert microbatch("doctor", path, *QUICK).code == 3
+        patch.undo()
+        patch.setattr("microbatch.durable.inspection.checking.page_faults", _corrupt)
+        patch.setattr("microbatch.durable.inspection.checking.lost_payloads", _corrupt)
+        assert "the file is damaged: malformed" in microbatch("doctor", path, *QUICK).out
+
+
+def _corrupt(*_: Any) -> Any:
+    raise QueueCorrupt("shop.db", "malformed")
 
 
 READER = """

@@ -116,6 +116,36 @@ def test_rows_that_cannot_be_read_stay_so(microbatch: Any) -> None:
         assert (done.code, done.object["errors"]) == (1, {"bad_row": 1})
 
 
+def test_failed_rows_of_json_in_a_table(microbatch: Any) -> None:
+    """The name of the file tells its format; the first failed row has the columns."""
+    Path("o.ndjson").write_text('{"number": 13, "tags": ["a"]}\n"microbatch_index"\n')
+    microbatch(
+        "import", "o.ndjson", "--handler", "shop:save", "--type", "shop:Order", "--failed", "f.csv"
+    )
+    rows = list(csv.DictReader(io.StringIO(Path("f.csv").read_text())))
+    assert [(row["number"], row["tags"], row["microbatch_code"]) for row in rows] == [
+        ("13", '["a"]', "unlucky"), ("", "", "bad_row"),
+    ]  # fmt: skip
+    assert rows[1]["microbatch_error"].endswith(': "microbatch_index"')
+
+
+def test_a_disk_that_is_full_ends_the_writing_of_failed_rows(
+    microbatch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line, and with nothing that looks whole."""
+    rows_file("orders.csv", [13])
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name in ("write", "finish"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"microbatch._io.writing.Output.{name}", full)
+            done = microbatch("import", "orders.csv", "--handler", "shop:save", "--failed", "f.csv")
+        assert (done.code, "f.csv cannot be written: No space left" in done.err) == (2, True)
+        assert not Path("f.csv").exists()
+
+
 @pytest.mark.parametrize("suffix", ["ndjson", "json"])
 def test_failed_rows_of_json(microbatch: Any, suffix: str) -> None:
     """What is no object, or no JSON, is kept as its text, and read again as that."""
@@ -189,6 +219,8 @@ def test_validating_calls_no_handler(microbatch: Any, shop: Any) -> None:
     assert "2 rows checked" in done.out
     assert "1 row of code bad_row" in done.out
     assert shop().calls == []
+    Path("o.json").write_text('[{"number": 1}, {')
+    assert "broke off" in microbatch("import", "o.json", "--validate-only").err
 
 
 def test_a_rate_holds_rows_back(microbatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_support import sql
 
 pytestmark = pytest.mark.usefixtures("shop")
 
@@ -40,7 +41,9 @@ def test_an_import_through_a_file_is_a_job(microbatch: Any, shop: Any) -> None:
     ]  # fmt: skip
     assert rows[0]["microbatch_error"] == "thirteen is refused"
     assert [type(one).__name__ for one in shop().calls[0]] == ["Order"] * 3
-    assert jobs(microbatch)[0]["metadata"] == {"handler": "shop:save", "type": "shop:Order"}
+    made_by = jobs(microbatch)[0]["metadata"]
+    assert len(made_by.pop("content")) == 64
+    assert made_by == {"handler": "shop:save", "type": "shop:Order"}
 
 
 def test_what_was_imported_is_not_imported_again(microbatch: Any, shop: Any) -> None:
@@ -74,6 +77,9 @@ def test_a_key_stands_for_one_content(microbatch: Any) -> None:
     orders([1])
     assert microbatch("import", *ARGUMENTS, "--key", "monday").code == 0
     orders([2])
+    refused = microbatch("import", *ARGUMENTS, "--key", "monday")
+    assert refused.code == 2
+    assert "key 'monday' stands for another content, handler or type" in refused.err
     again = microbatch("import", *ARGUMENTS, "--key", "monday", "--again")
     assert again.code == 0
     assert [one["key"] for one in jobs(microbatch)] == ["monday#2", "monday"]
@@ -110,6 +116,44 @@ def test_a_source_that_breaks_off_leaves_nothing(microbatch: Any) -> None:
     assert done.code == 1
     assert "cannot be read to its end, so nothing was stored" in done.err
     assert jobs(microbatch) == []
+
+
+def test_an_interruption_while_it_reads_says_so(
+    microbatch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it was stored."""
+
+    async def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    orders([1])
+    monkeypatch.setattr("microbatch.cli._import_durable.DurableImport._stored", interrupted)
+    stopped = microbatch("import", *ARGUMENTS)
+    assert stopped.code == 130
+    assert "interrupted while reading: nothing was stored" in stopped.err
+
+
+def test_failed_rows_of_a_source_that_has_become_shorter(microbatch: Any) -> None:
+    """Those that are there are written; with a key of the user's the summary tells of all, by code."""
+    orders([13, 1, 13])
+    first = microbatch("import", *ARGUMENTS, "--key", "k")
+    assert first.out.splitlines()[1:] == ["  2 rows of code unlucky"]
+    sql(Path("work.db"), "UPDATE microbatch_job_details SET metadata = NULL")
+    orders([13])
+    assert microbatch("import", *ARGUMENTS, "--key", "k", "--failed", "f.csv").code == 1
+    assert len(Path("f.csv").read_text().splitlines()) == 2
+
+
+def test_stdin_is_imported_by_a_key(microbatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can be read once, so nothing but the key tells one import from another."""
+    orders([1, 2])
+    monkeypatch.setattr(
+        "microbatch.cli._import_source.Path",
+        lambda name: Path("orders.csv" if name == "/dev/stdin" else name),
+    )
+    arguments = ["-", "--format", "csv", *ARGUMENTS[1:], "--key", "k", "--json"]
+    assert microbatch("import", *arguments).object["succeeded"] == 2
+    assert "has imported this before" in microbatch("import", *arguments).err
 
 
 SLOW = """

@@ -103,3 +103,11 @@ def test_a_payload_that_is_no_messagepack_is_shown_as_bytes(path: Path, microbat
     fill(path, ["abc"])
     sql(path, "UPDATE microbatch_blobs SET payloads = x'c1c1c1c1'")
     assert microbatch("show", path, 1, "--json").object["item"] == "wcHBwQ=="
+
+
+def test_a_payload_that_is_no_longer_kept_is_a_dash(path: Path, microbatch: Any) -> None:
+    """Nobody needs that of an item that was done."""
+    work_off(path, [1])
+    sql(path, "DELETE FROM microbatch_blobs")
+    assert microbatch("items", path).out.splitlines()[1].split()[-2:] == ["-", "-"]
+    assert microbatch("show", path, 1, "--json").object["item"] is None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 from cli_support import beside, run_job, settled, work_off
 
-from microbatch.durable import DurableBatcher, DurableQueue
+from microbatch.cli._jobs import _job_lines
+from microbatch.durable import DurableBatcher, DurableQueue, JobStatus
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -158,3 +160,16 @@ def test_results_past_their_time_are_said(path: Path, microbatch: Any) -> None:
     sql(path, "UPDATE microbatch_jobs SET kept = 0")
     shown = microbatch("results", path, uid)
     assert (shown.code, "past result_ttl" in shown.err) == (1, True)
+
+
+def test_a_job_that_runs_is_shown_with_its_rate() -> None:
+    """And how long it will take."""
+    now = datetime.now(UTC)
+    status = JobStatus(
+        id="x", queue="q", owner="ann", key=None, metadata=None, retry_of=None, life="running", outcome=None,
+        paused=False, total=10, succeeded=5, failed=0, skipped=0, cancelled=0, expired=0, errors={},
+        created_at=now, started_at=now, ended_at=None, expires_at=None, rate=2.5, eta=2.0,
+    )  # fmt: skip
+    assert _job_lines(status)[1:] == [
+        "  ##########..........  50 %  10 items: 5 succeeded, 5 pending", "  2.5/s, 2 s left", "  owner ann",
+    ]  # fmt: skip

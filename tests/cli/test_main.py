@@ -268,3 +268,49 @@ def test_the_parser_takes_no_abbreviations(microbatch: Any, path: Path) -> None:
     fill(path, [1])
     assert microbatch("purge", path, "--state", "done", "--ye").code == 2
     assert make_parser().prog == "microbatch"
+
+
+def test_sigterm_ends_it_as_ctrl_c_does(
+    path: Path, microbatch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a supervisor sends; the code says which it was."""
+    fill(path, [1])
+    before = signal.getsignal(signal.SIGTERM)
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        monkeypatch.setattr(
+            "microbatch.cli._queues.time.sleep",
+            lambda _, number=number: signal.raise_signal(number),
+        )
+        assert microbatch("stats", path, "--queue", "default").code == code
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_broken_pipe_is_the_end_of_it(
+    path: Path, microbatch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where stdout has no number."""
+    fill(path, [1])
+
+    def gone(*_: Any) -> Any:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("microbatch.cli._console.Console.line", gone)
+    assert microbatch("items", path) == (0, "", "")
+
+
+def test_a_file_that_cannot_be_written_is_read_with_a_note(
+    path: Path, microbatch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a subprocess of another user shows too."""
+    fill(path, [1])
+    monkeypatch.setattr("microbatch.durable._file.looking.os.access", lambda *_: False)
+    looked = microbatch("queues", path, "--json")
+    assert looked.object["ready"] == 1
+    assert "it is read as it stands" in looked.err
+    assert "this user may not write here" in microbatch("doctor", path).out
+    with closing(sqlite3.connect(path, isolation_level=None)) as raw:
+        raw.execute("UPDATE microbatch_queues SET paused = 1")
+        refused = microbatch("queues", path)
+    assert (refused.code, "(-wal) cannot be read" in refused.err) == (3, True)
+    monkeypatch.setattr("microbatch.durable._file.looking.schema.SQLITE_MINIMUM", (99, 0, 0))
+    assert microbatch("stats", path, "--interval", "-1").code == 2

@@ -80,6 +80,9 @@ def test_a_job_keeps_its_items(path: Path, microbatch: Any) -> None:
 def test_cancel_takes_an_item_that_nobody_has(path: Path, microbatch: Any) -> None:
     """And only such a one."""
     fill(path, [1])
+    fill(path, [2])
+    other = microbatch("items", path, "--json").objects[1]["id"]
+    assert microbatch("cancel", path, other, "--yes", "--json").object["cancelled"] == 1
     assert microbatch("cancel", path, 1, "--yes")[:2] == (0, "cancelled 1 item\n")
     again = microbatch("cancel", path, 1, "--yes", "--json")
     assert (again.code, again.object) == (1, {"queue": "default", "cancelled": 0})

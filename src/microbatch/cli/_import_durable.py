@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from microbatch._pure.report import error_code
-from microbatch.durable import DurableBatcher, DurableQueue, IdempotencyConflict, JobStatus
+from microbatch.durable import DurableBatcher, DurableQueue, JobStatus
 from microbatch.durable._file.job_life import VISIBLE
 
 from ._command import WRONG_USE, CommandEnd
@@ -36,24 +36,6 @@ _KEPT = 604_800.0
 _MARK = "#"
 
 
-class BadRow:
-    """Stands in the job for a row that could not be read: it fits no type, and says why.
-
-    Args:
-        reason: Why.
-    """
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-
-
-def _say_why(value: Any) -> Any:
-    if isinstance(value, BadRow):
-        raise ValueError(value.reason)  # noqa: TRY004 - the text of a row that is bad
-    message = f"objects of type {type(value).__name__} cannot be stored"
-    raise NotImplementedError(message)
-
-
 class DurableImport:
     """One import through a file.
 
@@ -77,7 +59,6 @@ class DurableImport:
         self._settings: dict[str, Any] = {
             "item_type": Any if item_type is None else item_type,
             "queue": QUEUE,
-            "enc_hook": _say_why,
             "key_ttl": _KEPT,
             "result_ttl": _KEPT,
             "job_ttl": _KEPT,
@@ -126,6 +107,13 @@ class DurableImport:
             known = await self._known(queue, key)
             self._refuse_others(await self._open_jobs(queue))
             if known is not None and not args.again:
+                content = (known.metadata or {}).get("content")
+                if None not in (content, fingerprint) and content != fingerprint:
+                    message = (
+                        f"key {key!r} stands for another content, handler or type (job {known.id}): "
+                        "give another --key, or --again"
+                    )
+                    raise CommandEnd(message, WRONG_USE)
                 self.went_on, self.status = True, known
                 if known.life != "ended":
                     done = f"{known.done:,} of {count_text(known.total, 'row')} are done"
@@ -148,20 +136,20 @@ class DurableImport:
             rows = self._source.rows(bar.show)
             async with aclosing(rows):
                 async for outcome in rows:
-                    error, row = outcome.error, outcome.value
-                    yield BadRow(str(error)) if row is None else row.value
+                    row = outcome.value
+                    yield outcome.error if row is None else row.value
 
-        try:
-            return await queue.enqueue_job(
-                values(),
-                key=key,
-                fingerprint=fingerprint,
-                invalid="fail",
-                metadata={"handler": self._args.handler, "type": self._args.type},
-            )
-        except IdempotencyConflict as error:
-            message = f"{error}: give another --key, or --again"
-            raise CommandEnd(message, WRONG_USE) from error
+        return await queue.enqueue_job(
+            values(),
+            key=key,
+            fingerprint=fingerprint,
+            invalid="fail",
+            metadata={**self._made_by(), "content": fingerprint},
+        )
+
+    def _made_by(self) -> dict[str, Any]:
+        """Return what says whose rows these are: a worker for others must not take them."""
+        return {"handler": self._args.handler, "type": self._args.type}
 
     @staticmethod
     async def _known(queue: DurableQueue[Any, Any], key: str) -> JobStatus | None:
@@ -183,10 +171,11 @@ class DurableImport:
 
     def _refuse_others(self, found: list[JobStatus]) -> None:
         """Refuse to handle what another handler, or type, is meant for."""
-        mine = {"handler": self._args.handler, "type": self._args.type}
         for status in found:
-            if dict(status.metadata or {}) != mine:
-                other = (status.metadata or {}).get("handler")
+            made_by = dict(status.metadata or {})
+            made_by.pop("content", None)
+            if made_by != self._made_by():
+                other = made_by.get("handler")
                 message = (
                     f"job {status.id} in {self._args.durable} is an import with handler {other!r} that has "
                     f"not ended: end it or cancel it before (microbatch job FILE ID --queue {QUEUE} "

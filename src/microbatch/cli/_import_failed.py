@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from microbatch._io.writing import Output
-from microbatch._pure.exceptions import ItemError
 from microbatch.durable.errors import ItemFailed
 
 from ._command import WRONG_USE, CommandEnd
@@ -131,6 +130,5 @@ def _cell(value: Any) -> Any:
 
 def raw_of(error: BaseException) -> Any:
     """Return a bad row as it stands in the source."""
-    if isinstance(error, ItemError) and isinstance(error.details, dict):
-        return error.details.get("row", "")
-    return ""
+    details = getattr(error, "details", None)
+    return details.get("row", "") if isinstance(details, dict) else ""

@@ -7,8 +7,6 @@ from collections import Counter, deque
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-import anyio
-
 from microbatch import Batcher, Retry
 from microbatch._core.bulk import bulk
 from microbatch._pure.report import error_code
@@ -196,8 +194,6 @@ async def validate_rows(
             async with aclosing(rows):
                 async for outcome in rows:
                     _take_in(outcome, None, tally, failed)
-                    if not tally.rows % 1000:
-                        await anyio.lowlevel.checkpoint()
         except (OSError, EOFError, ValueError) as error:
             tally.broken = error
         failed.finish()

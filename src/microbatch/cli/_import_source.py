@@ -158,20 +158,19 @@ class _BadBefore(ValueError):
 
 def _as_before(outcome: Outcome[Any]) -> Outcome[Any]:
     """Return a bad row without what a file of failed rows has put beside it."""
-    error = outcome.error
-    if isinstance(error, ItemError) and isinstance(error.details, dict):
-        row = error.details.get("row")
-        if isinstance(row, dict) and INDEX in row:
-            details = {name: one for name, one in row.items() if name not in ADDED}
-            again = ItemError(
-                error.message,
-                code=error.code,
-                retryable=error.retryable,
-                field=error.field,
-                details={**error.details, "row": details},
-            )
-            return replace(outcome, error=again)
-    return outcome
+    error: Any = outcome.error  # an ItemError, as `rows_of_file` makes them
+    row = error.details["row"]
+    if not (isinstance(row, dict) and INDEX in row):
+        return outcome
+    details = {name: one for name, one in row.items() if name not in ADDED}
+    again = ItemError(
+        error.message,
+        code=error.code,
+        retryable=error.retryable,
+        field=error.field,
+        details={**error.details, "row": details},
+    )
+    return replace(outcome, error=again)
 
 
 def _format_by(name: str) -> str:

@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from microbatch._pure.version import __version__
-from microbatch.durable import QueueUnavailable, ResultsExpired, UnknownJob, UnknownTicket
+from microbatch.durable import QueueUnavailable
+from microbatch.errors import MicrobatchError
 
 from ._command import FOUND, NO_FILE, WRONG_USE, Command, CommandEnd
 from ._console import Console
@@ -103,7 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _ended_with(console, str(end), end.code)
     except QueueUnavailable as error:
         return _ended_with(console, str(error), NO_FILE)
-    except (UnknownTicket, UnknownJob, ResultsExpired) as error:
+    except (
+        MicrobatchError
+    ) as error:  # an unknown id, outcomes past their time, a key of somebody else's
         return _ended_with(console, str(error), FOUND)
     except BrokenPipeError:
         return _left_alone()
@@ -120,8 +123,9 @@ def _ended_with(console: Console, message: str, code: int) -> int:
 def _left_alone() -> int:
     """End as a program does whose reader has gone: what it wanted to see it has seen."""
     # The interpreter flushes what is left at its end, and would complain.
-    with suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError, ValueError):
+        number = sys.stdout.fileno()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
     return 0
 
 

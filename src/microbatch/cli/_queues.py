@@ -106,10 +106,9 @@ def _look_lines(looks: list[_QueueLook], now: float) -> list[str]:
         [[*_queue_cells(look.name, look.stats), rate_text(look.rate)] for look in looks],
         _RIGHT + "r",
     )
-    shared = looks[0].stats if looks else None
-    if shared is not None:
-        log = bytes_text(shared.wal_bytes)
-        lines += ["", f"file: {bytes_text(shared.file_bytes)} in use, log: {log}"]
+    shared = looks[0].stats
+    sizes = bytes_text(shared.file_bytes), bytes_text(shared.wal_bytes)
+    lines += ["", "file: {} in use, log: {}".format(*sizes)]
     consumers = [
         [
             safe_text(look.name), str(one.pid),
