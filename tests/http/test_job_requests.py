@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 from http_jobs_support import clients_of, shop_of
-from http_support import User, Users, api_of
+from http_support import User, Users, api_of, authorize
 
 from microbatch import ItemError
 from microbatch.durable import DurableBatcher, DurableQueue
@@ -311,6 +311,46 @@ async def test_a_jobs_key_outlives_the_answer_under_it(tmp_path: Path) -> None:
         again = await shop.ann.post("/users/batch", json=body, headers=key)
         assert again.json()["jobId"] == one.json()["jobId"]
         assert len((await shop.ann.get("/jobs")).json()["jobs"]) == 1
+
+
+async def test_an_answer_under_a_key_is_given_though_its_collection_has_no_queue_any_more(
+    tmp_path: Path,
+) -> None:
+    """An API changes while keys live; then what was answered is all that is known."""
+    body, key = {"items": named(1)}, {"Idempotency-Key": "k"}
+    async with shop_of(tmp_path / "q", sync_max_items=0) as shop:
+        one = await shop.ann.post("/users/batch", json=body, headers=key)
+        now = api_of(shop.users, idempotency_store=shop.queue)
+        now.collection("others", item_type=User, queue=shop.queue)
+        async with now, clients_of(now) as (ann, _):
+            again = await ann.post("/users/batch", json=body, headers=key)
+        assert (again.status_code, again.json()["jobId"]) == (202, one.json()["jobId"])
+        assert again.headers["idempotent-replayed"] == "true"
+
+
+async def test_open_jobs_count_over_all_queues_and_items_in_each(tmp_path: Path) -> None:
+    """The bound of jobs is the principal's; the part is of one queue."""
+    users = Users()
+    settings: dict[str, Any] = {"item_type": User, "max_depth": 10}
+    async with (
+        DurableQueue(tmp_path / "a", **settings) as first,
+        DurableQueue(tmp_path / "b", **settings) as second,
+    ):
+        api = BatchAPI(authorize=authorize, max_open_jobs=3, owner_share=0.5)
+        api.collection("plain", item_type=User, create=users.create)
+        api.collection("users", item_type=User, queue=first)
+        api.collection("others", item_type=User, queue=second)
+        async with api, clients_of(api) as (ann, bob):
+            for path, count, status in (
+                ("users", 5, 202), ("users", 1, 429), ("others", 4, 202), ("others", 1, 202), ("others", 0, 200),
+                ("others", 1, 429),
+            ):  # fmt: skip
+                sent = await ann.post(f"/{path}/batch", json={"items": named(count)})
+                assert sent.status_code == status, (path, count)
+            assert sent.json()["type"] == "too-many-jobs"
+            assert len((await ann.get("/jobs")).json()["jobs"]) == 3
+            assert (await bob.post("/others/batch", json={"items": named(5)})).status_code == 202
+            assert (await ann.post("/plain/import")).status_code == 404
 
 
 async def test_a_queue_that_cannot_be_used_is_503_and_says_nothing_of_its_file(

@@ -138,8 +138,9 @@ class Jobs:
         Raises:
             Problem: 404 if it is gone.
         """
-        queue = self._parts.collections[collection].settings.queue
-        if queue is None:
+        found = self._parts.collections.get(collection)
+        queue = None if found is None else found.settings.queue
+        if queue is None:  # the API was another one then
             raise unknown_job()
         with queue_problems():
             status = await queue.job(identifier, exchange.principal.id).status()
