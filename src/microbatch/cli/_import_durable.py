@@ -32,6 +32,9 @@ QUEUE = "import"
 #: Seconds for which an import that has ended is known, with its outcomes: a week, as jobs are.
 _KEPT = 604_800.0
 
+#: Jobs that are read at once while one is looked for.
+_JOBS_READ = 1_000
+
 #: Behind a key: how often it was asked for ``--again``.
 _MARK = "#"
 
@@ -156,7 +159,7 @@ class DurableImport:
         """Return the newest job with this key."""
         cursor: int | None = None
         while True:
-            page = await queue.jobs(cursor=cursor, limit=1_000)
+            page = await queue.jobs(cursor=cursor, limit=_JOBS_READ)
             for status in page.jobs:
                 if status.key is not None and status.key.partition(_MARK)[0] == key:
                     return status

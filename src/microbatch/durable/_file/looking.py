@@ -11,7 +11,7 @@ import os
 import sqlite3
 import stat
 import time
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from microbatch.durable.errors import QueueUnavailable, SchemaTooNew
 
@@ -66,12 +66,6 @@ class Look:
             except BaseException:
                 self.close()
                 raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def read(self, steps: Callable[[Session], Generator[Step, Any, T]]) -> T:
         """Run statements that only read, on one state of the file.
