@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
 
 import anyio
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     Work = Callable[[str | None], Awaitable[HTTPReply]]
 
 T = TypeVar("T")
+
+#: What needs no escape in a path (RFC 3986), beside letters and digits.
+_PLAIN_IN_PATHS = "/-._~!$&'()*+,;=:@"
 
 #: Seconds after which a request that found the API closing may find another one.
 CLOSING_RETRY_AFTER = 1.0
@@ -72,7 +76,8 @@ class Exchange:
         """Return one of the API's paths as a client has to ask for it: absolute, without a host."""
         base = self.parts.settings.base_path
         if base is None:
-            base = self.request.scope.get("root_path", "").rstrip("/")
+            # Where an application is mounted at "/{tenant}" this is what the client sent, decoded.
+            base = quote(self.request.scope.get("root_path", "").rstrip("/"), safe=_PLAIN_IN_PATHS)
         return f"{base}{path}"
 
     def take(self, items: int) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote
 
 from ._problem import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from starlette.responses import Response
 
@@ -84,15 +85,19 @@ class Router:
                 raise ValueError(f"two routes for {route.method} {route.path}")
             node.methods[route.method] = route
 
-    def find(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
+    def find(self, method: str, parts: Sequence[str]) -> tuple[Route, dict[str, str]]:
         """Return the route, and what stands in the places of its parameters.
+
+        Args:
+            method: The request's method.
+            parts: Its path, from `parts_of`.
 
         Raises:
             Problem: 404 for a path that there is not, 405 for a method that it does not take.
         """
         node: _Node | None = self._root
         parameters: dict[str, str] = {}
-        for part in path.removeprefix("/").removesuffix("/").split("/"):
+        for part in parts:
             child = node.children.get(part)  # type: ignore[union-attr]
             if child is None and part and node.parameter is not None:  # type: ignore[union-attr]
                 name, child = node.parameter  # type: ignore[union-attr]
@@ -121,3 +126,23 @@ def path_of(scope: Mapping[str, Any]) -> str:
     if root and path.startswith(root) and path[len(root) :][:1] in {"", "/"}:
         return path[len(root) :]
     return path  # mounted by what leaves the root out of the path
+
+
+def parts_of(scope: Mapping[str, Any]) -> list[str]:
+    """Return the parts of that path, decoded.
+
+    A slash at its end makes no part. One that was escaped is a character like any other.
+    """
+    path = path_of(scope).removeprefix("/")
+    parts = path.split("/")
+    raw: bytes = scope.get("raw_path") or b""
+    if b"%2f" in raw or b"%2F" in raw:
+        # Servers tell the path decoded, in which an id's own slash looks like any other.
+        sent = [unquote(part) for part in raw.partition(b"?")[0].decode("latin-1").split("/")]
+        below = (
+            sent[at:] for at in range(len(sent))
+        )  # what it is mounted at may stand before it, or not
+        parts = next((some for some in below if "/".join(some) == path), parts)
+    if len(parts) > 1 and not parts[-1]:
+        parts.pop()
+    return parts

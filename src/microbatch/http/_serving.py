@@ -12,7 +12,7 @@ from ._principals import principal_of
 from ._problem import Problem
 from ._reading import ClientGoneError, body_of, check_json
 from ._reply import HTTPReply
-from ._routing import path_of
+from ._routing import parts_of
 
 if TYPE_CHECKING:
     from starlette.responses import Response
@@ -40,7 +40,7 @@ async def serve(
     headers: dict[str, str] = {}
     name = "a request"
     try:
-        route, parameters = router.find(scope["method"], path_of(scope))
+        route, parameters = router.find(scope["method"], parts_of(scope))
         name = route.name
         exchange = Exchange(parts, request, route, parameters)
         headers = exchange.headers
