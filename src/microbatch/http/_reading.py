@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 #: How much is inflated at once: a bomb is found out after so much more than is allowed.
 _INFLATED_BYTES = 65_536
 
+#: How much is given to be inflated at once: what follows a member is copied, and a piece may have thousands.
+_DEFLATED_BYTES = 4_096
+
 _GZIP = 31  # the window's size, and that a header and a check sum stand around the data
 
 
@@ -140,6 +143,10 @@ class _Gzip:
 
     def parts(self, piece: bytes) -> Iterator[bytes]:
         """Yield what a piece adds, in bounded parts."""
+        for at in range(0, len(piece), _DEFLATED_BYTES):
+            yield from self._parts(piece[at : at + _DEFLATED_BYTES])
+
+    def _parts(self, piece: bytes) -> Iterator[bytes]:
         while piece:
             if self._member.eof:
                 piece = (
