@@ -194,3 +194,17 @@ async def test_without_room_nothing_begins() -> None:
         answer = await send(client, operations("a", "b"))
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         end.set()
+
+
+async def test_an_empty_one_is_done() -> None:
+    """A client that collects what it sends has nothing now and then."""
+    bank = Bank()
+    async with client_of(api_of(bank, atomic=bank.transaction)) as client:
+        for path, key in (
+            ("/users/batch", "items"),
+            ("/users/batch", "operations"),
+            ("/batch", "operations"),
+        ):
+            answer = await client.post(path, json={key: [], "options": ATOMIC})
+            assert (answer.status_code, answer.json()["summary"]["total"]) == (200, 0)
+    assert bank.ends == []

@@ -49,7 +49,7 @@ class _Whole:
 
 
 def transaction_of(operations: Sequence[Operation]) -> Callable[[], Any]:
-    """Return the factory of transactions that all collections of a batch have.
+    """Return the factory of transactions that all collections of a batch have, which is of one item at least.
 
     Raises:
         Problem: 422 if they have none, or not the same, or an operation has no bulk handler of its own.

@@ -117,7 +117,7 @@ async def _batch(
         validate_items(operations)
         if options.mode == "reject":
             refuse_if_any(operations, telling)
-        if options.atomic:
+        if options.atomic and operations:
             transaction_of(operations)
         exchange.take(len(operations))
         if is_job:
@@ -127,7 +127,7 @@ async def _batch(
                 exchange, collection, operations, options, key, webhook=envelope.webhook
             )
         tried = any(one.error is None for one in operations)
-        if options.validate_only:
+        if options.validate_only or not operations:
             return _answer(exchange, operations, options, telling, began)
         if options.atomic:
             await run_atomic(exchange.parts.atomic, operations, options, key)
