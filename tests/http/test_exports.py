@@ -169,6 +169,9 @@ async def test_cells_are_harmless_to_a_spreadsheet_if_that_is_asked_for() -> Non
         assert ",'\ta,-5\r\n" in safe
         assert ',"\'\ra",-5\r\n' in safe
         assert ",a=1,-5\r\n,,-5\r\n,'b,-5\r\n" in safe
+    async with exporting(lambda: [{"=1+1": "=2"}], item_type=dict, update=None) as client:
+        safe = (await client.get("/users/export?format=csv&spreadsheet=1")).text
+        assert safe == "'=1+1\r\n'=2\r\n"  # names may be clients' too
 
 
 async def test_rows_that_have_no_such_form_are_an_error() -> None:
