@@ -289,10 +289,8 @@ def measured(chosen, folder, urls, database):
 def killed(chosen, folder, urls):
     found = {}
     for name, place, _ in places(chosen, folder, urls):
-        ways = {
-            way: partial(after_a_kill, place, way, 1.0 if chosen.tiny else REDELIVERY)
-            for way in DYING
-        }
+        redelivery = 1.0 if chosen.tiny else REDELIVERY
+        ways = {way: partial(after_a_kill, place, way, redelivery) for way in DYING}
         found[name] = spreads_of(runner.in_turns(ways, rounds_of(chosen)))
     return found
 

@@ -313,7 +313,7 @@ def test_loaders_are_measured_beside_one_another(tmp_path):
 @pytest.mark.timeout(600)
 def test_workers_of_engines_empty_a_queue_with_and_without_a_batcher(tmp_path):
     """Each message reaches the backend, whoever calls it; the batcher's part is the number of calls."""
-    names = ["taskiq, NATS JetStream", "FastStream, RabbitMQ"]
+    names = ["taskiq, NATS JetStream", "FastStream, NATS JetStream"]
     found = tiny("engines", tmp_path, "--backends", "PostgreSQL", "--only", *names)
     for name in names:
         ways = found["emptied"][f"{name}, PostgreSQL"]
