@@ -21,9 +21,7 @@ PAGE = REFERENCE / "command.md"
 HOW_TO = DOCS / "how-to/operating-a-queue.md"
 
 
-@pytest.mark.parametrize(
-    "command", [one for one in COMMANDS if one.name != "ui"], ids=lambda command: command.name
-)
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_the_reference_is_the_parsers(command: Any) -> None:
     """`python tests/cli/command_reference.py` prints what must stand there."""
     assert section_of(command) in PAGE.read_text(encoding="utf-8")

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", metavar="FILE", nargs="+", help="the queues' SQLite files")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="where to listen (default: %(default)s)"
+        "--host", metavar="ADDRESS", default="127.0.0.1", help="where to listen (127.0.0.1)"
     )
     parser.add_argument(
         "--port",
+        metavar="N",
         type=whole_from(0, 65_535),
         default=0,
         help="the port; by default a free one",
