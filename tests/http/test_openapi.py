@@ -48,6 +48,7 @@ async def test_the_document_is_valid_and_has_every_route() -> None:
     api = api_of(Users(), status_of=lambda code: None)
     api.collection("kinds", item_type=Kind, id_type=int, create=echo, update=echo, read=echo)
     api.collection("outers", item_type=Outer, create=echo)
+    api.collection("gone", item_type=Kind, delete=echo)
     api.collection("lists", item_type=list[Outer], create=echo)
     async with client_of(api) as client:
         document = (await client.get("/openapi.json")).json()

@@ -106,6 +106,6 @@ def _unwrapped(items: list[Any]) -> list[Any]:
     if not any(type(item) is KeyedItem for item in items):
         return items
     run = info.running()
-    if run is not None:
-        run.keys = [item.key if type(item) is KeyedItem else None for item in items]
+    assert run is not None  # noqa: S101 - only a batcher of ours gets such items
+    run.keys = [item.key if type(item) is KeyedItem else None for item in items]
     return [item.item if type(item) is KeyedItem else item for item in items]

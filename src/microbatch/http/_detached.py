@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -57,7 +58,7 @@ class Detached:
         one = _Work(work, copy_context(), loop)
         self._running.add(one)
         one.task = loop.spawn(self._do, one, _NAME)
-        timer = loop.call_at(loop.now() + timeout, one.give_up)
+        timer = loop.call_at(loop.now() + timeout, partial(one.wake, in_time=False))
         try:
             if not await one.waiter:
                 raise Problem(
@@ -87,7 +88,7 @@ class Detached:
             raise
         finally:
             self._running.discard(one)
-            one.finish()
+            one.wake(in_time=True)
             if self._idle is not None and not self._running:
                 self._idle.set()
                 self._idle = None
@@ -107,13 +108,10 @@ class _Work:
         self.error: Exception | None = None
         self.task: Any = None
 
-    def finish(self) -> None:
+    def wake(self, *, in_time: bool) -> None:
+        """Let the request go on, if nothing has yet."""
         if not self.waiter.done():
-            self.waiter.set_result(True)
-
-    def give_up(self) -> None:
-        if not self.waiter.done():
-            self.waiter.set_result(False)
+            self.waiter.set_result(in_time)
 
 
 async def _worked(work: Callable[[], Awaitable[T]]) -> T:

@@ -59,8 +59,7 @@ def of_item(collection: Collection, kind: OperationKind) -> dict[str, Any]:
         parameters.append({"name": "id", "in": "path", "required": True, "schema": schema})
     if kind != "read":
         parameters.append(IDEMPOTENCY_KEY)
-    if parameters:
-        document["parameters"] = parameters
+    document["parameters"] = parameters
     if kind == "create":
         document["requestBody"] = {
             "required": True,
