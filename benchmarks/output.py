@@ -16,7 +16,10 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 README = HERE / "README.md"
 #: Where a benchmark's tables stand, if not there.
-PLACES = {"engines": ROOT / "docs" / "explanation" / "beyond-one-machine.md"}
+PLACES = {
+    "engines": ROOT / "docs" / "explanation" / "beyond-one-machine.md",
+    "http": ROOT / "docs" / "explanation" / "http-costs.md",
+}
 PACKAGES = ["anyio", "trio", "uvloop", "aiodataloader", "strawberry-graphql", "dloader", "batchlet"]
 PACKAGES += ["batched", "aiomisc", "async-batcher", "asyncpg", "opentelemetry-sdk", "cairnq"]
 
