@@ -170,3 +170,9 @@ def test_noise_makes_no_negative_cost() -> None:
     assert fitted({1: 0.1, 2: 0.3, 10: 3.0}, 1e-6).fixed == 0
     assert sizes_up_to(2) == [1, 2]
     assert sizes_up_to(100) == [1, 2, 5, 10, 20, 50, 100]
+
+
+def test_one_slow_large_call_does_not_decide_about_the_fixed_cost() -> None:
+    """Its error is the largest in seconds, and of the fixed cost it knows least."""
+    points = {1: 0.0021, 10: 0.003, 100: 0.012, 1000: 0.102 * 1.3}
+    assert fitted(points, 0.0).fixed == pytest.approx(0.002, rel=0.1)
