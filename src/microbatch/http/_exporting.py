@@ -136,9 +136,9 @@ def _for_spreadsheet(row: Any) -> Any:
     fields = msgspec.to_builtins(row, enc_hook=as_shown)
     if not isinstance(fields, dict):
         return fields
-    return {_harmless(name): _harmless(cell) for name, cell in fields.items()}
+    return {_unexecuted(name): _unexecuted(cell) for name, cell in fields.items()}
 
 
-def _harmless(cell: Any) -> Any:
+def _unexecuted(cell: Any) -> Any:
     """Return a cell, of the header too, behind a ' if it would be a formula."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
