@@ -45,7 +45,8 @@ async def test_who_comes_again_is_told_how_the_job_is_now(path: Path) -> None:
     async with shop_of(path) as shop:
         shop.users.hold()
         first = await shop.ann.post("/users/batch", json=TEA, headers=KEY)
-        assert (first.status_code, first.json()["status"]) == (202, "pending")
+        assert first.status_code == 202
+        assert first.json()["status"] in {"pending", "processing"}  # the worker may be quick
         shop.users.free.set()
         await shop.ended(first.json())
         again = await shop.ann.post("/users/batch", json=TEA, headers=KEY)
