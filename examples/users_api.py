@@ -367,4 +367,4 @@ async def main(rows: int, dsn: str | None) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int((sys.argv[1:] or ["100000"])[0]), (sys.argv[2:] or [None])[0]))
+    asyncio.run(main(int((sys.argv[1:] or ["100000"])[0]), next(iter(sys.argv[2:]), None)))
