@@ -198,6 +198,48 @@ async def test_what_no_handler_has_answered_is_not_kept() -> None:
         assert same(again, await send())
 
 
+async def test_what_cannot_be_told_is_done_once_all_the_same() -> None:
+    """A result, an id or a text without a form in JSON, or a status_of that fails: the item was handled."""
+    odd: dict[str, Any] = {
+        "result": User(name="\ud800"),
+        "id": {"id": "\ud800"},
+        "text": ItemError("\ud800", code="odd"),
+        "status": ItemError("it is odd", code="odd"),
+    }
+    seen: list[str] = []
+
+    async def create(items: list[User]) -> list[object]:
+        seen.extend(item.name for item in items)
+        return [odd.get(item.name, item) for item in items]
+
+    def status_of(code: str) -> int:
+        raise KeyError(code)
+
+    async with client_of(api_of(Users(), create=create, status_of=status_of)) as client:
+        for name in odd:
+            seen.clear()
+            one, other = [
+                await client.post("/users", json={"name": name}, headers=keyed(name))
+                for _ in range(2)
+            ]
+            assert (one.status_code, same(one, other), seen) == (500, True, [name])
+            body = {"items": [{"name": name}, {"name": "good"}]}
+            # What succeeded is not told at all in a minimal answer.
+            minimal = ["return=minimal"] if name in {"text", "status"} else []
+            for prefer in ["return=representation", *minimal]:
+                seen.clear()
+                headers = keyed(name + prefer) | {"prefer": prefer}
+                one, other = [
+                    await client.post("/users/batch", json=body, headers=headers) for _ in range(2)
+                ]
+                assert (one.status_code, same(one, other), len(seen)) == (207, True, 2), name
+                told = one.json()
+                assert told["results"][0]["success"] is False
+                summary = told["summary"]
+                counts = [summary[kind] for kind in ("total", "succeeded", "failed")]
+                assert (counts, sum(summary["errors"].values())) == ([2, 1, 1], 1), prefer
+
+
 async def test_a_malformed_request_leaves_its_key_free() -> None:
     """So a client may mend it, and send it under the same key."""
     users = Users()

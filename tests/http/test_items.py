@@ -219,6 +219,7 @@ async def test_a_result_that_has_no_form_in_json_is_its_items_failure_alone() ->
     async with client_of(api_of(Users(), create=create)) as client:
         assert (await client.post("/users", json={"name": "odd"})).status_code == 500
         batch = await client.post("/users/batch", json={"items": [{"name": "odd"}, {"name": "b"}]})
+        assert batch.status_code == 207
         assert [one["status"] for one in batch.json()["results"]] == [500, 201]
         assert batch.json()["summary"]["errors"] == {"internal_error": 1}
 

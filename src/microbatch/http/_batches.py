@@ -186,7 +186,12 @@ def _answer(
             if record.success:
                 record.status, record.data = 200, None
     answer = BatchAnswer(records, summary_of(records), 0.0)
-    summary = answer.summary
+    if preferences_of(exchange.request.headers.getlist("prefer")).minimal:
+        answer.results = [record for record in answer.results if not record.success]
+        exchange.headers["preference-applied"] = "return=minimal"
+    answer.took = round(anyio.current_time() - began, 6)
+    body = telling.encode(answer)
+    summary = answer.summary  # as it is told: what could not be shown has failed
     status = batch_status(
         succeeded=summary.succeeded + summary.skipped,
         total=summary.total,
@@ -195,8 +200,4 @@ def _answer(
     if options.atomic and status != 200:
         first = first_failure(one for one in done if isinstance(one, Operation))
         status = atomic_status(first, 0 if first is None else telling.status(first, None))
-    if preferences_of(exchange.request.headers.getlist("prefer")).minimal:
-        answer.results = [record for record in answer.results if not record.success]
-        exchange.headers["preference-applied"] = "return=minimal"
-    answer.took = round(anyio.current_time() - began, 6)
-    return HTTPReply(status=status, body=telling.encode(answer), kept=kept)
+    return HTTPReply(status=status, body=body, kept=kept)

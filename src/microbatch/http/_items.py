@@ -131,13 +131,17 @@ def _told(exchange: Exchange, one: Operation, telling: ItemTelling, *, begun: bo
     if one.kind in {"read", "delete"}:
         problem.members["pointer"] = None  # it has no body to point into
     later = record.status in {429, 503}
-    return json_reply(
-        problem.status,
-        problem.document(),
-        headers=problem.headers,
-        media_type=MEDIA_TYPE,
-        kept=begun and not later,
-    )
+    try:
+        return json_reply(
+            problem.status,
+            problem.document(),
+            headers=problem.headers,
+            media_type=MEDIA_TYPE,
+            kept=begun and not later,
+        )
+    except Exception as error:  # noqa: BLE001 - a text of the application's that has no form in JSON
+        one.error = error
+        return _told(exchange, one, telling, begun=begun)
 
 
 def _object(exchange: Exchange, one: Operation, status: int) -> HTTPReply:
@@ -145,11 +149,12 @@ def _object(exchange: Exchange, one: Operation, status: int) -> HTTPReply:
         return HTTPReply(status=204, media_type=None, kept=True)
     headers = {}
     collection = one.collection
-    if status == 201 and collection is not None and "read" in collection.batchers:
-        found = id_in(one.result)
-        if isinstance(found, (str, int)) and not isinstance(found, bool):
-            headers["location"] = exchange.link(f"/{collection.name}/{quote(str(found), safe='')}")
     try:
+        if status == 201 and collection is not None and "read" in collection.batchers:
+            found = id_in(one.result)
+            if isinstance(found, (str, int)) and not isinstance(found, bool):
+                link = f"/{collection.name}/{quote(str(found), safe='')}"
+                headers["location"] = exchange.link(link)
         return json_reply(status, one.result, headers=headers, kept=True)
     except Exception as error:  # noqa: BLE001 - a result of the application's, or what shows it
         one.error = error

@@ -143,7 +143,11 @@ class ItemTelling:
         if isinstance(error, Skipped):
             return 200
         unknown: int = error.status if isinstance(error, RefusedItem) else 500
-        return status_for(code_for(error), self._status_of, unknown)
+        try:
+            return status_for(code_for(error), self._status_of, unknown)
+        except Exception as fault:  # noqa: BLE001 - the application's own, about what has been done
+            ItemTelling._id_of(self, fault)
+            return unknown
 
     def record(
         self,
@@ -209,13 +213,17 @@ class ItemTelling:
                 try:
                     _encoder.encode(record)
                 except Exception as error:  # noqa: BLE001 - the same one
-                    answer.results[place] = self._unshown(record, error)
-            answer.summary = summary_of(answer.results)
+                    answer.results[place] = unshown = self._unshown(record, error)
+                    _count_as(answer.summary, record, unshown)
             return _encoder.encode(answer)
 
     def _unshown(self, record: ItemRecord, error: Exception) -> ItemRecord:
         fault = ItemFault(INTERNAL_ERROR, f"internal error {self._id_of(error)}")
         known = record.id if isinstance(record.id, (str, int)) else None
+        try:
+            _encoder.encode(known)
+        except Exception:  # noqa: BLE001 - then that is what has no form
+            known = None
         return ItemRecord(record.index, known, record.ref, "failed", False, 500, error=fault)
 
     def _id_of(self, error: Exception) -> str:
@@ -266,6 +274,16 @@ def summary_of(records: Sequence[ItemRecord]) -> BatchSummary:
         expired=kinds["expired"],
         errors=dict(codes),
     )
+
+
+def _count_as(summary: BatchSummary, was: ItemRecord, now: ItemRecord) -> None:
+    """Count a record as another one. The answer may hold no more than some of those that are counted."""
+    errors = Counter(summary.errors)
+    for record, by in ((was, -1), (now, 1)):
+        setattr(summary, record.kind, getattr(summary, record.kind) + by)
+        if record.error is not msgspec.UNSET:
+            errors[record.error.code] += by
+    summary.errors = dict(+errors)
 
 
 def first_failure(operations: Iterable[Operation]) -> Exception | None:
