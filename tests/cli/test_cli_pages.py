@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from cli_support import make_shop
 from command_reference import section_of
-from pages_support import DOCS, REFERENCE, Block, blocks_of, rows, sections
+from pages_support import DOCS, REFERENCE, ROOT, Block, blocks_of, rows, sections
 
 from microbatch.cli._table import COMMANDS
 
@@ -105,6 +105,25 @@ def test_the_calls_of_the_page_print_what_it_shows(
                 assert alike(printed, measured=measured) == alike(shown, measured=measured), line
                 calls += 1
     assert calls == 16
+
+
+@pytest.mark.slow
+def test_the_readme_shows_what_the_command_prints(
+    tmp_path: Path, microbatch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the file that the example leaves."""
+    monkeypatch.chdir(tmp_path)
+    readme = ROOT / "README.md"
+    (example,) = re.findall(r"`python (\S+) airports\.sqlite`", sections(readme)["From a shell"])
+    subprocess.run(
+        [sys.executable, ROOT / example, "airports.sqlite"],
+        check=True,
+        cwd=tmp_path,
+        capture_output=True,
+    )
+    (block,) = (one for one in blocks_of(readme) if one.source.startswith("$ microbatch "))
+    ((line, shown),) = calls_of(block)
+    assert microbatch(*shlex.split(line)[1:]).out == shown
 
 
 def test_every_symptom_says_what_to_do() -> None:
