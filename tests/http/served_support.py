@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 SERVERS = {
     "uvicorn": [
         "uvicorn",
-        "served_support:app",
+        "{app}",
         "--fd",
         "{fd}",
         "--no-access-log",
         "--timeout-keep-alive",
         "60",
     ],
-    "hypercorn": ["hypercorn", "served_support:app", "--bind", "fd://{fd}", "--keep-alive", "60"],
+    "hypercorn": ["hypercorn", "{app}", "--bind", "fd://{fd}", "--keep-alive", "60"],
     "hypercorn on trio": [
         "hypercorn",
-        "served_support:app",
+        "{app}",
         "--bind",
         "fd://{fd}",
         "-k",
@@ -56,16 +56,18 @@ def many_files() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def served(server: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+def served(
+    server: str, app: str = "served_support:app", **environ: str
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Start a server on a socket of ours, so that no two take one port; end it by its id."""
     with socket.create_server(("127.0.0.1", 0), backlog=2_000) as listener:
         fd, port = listener.fileno(), listener.getsockname()[1]
-        command = [part.format(fd=fd) for part in SERVERS[server]]
+        command = [part.format(fd=fd, app=app) for part in SERVERS[server]]
         path = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
             pass_fds=[fd],
-            env=os.environ | {"PYTHONPATH": path},
+            env=os.environ | environ | {"PYTHONPATH": path},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

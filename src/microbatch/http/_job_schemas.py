@@ -163,7 +163,7 @@ _ROUTES: Final[dict[str, dict[str, Any]]] = {
         "responses": {
             "200": {
                 "description": "Events named progress, and at last ended.",
-                "content": {"text/event-stream": {"schema": _STRING}},
+                "content": {"text/event-stream": {}},
             }
         },
     },
