@@ -13,12 +13,12 @@ try:
     from ._api import BatchAPI
     from ._operations import Update
     from ._principals import Principal
-except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] != "starlette":
+except ModuleNotFoundError as _error:
+    if (_error.name or "").partition(".")[0] != "starlette":
         raise
     raise ImportError(
-        "microbatch.http needs Starlette: pip install 'microbatch[http]'", name=error.name
-    ) from error
+        "microbatch.http needs Starlette: pip install 'microbatch[http]'", name=_error.name
+    ) from _error
 
 __all__ = ["BatchAPI", "Principal", "Update"]
 
