@@ -273,15 +273,25 @@ def test_the_parser_takes_no_abbreviations(microbatch: Any, path: Path) -> None:
 def test_sigterm_ends_it_as_ctrl_c_does(
     path: Path, microbatch: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a supervisor sends; the code says which it was."""
+    """What a supervisor sends, also where Ctrl-C is ignored; the code says which it was."""
     fill(path, [1])
     before = signal.getsignal(signal.SIGTERM)
-    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        monkeypatch.setattr(
-            "microbatch.cli._queues.time.sleep",
-            lambda _, number=number: signal.raise_signal(number),
-        )
-        assert microbatch("stats", path, "--queue", "default").code == code
+    ctrl_c = signal.getsignal(signal.SIGINT)
+    ignored, usual = signal.SIG_IGN, signal.default_int_handler
+    try:
+        for number, handler, code in (
+            (signal.SIGTERM, ignored, 143),
+            (signal.SIGTERM, usual, 143),
+            (signal.SIGINT, usual, 130),
+        ):
+            signal.signal(signal.SIGINT, handler)
+            monkeypatch.setattr(
+                "microbatch.cli._queues.time.sleep",
+                lambda _, number=number: signal.raise_signal(number),
+            )
+            assert microbatch("stats", path, "--queue", "default").code == code
+    finally:
+        signal.signal(signal.SIGINT, ctrl_c)
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -255,6 +255,8 @@ def test_a_missing_package_is_told_with_its_extra(
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return real(name, *args, **more)
 
+    # Another copy is imported, and the one that the other tests use is put back whole.
+    monkeypatch.setattr("microbatch.http", importlib.import_module("microbatch.http"))
     for name in [one for one in sys.modules if one.startswith("microbatch.http")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without)

@@ -135,6 +135,9 @@ def _ended_by_term(note: Callable[[], object]) -> Iterator[None]:
 
     def interrupt(*_: object) -> None:
         note()
+        # A shell starts what runs in its background with Ctrl-C ignored; SIGTERM ends that too.
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            raise KeyboardInterrupt
         # An event loop takes this one for a reason to cancel what runs, and to wait until it has ended.
         signal.raise_signal(signal.SIGINT)
 
