@@ -69,7 +69,12 @@ def test_purge_removes_what_has_ended(path: Path, microbatch: Any) -> None:
 def test_a_job_keeps_its_items(path: Path, microbatch: Any) -> None:
     """Its counts add up at every moment, whatever hands do."""
     run_job(path, [13, 1])
-    assert microbatch("requeue", path, "--all", "--yes").out == "requeued 0 dead letters\n"
+    every = microbatch("requeue", path, "--all", "--yes")
+    assert every.out == "requeued 0 dead letters\n"
+    assert every.err == (
+        "microbatch: 1 item of jobs left alone: see microbatch jobs FILE, and job FILE ID --retry\n"
+    )
+    assert "1 item of jobs" in microbatch("purge", path, "--state", "done", "--yes").err
     assert (
         microbatch("requeue", path, "--code", "unlucky", "--yes").out == "requeued 0 dead letters\n"
     )

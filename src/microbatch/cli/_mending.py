@@ -86,6 +86,7 @@ def _change(args: argparse.Namespace, console: Console, verb: str, noun: str) ->
     with inspect(args, console) as inspection:
         queue = chosen_queue(inspection, args.queue)
         chosen = _chosen_ids(inspection, queue, args)
+        of_jobs = _how_many_of_jobs(inspection, queue, args)
     done = 0
     if chosen:
         many = count_text(len(chosen), noun)
@@ -111,7 +112,21 @@ def _change(args: argparse.Namespace, console: Console, verb: str, noun: str) ->
     console.line(f"{_past_of(verb)} {count_text(done, noun)}")
     if left:
         console.note(f"{count_text(left, 'item')} left alone: not in such a state, or a job's")
+    elif of_jobs:
+        left_alone = f"{count_text(of_jobs, 'item')} of jobs left alone"
+        console.note(f"{left_alone}: see microbatch jobs FILE, and job FILE ID --retry")
     return DONE
+
+
+def _how_many_of_jobs(inspection: Inspection, queue: str, args: argparse.Namespace) -> int:
+    """Return how many items a job keeps from a change of all in some states."""
+    if args.ids or getattr(args, "code", None) is not None:
+        return 0
+    states = [STATE_NAMES[state] for state in getattr(args, "state", None) or args.states]
+    own, all_of_them = (
+        sum(map(len, inspection.ids(queue, states, jobs=jobs))) for jobs in (False, True)
+    )
+    return all_of_them - own
 
 
 def _past_of(verb: str) -> str:
