@@ -56,6 +56,12 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of every collection to come: it stays, and looking at it takes most of the time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(params=BACKENDS)
 def backend_name(request: pytest.FixtureRequest) -> str:
     """For tests that make their own event loops: the name to give to ``support.run``."""
