@@ -2,7 +2,7 @@
 
 The Markdown stays as it is read in a checkout: a link to ``../../examples/saga.py`` is one to a file there,
 and on the site one to the page that shows the file. The navigation is docs/README.md's, so that each page is
-named once.
+named once. A Mermaid chart, which needs a script from elsewhere to be drawn, is a table on the site.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ ORIGINS = {place: origin for origin, place in PLACES.items()} | {"examples/index
 
 FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
+CHART = re.compile(r"^```mermaid\nstateDiagram-v2\n(.*)^```$", re.MULTILINE | re.DOTALL)
+ARROW = re.compile(r" *(\[\*\]|\w+) --> (\[\*\]|\w+)(?:: (.+))?")
 ENTRY = re.compile(r"^- \[(.+?)\]\((\S+?)\)", re.MULTILINE)
 
 
@@ -174,12 +176,32 @@ def moved(target: str, page: str) -> str:
     return posixpath.relpath(place, posixpath.dirname(page) or ".") + mark + anchor
 
 
+def as_table(block: str, page: str) -> str:
+    """Return a chart of states as a table of its arrows, and any other block as it is.
+
+    Raises:
+        ValueError: If the block is a Mermaid chart of another kind, or a line of it is no arrow.
+    """
+    if not block.startswith("```mermaid"):
+        return block
+    chart = CHART.fullmatch(block)
+    arrows = [ARROW.fullmatch(line) for line in chart[1].splitlines()] if chart else [None]
+    rows = ["| arrow | when |", "|---|---|"]
+    for arrow in arrows:
+        if arrow is None:
+            raise ValueError(f"{page}: a chart must be a stateDiagram-v2 of arrows, got {block}")
+        start, end = arrow[1].replace("[*]", "*new*"), arrow[2].replace("[*]", "*gone*")
+        rows.append(f"| {start} → {end} | {arrow[3] or ''} |")
+    return "\n".join(rows)
+
+
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn a page's links to files of the project into links to pages of the site."""
+    """Turn links to files of the project into links to pages of the site, and charts into tables."""
     del config, files
     if page.file.src_uri not in ORIGINS and page.file.generated_by:
         return markdown
     parts = FENCED.split(markdown)
     for at in range(0, len(parts), 2):
         parts[at] = LINK.sub(lambda m: m[1] + moved(m[2], page.file.src_uri) + m[3], parts[at])
+    parts[1::2] = [as_table(block, page.file.src_uri) for block in parts[1::2]]
     return "".join(parts)
