@@ -41,6 +41,7 @@ class Job(msgspec.Struct, kw_only=True):
     graceful: float = 15.0
     max_wait: float = 0.0
     consumer: str = "one"
+    quorum: bool = False
 
 
 JOB = msgspec.json.decode(sys.argv[1], type=Job)
@@ -97,9 +98,12 @@ def on_rabbit() -> Any:
     from faststream.rabbit import Channel, QueueType, RabbitBroker, RabbitQueue
 
     broker = RabbitBroker(JOB.url, graceful_timeout=JOB.graceful, logger=LOGGER)
-    queue = RabbitQueue(
-        JOB.name, queue_type=QueueType.QUORUM, durable=True, arguments={"x-delivery-limit": 20}
+    kind = (
+        {"queue_type": QueueType.QUORUM, "arguments": {"x-delivery-limit": 20}}
+        if JOB.quorum
+        else {}
     )
+    queue = RabbitQueue(JOB.name, durable=True, **kind)
     channel = Channel(prefetch_count=JOB.batch * JOB.slots * 2)
     broker.subscriber(queue, channel=channel, ack_policy=AckPolicy.MANUAL)(on_one)
     return broker
