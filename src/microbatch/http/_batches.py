@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import anyio
 
@@ -171,6 +171,15 @@ def _is_to_be_a_job(
     return is_job
 
 
+def _records_of(
+    done: Sequence[Operation] | Sequence[ItemRecord], telling: ItemTelling
+) -> list[ItemRecord]:
+    """Return records of what was done: they are all there, or operations are."""
+    if done and isinstance(done[0], Operation):
+        return [telling.of(one) for one in cast("Sequence[Operation]", done)]
+    return cast("list[ItemRecord]", done)
+
+
 def _answer(
     exchange: Exchange,
     done: Sequence[Operation] | Sequence[ItemRecord],
@@ -180,7 +189,7 @@ def _answer(
     *,
     kept: bool = False,
 ) -> HTTPReply:
-    records = [telling.of(one) if isinstance(one, Operation) else one for one in done]
+    records = _records_of(done, telling)
     if options.validate_only:
         for record in records:
             if record.success:

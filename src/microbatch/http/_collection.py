@@ -103,7 +103,7 @@ def without_keys(handler: Any) -> Any:
 
 
 def _unwrapped(items: list[Any]) -> list[Any]:
-    if not any(type(item) is KeyedItem for item in items):
+    if KeyedItem not in set(map(type, items)):
         return items
     run = info.running()
     assert run is not None  # noqa: S101 - only a batcher of ours gets such items

@@ -263,10 +263,14 @@ def id_in(result: Any, given: Any = None) -> Any:
 
 def summary_of(records: Sequence[ItemRecord]) -> BatchSummary:
     """Count records."""
-    kinds = Counter(record.kind for record in records)
+    words = [record.kind for record in records]
+    total = len(words)
+    if words.count("succeeded") == total:
+        return BatchSummary(total, total, 0, 0, 0, 0, {})
+    kinds = Counter(words)
     codes = Counter(record.error.code for record in records if record.error is not msgspec.UNSET)
     return BatchSummary(
-        total=len(records),
+        total=total,
         succeeded=kinds["succeeded"],
         failed=kinds["failed"],
         skipped=kinds["skipped"],
