@@ -138,7 +138,7 @@ def run(name: str, main: Any, *args: Any, real_time: bool = False) -> Any:
     """
 
     async def bounded() -> Any:
-        with anyio.fail_after(20 if real_time else 100_000):
+        with anyio.fail_after(120 if real_time else 100_000):
             return await main(*args)
 
     backend, options = backend_options(name, real_time=real_time)

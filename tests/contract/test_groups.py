@@ -23,7 +23,7 @@ from microbatch.layers import atomic, per_item
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-pytestmark = pytest.mark.timeout(20)
+pytestmark = pytest.mark.timeout(180)
 
 
 class Nested:
@@ -277,7 +277,7 @@ async def test_of_many_threads_that_resolve_an_item_one_succeeds() -> None:
         assert batch is not None
 
         def work(number: int) -> None:
-            barrier.wait(10)
+            barrier.wait(60)
             try:
                 batch.resolve(0, number)
                 won.append(number)
@@ -316,7 +316,7 @@ async def test_what_a_thread_resolved_counts_though_the_handler_ends_before_the_
         # Blocks the loop until the thread is done, so that it cannot have had a turn.
         thread = threading.Thread(target=batch.resolve, args=(0, "early"))
         thread.start()
-        thread.join(10)
+        thread.join(60)
         if end == "same index":
             with contextlib.suppress(RuntimeError):
                 batch.resolve(0, "late")
@@ -343,7 +343,7 @@ async def test_a_generator_may_not_yield_what_a_thread_has_resolved() -> None:
         assert batch is not None
         thread = threading.Thread(target=batch.resolve, args=(0, "thread"))
         thread.start()
-        thread.join(10)
+        thread.join(60)
         yield 0, "generator"
         yield 1, "one"
 
@@ -367,7 +367,7 @@ async def test_what_a_thread_resolved_counts_though_the_generator_is_stopped_and
         try:
             thread = threading.Thread(target=batch.resolve, args=(0, "thread"))
             thread.start()
-            thread.join(10)
+            thread.join(60)
             yield 9, "out of range"
         finally:
             await turns()
@@ -399,7 +399,7 @@ class Resolving(SpanProcessor):
 
             thread = threading.Thread(target=work)
             thread.start()
-            thread.join(10)
+            thread.join(60)
 
 
 @pytest.mark.anyio

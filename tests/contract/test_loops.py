@@ -15,7 +15,7 @@ from support import Gate, Recorder, counted, outcome, run, turns
 
 from microbatch import Batcher, BatcherClosed, batched, current_batch
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(180)
 
 
 async def used(batcher: Any) -> None:
@@ -305,13 +305,13 @@ def test_a_second_loop_at_the_same_time_is_told_so(backend_name: str, call: str)
     thread = threading.Thread(target=run, args=(backend_name, hold), kwargs={"real_time": True})
     thread.start()
     try:
-        assert busy.wait(10)
+        assert busy.wait(60)
         with pytest.raises(RuntimeError, match="loop") as caught:
             run(backend_name, intrude, real_time=True)
         assert "'shared'" in str(caught.value)
     finally:
         done.set()
-        thread.join(10)
+        thread.join(60)
     assert first == [10, 20]
     assert 5 not in handler.seen
     assert run(backend_name, batcher.submit, 3) == 30
@@ -335,7 +335,7 @@ def test_another_kind_of_loop_or_none_is_told_so_too(first: str, second: str | N
 
     with ThreadPoolExecutor() as pool:
         held = pool.submit(run, first, hold, real_time=True)
-        assert busy.wait(10)
+        assert busy.wait(60)
         try:
             with pytest.raises(RuntimeError):
                 if second is None:
@@ -344,5 +344,5 @@ def test_another_kind_of_loop_or_none_is_told_so_too(first: str, second: str | N
                     run(second, intrude, real_time=True)
         finally:
             done.set()
-        assert held.result(10) == 10
+        assert held.result(60) == 10
     assert counted(batcher).items == 2

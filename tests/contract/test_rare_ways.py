@@ -13,7 +13,7 @@ from support import Gate, Recorder, counted, in_thread, outcome, outcomes, run, 
 
 from microbatch import Batcher, BatcherClosed, BatcherFull, HandlerTimeout, current_batch
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 def test_a_batchers_name_is_its_handlers_unless_told_otherwise() -> None:
@@ -248,7 +248,7 @@ async def test_a_thread_that_resolves_twice_before_the_loop_had_a_turn_is_told_s
         pending = batcher.submit_nowait(1)
         await turns()
         started.set()
-        assert resolved.wait(10)  # the loop stands still meanwhile
+        assert resolved.wait(60)  # the loop stands still meanwhile
         assert await pending == "first"
     assert [error.partition(": ")[2] for error in told] == [
         "item 0 of the batch has its outcome already"

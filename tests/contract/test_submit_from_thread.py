@@ -16,7 +16,7 @@ from support import counted, outcome, run, turns
 
 from microbatch import Batcher, BatcherClosed, BatcherFull
 
-pytestmark = [pytest.mark.anyio, pytest.mark.real_time, pytest.mark.timeout(30)]
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time, pytest.mark.timeout(180)]
 
 
 def tens(items: list[int]) -> list[int]:
@@ -30,14 +30,14 @@ async def test_forty_sync_endpoints_do_not_starve_the_plain_handler() -> None:
 
     def handler(items: list[int]) -> list[int]:
         sizes.append(len(items))
-        assert everybody.wait(10)
+        assert everybody.wait(60)
         return tens(items)
 
-    together = threading.Barrier(40, timeout=10)
+    together = threading.Barrier(40, timeout=60)
 
     def endpoint(number: int) -> None:
         together.wait()
-        results[number] = batcher.submit_from_thread(number, timeout=10)
+        results[number] = batcher.submit_from_thread(number, timeout=60)
 
     results: dict[int, int] = {}
     async with Batcher(handler) as batcher, anyio.create_task_group() as tasks:
@@ -71,7 +71,7 @@ async def test_threads_of_all_kinds_may_submit() -> None:
 
         def work(start: int) -> None:
             for number in range(start, start + 20):
-                results[number] = batcher.submit_from_thread(number, timeout=10)
+                results[number] = batcher.submit_from_thread(number, timeout=60)
 
         threads = [threading.Thread(target=work, args=(start,)) for start in range(0, 160, 20)]
         for thread in threads:
@@ -99,7 +99,7 @@ async def test_submit_from_thread_waits_for_room() -> None:
     hold = threading.Event()
 
     def handler(items: list[int]) -> list[int]:
-        hold.wait(5)
+        hold.wait(60)
         return items
 
     async with Batcher(handler, max_pending=1) as batcher:
@@ -225,6 +225,6 @@ def test_a_thread_that_waits_when_the_loop_ends_is_released(backend_name: str) -
             await anyio.sleep(0.002)
 
     run(backend_name, main, real_time=True)
-    threads[0].join(5)
+    threads[0].join(60)
     assert not threads[0].is_alive()
     assert len(ended) == 1

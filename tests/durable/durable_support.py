@@ -76,7 +76,7 @@ def batcher(path: Path, handler: Any, **settings: Any) -> DurableBatcher[Any, An
     )
 
 
-async def until(condition: Any, seconds: float = 20.0) -> None:
+async def until(condition: Any, seconds: float = 60.0) -> None:
     """Wait until a condition holds: for what another thread, process or connection does."""
     ends = time.monotonic() + seconds
     while True:
@@ -117,7 +117,7 @@ async def looked(durable: Any, times: int = 2) -> None:
     neighbours = writer_of(durable).neighbours
     for _ in range(times + 1):
         before = neighbours.next
-        await until(lambda before=before: neighbours.next > before, 20)
+        await until(lambda before=before: neighbours.next > before)
 
 
 def ends_loops(test: Any) -> Any:

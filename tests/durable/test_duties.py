@@ -22,7 +22,7 @@ async def test_a_writer_that_callers_keep_busy_looks_at_who_lives_all_the_same(p
         async with anyio.create_task_group() as callers:
             for _ in range(5):
                 callers.start_soon(caller)
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 await looked(durable)
             callers.cancel_scope.cancel()
 
@@ -43,5 +43,5 @@ async def test_an_idle_writer_looks_at_its_duties_only_when_one_is_due(path):
         writer._pause = counted
         before = writer.neighbours.next
         began = time.monotonic()
-        await until(lambda: writer.neighbours.next > before + 0.5, 20)
+        await until(lambda: writer.neighbours.next > before + 0.5)
         assert looks < 100 * (time.monotonic() - began)

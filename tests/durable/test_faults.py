@@ -66,7 +66,7 @@ async def test_a_locked_file_is_waited_for(path):
         async with anyio.create_task_group() as tasks:
             with locked(path):
                 tasks.start_soon(submit)
-                await until(lambda: durable._service.store.lock_waits, 20)
+                await until(lambda: durable._service.store.lock_waits)
                 assert results == []
         assert results == [2]
         assert (await durable.stats()).lock_waits > 0

@@ -90,7 +90,7 @@ async def test_a_backup_can_be_made_while_everything_runs(path, tmp_path):
     check_counts(backup)
     handler = Handler()
     async with batcher(backup, handler) as restored:
-        await until(lambda: _empty(restored), 20)
+        await until(lambda: _empty(restored))
         assert set(states(backup).values()) == {"done"}
         with pytest.raises(UnknownTicket):
             await restored.result(last)

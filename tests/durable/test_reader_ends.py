@@ -235,7 +235,7 @@ loop.run_until_complete(main())
         [sys.executable, "-c", program, path],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=120,
         check=False,
     )
     assert (done.stdout, done.returncode) == ("done\n", 0)

@@ -68,7 +68,7 @@ async def test_a_worker_goes_on_in_the_queue_of_its_name(path):
         assert await durable.submit(1) == 2
         _put_in_place(other, path)
         ticket = await _enqueued(durable, 2)
-        assert await durable.result(ticket, 5) == 4
+        assert await durable.result(ticket, 60) == 4
         await looked(durable)
     assert handler.items == [1, 2]
     check_counts(path)
@@ -83,7 +83,7 @@ async def test_who_waits_for_what_the_new_file_does_not_have_is_told(path):
         await asyncio.sleep(0.1)
         _put_in_place(other, path)
         with pytest.raises((UnknownTicket, ItemFailed)):
-            await asyncio.wait_for(waiting, 5)
+            await asyncio.wait_for(waiting, 60)
 
 
 async def test_who_was_taken_for_dead_misses_no_end(path):
@@ -103,7 +103,7 @@ async def test_who_was_taken_for_dead_misses_no_end(path):
             "COMMIT",
         )
         with pytest.raises(ItemCancelled):
-            await asyncio.wait_for(waiting, 5)
+            await asyncio.wait_for(waiting, 60)
         check_counts(path)
 
 

@@ -24,7 +24,7 @@ async def test_who_waits_hears_of_a_cancel_by_another_queue_of_this_process(path
         await asyncio.sleep(0.2)
         assert await other.cancel(ticket)
         with pytest.raises(ItemCancelled):
-            await asyncio.wait_for(waiting, 5)
+            await asyncio.wait_for(waiting, 60)
 
 
 async def test_who_waits_hears_of_a_death_that_is_found_in_this_process(path):
@@ -42,7 +42,7 @@ async def test_who_waits_hears_of_a_death_that_is_found_in_this_process(path):
             await asyncio.sleep(0.2)
             os.kill(other.pid, signal.SIGKILL)
             with pytest.raises(ItemFailed, match="ProcessDied"):
-                await asyncio.wait_for(waiting, 10)
+                await asyncio.wait_for(waiting, 60)
         handler.free.set()
 
 
@@ -65,6 +65,6 @@ async def test_who_waits_is_looked_up_again_after_an_error(path, monkeypatch, ca
 
         store.find = find
         async with batcher(path, Handler()):
-            assert await asyncio.wait_for(waiting, 5) == 2
+            assert await asyncio.wait_for(waiting, 60) == 2
     assert failed
     assert (reason in caplog.text) is odd

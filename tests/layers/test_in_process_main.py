@@ -60,7 +60,7 @@ def start(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProce
         [sys.executable, *arguments],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         env=environment,
         cwd=cwd,
         check=False,
@@ -111,7 +111,7 @@ def test_workers_end_with_a_program_that_is_killed(tmp_path: Path) -> None:
     done = start(str(program(tmp_path, ending)))
     assert done.returncode == -signal.SIGKILL
     pid = int(done.stdout.split()[-1])
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while psutil.pid_exists(pid) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not psutil.pid_exists(pid)

@@ -20,7 +20,7 @@ from microbatch._loops import virtual
 from microbatch._loops.calling import run_in_thread
 from microbatch._loops.virtual import VirtualLoop, thread_at_work, trio_clock
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(180)
 
 LOOPS = ["asyncio", "trio"]
 

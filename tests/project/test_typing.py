@@ -20,7 +20,7 @@ CASES = sorted(HERE.glob("*cases.py"))
 REFUSED = sorted(HERE.glob("*refused.py"))
 SOURCE = Path(microbatch.__file__).parent.parent
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 Errors = set[tuple[str, int, str]]
 

@@ -40,7 +40,7 @@ def output_of(code: str) -> str:
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
