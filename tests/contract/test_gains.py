@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "durable"))  # for the shim
 from durable_support import Shim
 
 INSERTS = """
-import asyncio, sqlite3, sys, time
+import asyncio, sqlite3, sys
 from microbatch import Batcher
 
 path, size = sys.argv[1], int(sys.argv[2])
@@ -35,9 +35,7 @@ def insert(ids: list[int]) -> None:
 
 async def main() -> None:
     async with Batcher(insert, max_batch_size=size) as batcher:
-        start = time.perf_counter()
         await asyncio.gather(*map(batcher.submit, range(1000)))
-        print(time.perf_counter() - start)
 
 asyncio.run(main())
 """
@@ -45,24 +43,24 @@ asyncio.run(main())
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Shim.available(), reason="needs a C compiler and Linux")
-def test_a_thousand_batched_inserts_take_a_tenth_of_the_time_of_single_commits(
+def test_a_thousand_batched_inserts_take_a_tenth_of_the_syncs_of_single_commits(
     tmp_path: Path,
 ) -> None:
-    """The classic gain. Each sync takes 5 ms here, as on a plain disk, so a busy machine changes nothing."""
+    """The classic gain: on a plain disk a sync takes 5 ms, and all else next to nothing."""
     (tmp_path / "inserts.py").write_text(INSERTS)
-    seconds, syncs = {}, {}
+    syncs = {}
     for size in (1, 100):
         count = tmp_path / f"syncs-{size}"
-        shim = Shim(tmp_path, match=f"rows-{size}.db", count=count, delay=5000)
+        shim = Shim(tmp_path, match=f"rows-{size}.db", count=count)
         process = shim.start(tmp_path / "inserts.py", tmp_path / f"rows-{size}.db", size)
-        seconds[size] = float(process.communicate(timeout=120)[0])
+        process.communicate()
+        assert process.returncode == 0
         syncs[size] = count.stat().st_size
         rows = sqlite3.connect(tmp_path / f"rows-{size}.db")
         assert rows.execute("SELECT count(*) FROM row_of_text").fetchone() == (1000,)
         rows.close()
     assert syncs[1] >= 1000
     assert syncs[100] <= 1000 / 10
-    assert seconds[1] >= 10 * seconds[100], seconds
 
 
 @pytest.mark.anyio

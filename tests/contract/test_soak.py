@@ -297,9 +297,9 @@ async def test_a_hundred_thousand_callers_at_once_are_served() -> None:
 
     async def seconds_for(count: int) -> float:
         async with Batcher(echo, max_pending=None) as batcher:
-            start = time.perf_counter()
+            start = time.process_time()  # others may have the processor meanwhile
             assert len(await outcomes(*map(batcher.submit, range(count)))) == count
-            return time.perf_counter() - start
+            return time.process_time() - start
 
     await seconds_for(scaled(5_000))
     small = min([await seconds_for(scaled(10_000)) for _ in range(3)])
@@ -323,14 +323,14 @@ async def test_cancelling_a_hundred_thousand_buffered_items_is_not_quadratic(set
             first = batcher.submit_nowait(-1)
             await anyio.sleep(1)
             pendings = [batcher.submit_nowait(item) for item in range(count)]
-            start = time.perf_counter()
+            start = time.process_time()  # others may have the processor meanwhile
             for number, pending in enumerate(pendings):
                 pending.cancel()
                 if number % (count // 10) == 0:
                     counted(batcher)
             await turns()
             assert counted(batcher).buffered == 0
-            spent = time.perf_counter() - start
+            spent = time.process_time() - start
             opened.set()
             assert await first == -1
             return spent

@@ -17,8 +17,10 @@ async def test_cancelling_a_caller_stops_its_waiting_and_nothing_else(path):
     handler = Handler()
     handler.hold()
     async with batcher(path, handler) as durable:
-        with anyio.move_on_after(0.1):
-            await durable.submit(1)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(durable.submit, 1)
+            await until(lambda: handler.batches)
+            tasks.cancel_scope.cancel()
         handler.free.set()
         await until(lambda: handler.batches == [[1]])
     assert states(path) == {1: "done"}

@@ -263,11 +263,13 @@ async def test_trouble_with_a_claim_does_not_keep_the_processor_busy(path, monke
         execute(path, "UPDATE microbatch_queues SET paused = 0")
         await until(lambda: tries)
         tries.clear()
-        before = time.process_time()
+        work, began = time.process_time(), time.monotonic()
         await anyio.sleep(1)
-        spent = time.process_time() - before
-        assert 1 <= len(tries) <= 8
-        assert spent < 0.3
+        found = len(tries)
+        lasted = time.monotonic() - began
+        assert found <= 8 * lasted
+        assert time.process_time() - work < lasted / 2  # a loop that turns takes all of it
+        await until(lambda: tries)
         execute(path, "DROP TRIGGER odd")
         handler.free.set()
         assert await durable.result(1, 20) == 4
@@ -280,9 +282,9 @@ async def test_who_waited_for_company_in_vain_does_not_keep_the_processor_busy(p
         await until(lambda: durable._service.store._client.wanted_since)
         await durable.pause()
         await anyio.sleep(0.5)
-        before = time.process_time()
+        work, began = time.process_time(), time.monotonic()
         await anyio.sleep(0.5)
-        assert time.process_time() - before < 0.15
+        assert time.process_time() - work < (time.monotonic() - began) / 2
         await durable.resume()
         assert await durable.result(1, 20) == 2
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sqlite3
 import threading
+import time
 
 import pytest
 from durable_support import Handler, batcher, check_counts, execute, looked, rows, states, until
@@ -59,9 +60,11 @@ async def test_a_hundred_idle_queues_cost_next_to_nothing(path, monkeypatch):
     await asyncio.gather(*(queue.__aenter__() for queue in queues))
     await asyncio.sleep(0.3)
     looks.clear()
+    began = time.monotonic()
     await asyncio.sleep(1)
+    await until(lambda: looks)
     # One each 20 ms for what others commit, one each 50 ms for who lives: at the pace of these tests.
-    assert 0 < len(looks) <= 2 * (50 + 20)
+    assert len(looks) <= 2 * (50 + 20) * (time.monotonic() - began)
     await asyncio.gather(*(queue.aclose() for queue in queues))
 
 
@@ -146,7 +149,7 @@ async def test_items_wait_untouched_while_handlers_are_stuck(path, monkeypatch):
 
     def handler(items):
         if items[0] < 100:
-            free.wait(30)
+            free.wait(120)
         handled.extend(items)
         return items
 
@@ -163,7 +166,7 @@ async def test_items_wait_untouched_while_handlers_are_stuck(path, monkeypatch):
         assert _versions(path) == before
         free.set()
         await until(lambda: _empty(durable))
-    assert sorted(handled[10:]) == list(range(100, 130))
+    assert sorted(item for item in handled if item >= 100) == list(range(100, 130))
     assert rows(path, "SELECT max(attempts) FROM microbatch_ranges") == [(1,)]
     check_counts(path)
 

@@ -17,8 +17,8 @@ async def _submits_good_and_bad(path, on_settle) -> ItemFailed:
     """One item whose effects fail, one after it whose effects do not; return the first one's error."""
     async with batcher(path, Handler(), on_settle=on_settle, max_batch_size=1) as durable:
         with pytest.raises(ItemFailed) as failed:
-            await asyncio.wait_for(durable.submit(13), 5)
-        assert await asyncio.wait_for(durable.submit(1), 5) == 2
+            await asyncio.wait_for(durable.submit(13), 60)
+        assert await asyncio.wait_for(durable.submit(1), 60) == 2
         stats = await durable.stats()
     assert (stats.dead, stats.done, stats.claimed) == (1, 1, 0)
     return failed.value
@@ -56,7 +56,7 @@ async def test_retention_keeps_up_with_effects(path):
         await asyncio.sleep(0.3)  # nothing to do: the next look is far away
         for number in range(10):
             await durable.submit(number)
-        await until(lambda: _done_is(durable, 3), 5)
+        await until(lambda: _done_is(durable, 3))
 
 
 async def _done_is(durable, count):
@@ -65,7 +65,7 @@ async def _done_is(durable, count):
 
 async def test_another_programs_lock_takes_nothing_from_the_time_for_effects(path, monkeypatch):
     """Whoever wants the lock waits for it; the bound is for what holds it."""
-    monkeypatch.setattr("microbatch.durable._file.writer.TURN_TIMEOUT", 0.3)
+    monkeypatch.setattr("microbatch.durable._file.writer.TURN_TIMEOUT", 1.0)
     calls = []
 
     async def on_settle(connection, items, results):
@@ -75,11 +75,11 @@ async def test_another_programs_lock_takes_nothing_from_the_time_for_effects(pat
 
         async def handler(items):
             stack.enter_context(locked(path))
-            asyncio.get_running_loop().call_later(1.0, stack.close)
+            asyncio.get_running_loop().call_later(2.0, stack.close)
             return items
 
         async with batcher(path, handler, on_settle=on_settle) as durable:
-            assert await asyncio.wait_for(durable.submit(1), 10) == 1
+            assert await asyncio.wait_for(durable.submit(1), 60) == 1
     assert calls == [[1]]
 
 

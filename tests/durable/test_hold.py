@@ -432,7 +432,7 @@ async def test_what_was_to_begin_next_of_a_refused_partition_waits_too(path):
 @pytest.mark.parametrize("partition", [None, lambda item: item % 1])
 async def test_a_job_that_is_cancelled_while_held_ends_at_once(path, partition):
     """Nothing of it goes again when the time is over; what is not of it does."""
-    handler = Busy(0.3)
+    handler = Busy(1.5)
     async with batcher(
         path, handler, max_batch_size=3, max_concurrency=2, partition=partition, retry=holding()
     ) as durable:

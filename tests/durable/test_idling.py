@@ -11,11 +11,14 @@ from durable_support import Handler, batcher, until
 pytestmark = pytest.mark.anyio
 
 
-async def _seconds_of_work() -> float:
-    """Processor time that this process takes in half a second."""
-    before = time.process_time()
+async def _rests() -> bool:
+    """Tell whether this process leaves the processor alone for half a second, or as long as that takes here.
+
+    A loop that turns takes all of that time, or its share on a busy machine; looking about takes a hundredth.
+    """
+    work, began = time.process_time(), time.monotonic()
     await anyio.sleep(0.5)
-    return time.process_time() - before
+    return time.process_time() - work < (time.monotonic() - began) / 2
 
 
 async def test_a_paused_queue_with_overdue_items_rests(path):
@@ -24,9 +27,9 @@ async def test_a_paused_queue_with_overdue_items_rests(path):
         await durable.pause()
         ticket = await durable.enqueue(1, delay=0.05)
         await anyio.sleep(0.2)
-        assert await _seconds_of_work() < 0.25
+        assert await _rests()
         await durable.resume()
-        assert await durable.result(ticket, 5) == 2
+        assert await durable.result(ticket, 60) == 2
 
 
 async def test_an_overdue_item_beside_a_busy_handler_rests(path):
@@ -38,9 +41,9 @@ async def test_an_overdue_item_beside_a_busy_handler_rests(path):
         await until(lambda: handler.batches)
         ticket = await durable.enqueue(2, delay=0.05)
         await anyio.sleep(0.2)
-        assert await _seconds_of_work() < 0.25
+        assert await _rests()
         handler.free.set()
-        assert await durable.result(ticket, 5) == 4
+        assert await durable.result(ticket, 60) == 4
 
 
 async def test_company_that_was_waited_for_in_vain_is_forgotten(path):
@@ -49,7 +52,7 @@ async def test_company_that_was_waited_for_in_vain_is_forgotten(path):
         ticket = await durable.enqueue(1)
         assert await durable.cancel(ticket)
         await anyio.sleep(0.3)
-        assert await _seconds_of_work() < 0.25
+        assert await _rests()
 
 
 async def test_a_later_item_is_found_behind_an_overdue_one_that_was_cancelled(path):
@@ -64,4 +67,4 @@ async def test_a_later_item_is_found_behind_an_overdue_one_that_was_cancelled(pa
         await anyio.sleep(0.2)
         assert await durable.cancel(overdue)
         handler.free.set()
-        assert await durable.result(later, 5) == 6
+        assert await durable.result(later, 60) == 6

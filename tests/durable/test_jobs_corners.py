@@ -250,11 +250,13 @@ async def test_who_is_cancelled_as_the_queue_closes_is_not_told_twice(path):
 async def test_waiting_bears_a_file_that_is_away(path):
     """It goes on once that is back."""
     async with batcher(path, Handler()) as durable:
-        job = await durable.enqueue_job([1], delay=0.3)
+        await durable.pause()
+        job = await durable.enqueue_job([1])
         with locked_out(path):
             waiting = asyncio.ensure_future(job.wait())
             await asyncio.sleep(0.1)
             assert not waiting.done()
+        await durable.resume()
         assert (await asyncio.wait_for(waiting, 20)).succeeded == 1
 
 

@@ -7,6 +7,7 @@ import signal
 
 import anyio
 import pytest
+import time_machine
 from durable_support import LOOPS, Handler, Process, batcher, check_jobs, rows, until
 
 from microbatch import Backoff, ItemError, Retry
@@ -278,13 +279,15 @@ async def test_running_batches_finish_past_the_deadline(path):
     """What has begun is not cut short; in back-off it has not."""
     handler = Handler()
     handler.hold()
-    async with batcher(path, handler, max_batch_size=2) as durable:
-        job = await durable.enqueue_job(range(5), deadline=0.3)
-        await until(lambda: handler.batches)
-        await until(lambda: rows(path, "SELECT expired FROM microbatch_queues") == [(3,)])
-        handler.free.set()
-        status = await job.wait(20)
-        assert (status.succeeded, status.expired, status.outcome) == (2, 3, "expired")
+    with time_machine.travel("2026-01-01 12:00Z") as traveller:
+        async with batcher(path, handler, max_batch_size=2) as durable:
+            job = await durable.enqueue_job(range(5), deadline=60)
+            await until(lambda: handler.batches)
+            traveller.shift(61)
+            await until(lambda: rows(path, "SELECT expired FROM microbatch_queues") == [(3,)])
+            handler.free.set()
+            status = await job.wait(20)
+            assert (status.succeeded, status.expired, status.outcome) == (2, 3, "expired")
     check_jobs(path)
 
 

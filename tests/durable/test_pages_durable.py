@@ -13,7 +13,7 @@ from microbatch.durable import DurableQueue
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.anyio, pytest.mark.real_time, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time, pytest.mark.timeout(180)]
 
 
 async def grown_by(queue: DurableQueue[bytes, object], items: int) -> int:

@@ -60,10 +60,13 @@ async def one_cut(tmp_path, seed: int) -> int:
         "power.py", folder / "queue.db", seed
     )
     assert process.stdout is not None
-    first = await anyio.to_thread.run_sync(process.stdout.readline)
-    await anyio.sleep(chance.uniform(0.0, 0.3))
+    lines = [
+        await anyio.to_thread.run_sync(process.stdout.readline)
+        for _ in range(chance.randint(10, 300))
+    ]
+    await anyio.sleep(chance.uniform(0.0, 0.005))
     process.kill()
-    lines = [first, *process.stdout.readlines()]
+    lines += process.stdout.readlines()
     process.stdout.close()
     process.wait()
     lines = [line for line in lines if line.endswith("\n")]

@@ -283,12 +283,14 @@ async def test_the_next_look_finds_an_item_that_another_process_has_enqueued(pat
         await other.hear()
         for number in range(1, 6):
             other.tell()
-            (when,) = await other.hear()
+            before, after = map(float, await other.hear())
             await until(lambda number=number: len(started) == number)
-            # The one before may have come between the commit and the time that was noted.
-            before = [found for begun, found in looks if begun < float(when)][-1:]
-            after = [found for begun, found in looks if begun >= float(when)][:1]
-            assert any(before + after)
+            # It was committed between the two: the look under way at the first may have seen it, and the first one
+            # that began after the second must have, if none between them did.
+            early = [found for begun, found in looks if begun < before][-1:]
+            between = [found for begun, found in looks if before <= begun < after]
+            late = [found for begun, found in looks if begun >= after][:1]
+            assert any(early + between + late)
 
 
 async def test_a_process_without_a_handler_gets_results_from_one_that_has(path):
@@ -316,7 +318,7 @@ async def share(path, processes: int, each: int) -> None:
                 await other.hear()
                 other.tell()
                 words = await other.hear()
-                assert float(words[1]) < 5.0, "starved"
+                assert int(words[1]) < 500, "starved"
                 handled.update(words[2:])
 
         for _ in range(processes):
@@ -355,7 +357,7 @@ async def test_an_sqlite_with_the_wal_bug_is_warned_of_once(
                 "INSERT INTO microbatch_consumers (id, queue, lock_file, pid)"
                 f" SELECT {number}, id, 0, 1 FROM microbatch_queues",
             )
-            await until(lambda number=number: number in _known(durable), 20)
+            await until(lambda number=number: number in _known(durable))
     assert sum("rare bug" in message for message in caplog.messages) == warnings
 
 

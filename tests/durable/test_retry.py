@@ -8,7 +8,8 @@ import sqlite3
 import time
 
 import pytest
-from durable_support import Handler, batcher, check_counts, execute, rows, until
+import time_machine
+from durable_support import Handler, batcher, check_counts, execute, looked, rows, until
 
 from microbatch import Backoff, HandlerStuck, ItemError, Retry
 from microbatch.durable import DurableQueue, ItemFailed
@@ -75,13 +76,16 @@ async def test_what_is_not_retryable_dies_at_once(path):
 async def test_a_back_off_holds_across_a_restart(path):
     """It is a due time on the disk, not a timer."""
     handler = Flaky(1)
-    async with batcher(path, handler, retry=soon(delay=0.5)) as durable:
-        ticket = await durable.enqueue(1)
-        await until(lambda: _scheduled(durable))
-    async with batcher(path, handler, retry=soon()) as durable:
-        stats = await durable.stats()
-        assert (stats.scheduled, stats.ready) == (1, 0)
-        assert await durable.result(ticket, 20) == 1
+    with time_machine.travel("2026-01-01 12:00Z") as traveller:
+        async with batcher(path, handler, retry=soon(delay=3600)) as durable:
+            ticket = await durable.enqueue(1)
+            await until(lambda: _scheduled(durable))
+        async with batcher(path, handler, retry=soon()) as durable:
+            await looked(durable)
+            stats = await durable.stats()
+            assert (stats.scheduled, stats.ready) == (1, 0)
+            traveller.shift(3601)
+            assert await durable.result(ticket, 60) == 1
     assert attempts(path) == [2]
 
 

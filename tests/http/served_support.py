@@ -78,14 +78,14 @@ def served(
     finally:
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while True:
         with contextlib.suppress(httpx.TransportError):
             if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:

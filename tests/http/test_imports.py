@@ -336,19 +336,21 @@ async def test_no_more_is_read_than_can_be_stored(tmp_path: Path) -> None:
     async with shop_of(tmp_path / "q") as shop:
         await shop.queue.pause()
         other = sqlite3.connect(tmp_path / "q", isolation_level=None, check_same_thread=False)
-        received = 0
+        received, is_locked = 0, anyio.Event()
 
         async def receive() -> dict[str, Any]:
             nonlocal received
             received += 1
             if received == 2:  # the job has begun: now nobody else can write
                 other.execute("BEGIN IMMEDIATE")
+                is_locked.set()
             await anyio.lowlevel.checkpoint()
             return {"type": "http.request", "body": lines(2_000), "more_body": received < 40}
 
         wire = Wire("POST", "/users/import", content_type="application/x-ndjson")
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(shop.api, wire.scope, receive, wire.send)
+            await is_locked.wait()
             await anyio.sleep(0.3)
             assert received <= 4  # a transaction's worth of 5,000 rows
             other.execute("ROLLBACK")

@@ -36,24 +36,21 @@ NDJSON = {"content-type": "application/x-ndjson"}
 @contextlib.asynccontextmanager
 async def server_at(path: Path) -> AsyncIterator[tuple[httpx.AsyncClient, subprocess.Popen[bytes]]]:
     """A server in a process of its own, killed at the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(  # noqa: ASYNC220
-        [sys.executable, HERE / "import_server.py", path, str(port)], env=ENVIRONMENT
-    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # so that nobody else takes the port
+        fd, port = listener.fileno(), listener.getsockname()[1]
+        process = subprocess.Popen(  # noqa: ASYNC220
+            [sys.executable, HERE / "import_server.py", path, str(fd)],
+            pass_fds=[fd],
+            env=ENVIRONMENT,
+        )
     try:
         async with httpx.AsyncClient(
             base_url=f"http://127.0.0.1:{port}",
             headers={"authorization": "Bearer ann"},
-            timeout=60,
+            timeout=200,
             trust_env=False,
         ) as client:
-            while True:
-                with contextlib.suppress(httpx.ConnectError):
-                    await client.get("/healthz")
-                    break
-                await anyio.sleep(0.05)
+            await client.get("/healthz")
             yield client, process
     finally:
         process.kill()

@@ -12,6 +12,7 @@ import axe_core_python
 import pytest
 import uvicorn
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -43,14 +44,14 @@ class Shop:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._ready.wait(30)
+        assert self._ready.wait(120)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._may_work.set()
         self._server.should_exit = True
         self._page.end_streams_soon()
-        self._thread.join(30)
+        self._thread.join(120)
         assert not self._thread.is_alive()
 
     def let_it_work(self) -> None:
@@ -140,7 +141,9 @@ def look(driver: webdriver.Chrome, width: int, scheme: str) -> None:
 
 
 def until(driver: webdriver.Chrome, what: Any) -> Any:
-    return WebDriverWait(driver, 60).until(what)
+    """Wait until something holds; the page that it was found on may be left between two words of the question."""
+    waiting = WebDriverWait(driver, 60, ignored_exceptions=[StaleElementReferenceException])
+    return waiting.until(what)
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])

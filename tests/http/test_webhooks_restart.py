@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -54,24 +55,27 @@ async def test_a_webhook_arrives_after_an_outage_and_a_restart_of_both_sides(
     tmp_path: Path,
 ) -> None:
     """The receiver is away, the sender is killed: the job's end is told all the same, once both are back."""
-    async with Receiver() as receiver:  # its port is free again
-        pass
-    url = f"http://127.0.0.1:{receiver.port}/hook"
+    away = socket.socket()  # it keeps the port for the receiver, and listens to nobody
+    away.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    away.bind(("127.0.0.1", 0))
+    port = away.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/hook"
     async with (
         DurableQueue(tmp_path / "jobs.db", item_type=int) as queue,
         DurableQueue(
             tmp_path / "hooks.db", item_type=Message, queue="microbatch-webhooks"
         ) as messages,
     ):
-        with worker(tmp_path, receiver.port):
+        with worker(tmp_path, port):
             job = await queue.enqueue_job([1, 2, 3], metadata={METADATA_KEY: url}, owner="ann")
             await job.wait()
             await until(messages, "scheduled")  # it was sent in vain
         assert (await messages.stats()).done == 0
-        with worker(tmp_path, receiver.port):
-            async with Receiver([503, 204], port=receiver.port) as again:
+        with worker(tmp_path, port):
+            async with Receiver([503, 204], port=port) as again:
                 received = (await again.got(2))[1]
                 await until(messages, "done")
                 assert (await messages.stats()).depth == 0
+    away.close()
     told = Webhook(SECRET).verify(received.body, received.headers)
     assert told["data"]["jobId"] == job.id
