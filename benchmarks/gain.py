@@ -69,7 +69,7 @@ def postgres():
                 yield folder, user
             finally:
                 server.terminate()
-                server.wait(30)
+                server.wait(120)
 
 
 class Postgres:
@@ -102,7 +102,7 @@ async def on_postgres():
     import asyncpg
 
     with postgres() as (folder, user):
-        for _ in range(100):
+        for _ in range(600):
             try:
                 pool = await asyncpg.create_pool(
                     host=folder, user=user, database="postgres", min_size=10, max_size=10

@@ -76,10 +76,11 @@ async def _observe(path, seconds, rate):
     waits = []
     kills = 0
     reader = None
-    began = time.monotonic()
     next_kill, next_read, end_read = KILL, READ / 2, 0.0
     try:
         async with DurableQueue(path, item_type=bytes, **KEPT) as queue:
+            await queue.submit(PAYLOAD)  # the others have started
+            began = time.monotonic()
             probing = asyncio.create_task(_probe(queue, waits))
             while (now := time.monotonic() - began) < seconds:
                 await asyncio.sleep(SAMPLE)

@@ -104,7 +104,7 @@ async def send(url: str) -> None:
     made: dict[int, str] = {}
     failed: dict[int, ItemError] = {}
 
-    async with httpx.AsyncClient(base_url=url) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
 
         async def make(people: list[dict[str, int]]) -> list[str | ItemError]:
             response = await client.post("/people", json=people)

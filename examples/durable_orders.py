@@ -91,7 +91,9 @@ def main() -> None:
         command = [sys.executable, __file__, str(path)]
         worker = subprocess.Popen(command, stderr=subprocess.DEVNULL)  # noqa: S603 - this very file
         before = shop.execute("SELECT count(*) FROM deliveries").fetchone()[0]
-        while kill and shop.execute("SELECT count(*) FROM deliveries").fetchone()[0] < before + 60:
+        while kill and worker.poll() is None:
+            if shop.execute("SELECT count(*) FROM deliveries").fetchone()[0] >= before + 60:
+                break
             time.sleep(0.005)
         if kill:
             worker.kill()

@@ -85,7 +85,7 @@ async def load(port: int, path: str, duration: float) -> list[float]:
 
     async def client() -> None:
         async with await anyio.connect_tcp("127.0.0.1", port) as stream:
-            while (start := perf_counter()) < end:
+            while (start := perf_counter()) < end or not took:
                 await stream.send(request)
                 answer = await stream.receive()  # without a body it comes in one piece
                 if not answer.startswith(b"HTTP/1.1 204"):

@@ -63,7 +63,7 @@ async def handle(items: list[int]) -> list[int | Exception]:
 
 batcher = Batcher(
     handle, max_batch_size=JOB.batch, max_concurrency=JOB.slots, max_wait=JOB.max_wait,
-    handler_timeout=None if JOB.hangs else 5.0, telemetry=False,
+    handler_timeout=None if JOB.hangs else 60.0, telemetry=False,
 )  # fmt: skip
 
 

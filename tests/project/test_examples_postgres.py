@@ -54,7 +54,7 @@ def postgres() -> Iterator[str]:
         data = folder / "data"
         subprocess.run(
             [initdb, "-D", data, "-U", "example", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"],
-            cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=60, **whom,
+            cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=240, **whom,
         )  # fmt: skip
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
@@ -69,14 +69,14 @@ def postgres() -> Iterator[str]:
             yield f"postgresql://example@127.0.0.1:{port}/postgres"
         finally:
             process.send_signal(signal.SIGINT)  # disconnects everybody and stops in order
-            process.wait(timeout=20)
+            process.wait(timeout=120)
     finally:
         shutil.rmtree(folder)
 
 
 def wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> None:
     """Wait for a server in another process; its own log says when."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while "ready to accept connections" not in (said := log.read_text(errors="replace")):
         assert process.poll() is None, said
         assert time.monotonic() < end, said
