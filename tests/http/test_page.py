@@ -355,3 +355,31 @@ async def test_nothing_answers_a_websocket(tmp_path):
 
     await page({"type": "websocket", "path": "/", "headers": [], "root_path": ""}, receive, send)
     assert sent == ["websocket.close"]
+
+
+async def test_numbers_of_any_length_are_no_fault_of_ours(tmp_path):
+    """Python reads no number of more than 4,300 digits."""
+    async with worker_and_page(tmp_path / "a.db") as (_, browser):
+        for number in ("0", "-1", "1.5", "x", "9" * 20, "9" * 5_000, "\u0663"):
+            await browser.get(f"/q/orders/items/{number}", 404)
+            await browser.get(f"/q/orders/items/{number}/payload", 404)
+        for query in (f"before={'9' * 5_000}", "before=-1", f"before={10**30}", "n=x&did=purge"):
+            await browser.get(f"/q/orders?{query}", 400)
+        await browser.get(f"/q/orders/jobs?cursor={10**30}", 400)
+
+
+@pytest.mark.parametrize("host", ["a:99999", "a:x", "[", "a:-1", "[::1"])
+async def test_a_host_header_that_names_none_is_a_bad_request(tmp_path, host):
+    """What a scanner sends is no error of the server's."""
+    async with worker_and_page(tmp_path / "a.db") as (_, browser):
+        answer = await browser.http.get("/q/orders", headers={"host": host})
+        assert answer.status_code == 400
+        assert "content-security-policy" in answer.headers
+
+
+async def test_a_head_of_a_followed_page_ends(tmp_path):
+    """There is nothing to follow without a body, and it would take a place among the streams."""
+    async with worker_and_page(tmp_path / "a.db") as (_, browser):
+        answer = await browser.http.head("/q/orders?live=1")
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/html")

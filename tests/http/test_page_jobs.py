@@ -6,7 +6,10 @@ import csv
 import io
 import json
 import re
+import sqlite3
+from contextlib import closing
 from typing import Any
+from urllib.parse import quote
 
 import anyio
 import pytest
@@ -216,3 +219,17 @@ async def test_a_page_shows_outcomes_longer_than_its_own_settings_would(tmp_path
         )
         async with looker, Browser(QueuePage(looker, authorize=lambda _: "read")).http as http:
             assert "1 is odd" in (await http.get(f"/q/orders/jobs/{job.id}")).text
+
+
+async def test_a_jobs_id_of_a_strange_file_is_no_header(tmp_path):
+    """A file may come from anybody; a header with a line end in it would be refused, with the answer."""
+    async with worker_and_page(tmp_path / "a.db") as (worker, browser):
+        job = await worker.enqueue_job([2])
+        await job.wait(30)
+        odd = 'a"\r\né'
+        with closing(sqlite3.connect(tmp_path / "a.db")) as raw:
+            raw.execute("UPDATE microbatch_jobs SET uid = ?", (odd,))
+            raw.commit()
+        answer = await browser.http.get(f"/q/orders/jobs/{quote(odd)}/results")
+        assert answer.status_code == 200
+        assert answer.headers["content-disposition"] == 'attachment; filename="a____-all.ndjson"'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -45,7 +46,8 @@ async def results(visit: Visit) -> View:
     uid = visit.request.path_params["job"]
     status = await visit.queue.queue.job(uid).status()  # so that a wrong id gets a page of its own
     first = await visit.queue.outcomes(status.id, kind)
-    name = f"{status.id}-{kind or 'all'}.{form}"
+    # The id stands in a file that may come from anybody, and a header takes less than it does.
+    name = re.sub(r"[^A-Za-z0-9-]", "_", f"{status.id}-{kind or 'all'}") + f".{form}"
     content = _content(
         visit.shown, _pages(visit.queue, status.id, kind, first), form, bool(visit.text("sheet"))
     )

@@ -70,10 +70,16 @@ class BrowserSession:
     Args:
         request: What the browser sent.
         path: Below which path the cookie counts.
+
+    Raises:
+        HTTPException: 400 if the ``Host`` header names none.
     """
 
     def __init__(self, request: Request, path: str) -> None:
-        port = request.url.port
+        try:
+            port = request.url.port
+        except ValueError:
+            raise HTTPException(400, "The Host header names no host.") from None
         # Browsers keep no ports apart: the name does.
         self._cookie = "microbatch-page" if port is None else f"microbatch-page-{port}"
         self._path = path or "/"

@@ -109,8 +109,8 @@ class QueuePage:
             [
                 *self._routes("/", views.overview),
                 *self._routes("/q/{queue}", views.queue),
-                *self._routes("/q/{queue}/items/{item:int}", views.item),
-                *self._routes("/q/{queue}/items/{item:int}/{part}", views.whole_text),
+                *self._routes("/q/{queue}/items/{item}", views.item),
+                *self._routes("/q/{queue}/items/{item}/{part}", views.whole_text),
                 *self._routes("/q/{queue}/confirm", acts.ask),
                 *self._routes("/q/{queue}/act", acts.carry_out, "POST"),
                 *self._routes("/q/{queue}/jobs", job_views.jobs),
@@ -147,8 +147,8 @@ class QueuePage:
 
     async def _answer(self, request: Request, endpoint: Endpoint) -> Any:
         base = self._base(request)
-        session = BrowserSession(request, base)
         try:
+            session = BrowserSession(request, base)
             role = await role_of(request, self._authorize)
             visit = Visit(
                 request,
@@ -159,7 +159,7 @@ class QueuePage:
                 base=base,
                 read_only=self._read_only,
             )
-            if "live" in request.query_params:
+            if "live" in request.query_params and request.method == "GET":
                 return await self._follow(visit, endpoint)
             response = await self._made(visit, endpoint)
             if visit.may_act:

@@ -14,6 +14,7 @@ from microbatch.durable.insight import ID_END, STATE_NAMES
 from . import words
 from .plot import plot
 from .shown import cut_line, extract
+from .visit import is_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -175,7 +176,7 @@ async def queue(visit: Visit) -> View:
 
 async def _found(visit: Visit, insight: Insight, wanted: str) -> int | None:
     """Return the item with an id or a key."""
-    number = int(wanted) if wanted.isascii() and wanted.isdigit() and len(wanted) < 20 else 0
+    number = int(wanted) if is_number(wanted) else 0
     try:
         return (await insight.item(number)).id
     except UnknownTicket:
@@ -215,9 +216,13 @@ async def item_of(visit: Visit) -> SeenItem:
     """Return the item that the address names.
 
     Raises:
+        HTTPException: 404 if that is no number.
         UnknownTicket: If there is none.
     """
-    return await visit.queue.item(visit.request.path_params["item"])
+    text = visit.request.path_params["item"]
+    if not is_number(text):
+        raise HTTPException(404, "There is no such item.")
+    return await visit.queue.item(int(text))
 
 
 async def item(visit: Visit) -> View:

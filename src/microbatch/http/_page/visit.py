@@ -135,6 +135,11 @@ def number_of(text: str, name: str) -> int:
     Raises:
         HTTPException: 400 if it is none, or out of range.
     """
-    if text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= _NUMBER_MAX:
+    if is_number(text):
         return int(text)
     raise HTTPException(400, f"{name} must be a whole number.")
+
+
+def is_number(text: str) -> bool:
+    """Tell whether a text is a number that an id can be."""
+    return text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= _NUMBER_MAX
