@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from microbatch.cli import _wording as wording
 from microbatch.cli._console import Console
 from microbatch.cli._jsonable import json_text
 from microbatch.cli._live import ProgressBar
+from microbatch.durable.inspection import Inspection
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -193,3 +195,132 @@ def test_the_note_on_rich_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert Console().rich(sys.stdout) is None
     assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]
+
+
+ORDERS = "\x9b2J\u202e\U000e0001é"
+
+
+def test_json_gives_no_orders_either(path: Path, microbatch: Any) -> None:
+    """The first of these is an escape sequence's beginning to some terminals, and no JSON encoder minds it."""
+    fill(path, [ORDERS], queue=ORDERS)
+    shown = microbatch("items", path, "--json")
+    assert all(c.isprintable() or c == "\n" for c in shown.out)
+    assert (shown.object["item"], shown.object["queue"]) == (ORDERS, ORDERS)
+
+
+def test_outcomes_give_a_terminal_no_orders(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe gets CSV as it is, a terminal what it may show."""
+    uid = run_job(path, ["\x1b[2J\r\n"])
+    terminal = on_terminal(monkeypatch)
+    assert call("results", path, uid, "--format", "csv") == 0
+    out = terminal()[0]
+    assert all(c.isprintable() or c == "\n" for c in out)
+    assert "\\x1b[2J" in out
+    assert out.startswith("index,id,kind,value,code,message\n0,")
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert call("results", path, uid, "--format", "csv") == 0
+    assert "\x1b[2J\r\n" in sys.stdout.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_file_of_an_odd_name_gives_no_orders(path: Path, microbatch: Any) -> None:
+    """Somebody calls ``microbatch doctor *`` in a folder of strangers."""
+    odd = path.with_name("\x1b[2J\n.db")
+    fill(odd, [1])
+    run_job(odd, [1])
+    shown = microbatch("results", odd, "nope", "--output", path.with_name("\x1b.csv"))
+    assert shown.code == 1
+    assert microbatch("backup", odd, odd.with_name("\x1bcopy.db")).code == 0
+    uid = microbatch("jobs", odd, "--json").object["id"]
+    written = microbatch("results", odd, uid, "--output", path.with_name("\x1b.csv"))
+    assert written.err.startswith("microbatch: ")
+    assert all(c.isprintable() or c == "\n" for c in shown.err + written.err)
+    assert written.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_an_encoding_has_not_is_escaped(
+    path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    """As JSON in JSON, so that it can still be read."""
+    uid = run_job(path, ["日本"])
+    fill(path, ["日本"])
+
+    def written(*arguments: object) -> bytes:
+        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert call(*arguments) == 0
+        return stream.buffer.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+    assert b"\\u65e5\\u672c" in written("items", path)
+    assert json.loads(written("items", path, "--json").splitlines()[-1])["item"] == "日本"
+    assert json.loads(written("results", path, uid))["value"] == "日本日本"
+    assert b"\\u65e5" in written("results", path, uid, "--format", "csv")
+
+
+def test_a_terminal_of_another_encoding_gets_plain_text(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rich would fall over what that has not."""
+
+    class Old(io.TextIOWrapper):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Old(io.BytesIO(), encoding="iso-8859-1")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    fill(path, ["日本"])
+    assert call("items", path) == 0
+    assert b"\\u65e5\\u672c" in terminal.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_dumb_terminal_is_watched_line_by_line(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An editor's shell: rich would show nothing before the end."""
+    terminal = on_terminal(monkeypatch)
+    monkeypatch.setenv("TERM", "dumb")
+    fill(path, [1])
+    seen: list[str] = []
+
+    def sleep(_: float) -> None:
+        seen.append(terminal()[0])
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("microbatch.cli._queues.time.sleep", sleep)
+    assert call("stats", path, "--watch") == 130
+    assert "no consumers" in seen[1]
+
+
+def test_a_daemon_has_no_streams(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they would have said is lost; what was asked for is done."""
+    fill(path, [1])
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert call("pause", path) == 0
+    assert call("show", path, 5) == 1
+    assert sys.stdout is None
+    monkeypatch.undo()
+    with Inspection(path) as inspection:
+        assert inspection.stats("default").paused
+
+
+@pytest.mark.parametrize("failing", ["write", "flush"])
+def test_a_full_disk_behind_stdout_is_said(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failing: str
+) -> None:
+    """In one line, and not with 0."""
+
+    class Full(io.StringIO):
+        pass
+
+    def full(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    setattr(Full, failing, full)
+    fill(path, [1])
+    monkeypatch.setattr(sys, "stdout", Full())
+    for arguments in (["queues", path], ["queues", path, "--json"]):
+        assert call(*arguments) == 2
+        err = capsys.readouterr().err
+        assert err == "microbatch: stdout cannot be written: No space left on device\n"

@@ -152,6 +152,17 @@ def test_an_output_is_whole_or_not_at_all(
     assert (refused.code, "cannot be written" in refused.err) == (2, True)
 
 
+def test_an_output_is_never_the_queues_own_file(path: Path, microbatch: Any) -> None:
+    """One wrong word would put a report in its place."""
+    uid = run_job(path, [1])
+    link = path.with_name("link")
+    link.symlink_to(path)
+    for target in (path, f"{path}-wal", f"{path}-alive", link):
+        refused = microbatch("results", path, uid, "--output", target)
+        assert (refused.code, "belongs to the queue's file" in refused.err) == (2, True)
+    assert microbatch("queues", path, "--json").object["done"] == 1
+
+
 def test_results_past_their_time_are_said(path: Path, microbatch: Any) -> None:
     """The row is there, its outcomes are not."""
     from cli_support import sql

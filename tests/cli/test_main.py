@@ -66,7 +66,17 @@ def test_help_lists_every_command(microbatch: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nope"], ["queues"], ["items", "x", "--limit", "0"], ["queues", ""]]
+    "arguments",
+    [
+        [],
+        ["nope"],
+        ["queues"],
+        ["items", "x", "--limit", "0"],
+        ["queues", ""],
+        ["stats", "x", "--interval", "1e300"],
+        ["stats", "x", "--interval", "nan"],
+        ["stats", "x", "--watch", "--interval", "0"],
+    ],
 )
 def test_wrong_use_ends_with_2(microbatch: Any, arguments: list[str]) -> None:
     """Before anything is opened."""

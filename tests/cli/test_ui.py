@@ -92,7 +92,9 @@ def test_what_it_cannot_serve_is_an_error_of_one_line(microbatch, path, tmp_path
     ended = microbatch("ui", path, "--host", "0.0.0.0")
     assert ended.code == 2
     assert "add --allow-remote" in ended.err
-    assert microbatch("ui", path, "--host", "no such host").code == 2
+    for host in ("no such host", "a" * 64, "a..b", "\udcff"):
+        ended = microbatch("ui", path, "--host", host)
+        assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert microbatch("ui", path, "--port", "70000").code == 2
     assert microbatch("ui", f"{tmp_path}/a\0b").code == 2
     with socket.create_server(("127.0.0.1", 0)) as taken:

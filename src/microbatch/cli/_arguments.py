@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import math
+import os
 from typing import TYPE_CHECKING
+
+from microbatch.durable._file.place import SIDE_FILES
+
+from ._command import WRONG_USE, CommandEnd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,13 +31,30 @@ def add_yes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true", help="do not ask")
 
 
+#: Seconds that any command waits for at most: a year. No clock of the system's takes any number.
+_SECONDS_MAX = 365 * 86_400.0
+
+
+def keep_apart(option: str, target: str, file: str) -> None:
+    """Refuse to write over a queue's file, or over what belongs to it.
+
+    Raises:
+        CommandEnd: If the target is one of these.
+    """
+    own = os.path.realpath(file)
+    if os.path.realpath(target) in {own, *(own + suffix for suffix in SIDE_FILES)}:
+        raise CommandEnd(
+            f"{option}: {target} belongs to the queue's file: give another name", WRONG_USE
+        )
+
+
 def seconds_from(least: float) -> Callable[[str], float]:
-    """Return what reads a number of seconds of at least so many."""
+    """Return what reads a number of seconds of at least so many, and at most a year."""
 
     def seconds(text: str) -> float:
         value = float(text)
-        if not (least <= value < math.inf):
-            message = f"must be at least {least:g} and finite, got {text}"
+        if not (least <= value <= _SECONDS_MAX):
+            message = f"must be from {least:g} to {_SECONDS_MAX:.0f}, got {text}"
             raise argparse.ArgumentTypeError(message)
         return value
 

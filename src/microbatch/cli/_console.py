@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from ._jsonable import json_text
-from ._wording import columns_text
+from ._command import WRONG_USE, CommandEnd
+from ._jsonable import ascii_json, json_text
+from ._wording import ascii_text, columns_text, safe_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 _NO_RICH = "tables, progress bars and live views need rich: pip install 'microbatch[cli]'"
 
@@ -32,12 +34,34 @@ class Console:
 
     def line(self, text: str = "") -> None:
         """Write a line of text."""
-        sys.stdout.write(f"{text}\n")
+        _write(f"{text}\n")
 
     def object(self, fields: Any) -> None:
         """Write an object as JSON, and let it be seen at once."""
-        sys.stdout.write(f"{json_text(fields)}\n")
-        sys.stdout.flush()
+        self.json_piece(f"{json_text(fields)}\n")
+        self.flush()
+
+    @staticmethod
+    def json_piece(text: str) -> None:
+        """Write a piece of JSON: escaped where stdout's encoding has no such character."""
+        _write(text, ascii_json)
+
+    @staticmethod
+    def csv_piece(text: str) -> None:
+        """Write a piece of CSV: as it is, but to a terminal without what that would take as an order."""
+        if _is_terminal(sys.stdout):
+            text = "\n".join(map(safe_text, text.replace("\r\n", "\n").split("\n")))
+        _write(text)
+
+    @staticmethod
+    def flush() -> None:
+        """Let what was written be seen.
+
+        Raises:
+            CommandEnd: If it cannot be written.
+        """
+        with _told():
+            sys.stdout.flush()
 
     def table(self, heads: Sequence[str], rows: Iterable[Sequence[str]], right: str = "") -> None:
         """Write a table: with lines and colours on a terminal, plain and whole elsewhere."""
@@ -66,7 +90,7 @@ class Console:
 
     def rich(self, stream: Any) -> Any:
         """Return rich's console on a stream if that is a terminal and rich is there; else None."""
-        if not _is_terminal(stream):
+        if not _is_terminal(stream) or "utf" not in (stream.encoding or "").lower():
             return None
         try:
             from rich.console import Console as RichConsole  # noqa: PLC0415 - of an extra
@@ -78,9 +102,10 @@ class Console:
     # Beside them
 
     def note(self, text: str) -> None:
-        """Write a line that is no result."""
-        sys.stdout.flush()
-        sys.stderr.write(f"microbatch: {text}\n")
+        """Write a line that is no result; names in it may come from anybody."""
+        with suppress(CommandEnd, OSError):  # that is said where results are written
+            self.flush()
+        sys.stderr.write(f"microbatch: {safe_text(text)}\n")
         sys.stderr.flush()
 
     def _note_once(self, text: str) -> None:
@@ -92,11 +117,32 @@ class Console:
         """Ask for a yes on the terminal; None where there is nobody to answer."""
         if not (_is_terminal(sys.stdin) and _is_terminal(sys.stderr)):
             return None
-        sys.stdout.flush()
+        self.flush()
         sys.stderr.write(f"{question} [y/N] ")
         sys.stderr.flush()
         answer = sys.stdin.readline()
         return answer.strip().lower() in ("y", "yes")
+
+
+def _write(text: str, fitted: Callable[[str], str] = ascii_text) -> None:
+    """Write to stdout; what its encoding has not is escaped."""
+    with _told():
+        try:
+            sys.stdout.write(text)
+        except UnicodeEncodeError:
+            sys.stdout.write(fitted(text))
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say that stdout cannot be written: a full disk behind it, say. Of a reader that left nothing is said."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        message = f"stdout cannot be written: {error.strerror or error}"
+        raise CommandEnd(message, WRONG_USE) from error
 
 
 def _is_terminal(stream: Any) -> bool:

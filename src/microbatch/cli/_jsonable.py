@@ -17,12 +17,26 @@ _encode_json = msgspec.json.Encoder(enc_hook=repr).encode
 def json_text(value: Any) -> str:
     """Return a value as JSON on one line. What has no form of its own is shown by its text.
 
-    Bytes are base64, times ISO 8601, NaN and infinities null.
+    Bytes are base64, times ISO 8601, NaN and infinities null. What a terminal could obey is escaped.
     """
     try:
-        return _encode_json(value).decode("utf-8")
+        text = _encode_json(value).decode("utf-8")
     except (TypeError, ValueError, RecursionError, OverflowError):
-        return _encode_json(_simplified(value, _DEPTH_MAX)).decode("utf-8")
+        text = _encode_json(_simplified(value, _DEPTH_MAX)).decode("utf-8")
+    # Only strings can hold such characters, and JSON has an escape for each.
+    return (
+        text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+    )
+
+
+def ascii_json(text: str) -> str:
+    """Return JSON in ASCII alone: only strings can hold other characters, and there is an escape for each."""
+    return "".join(c if c.isascii() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    units = character.encode("utf-16-be").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
 
 def _simplified(value: Any, depth: int) -> Any:

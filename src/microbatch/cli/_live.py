@@ -27,7 +27,9 @@ class LiveView:
 
     def __enter__(self) -> Self:
         rich = self._console.rich(sys.stdout) if self._on and not self._console.json else None
-        if rich is not None:
+        if (
+            rich is not None and not rich.is_dumb_terminal
+        ):  # such a one shows nothing before the end
             from rich.live import Live  # noqa: PLC0415 - of an extra
 
             self._live = Live(console=rich, auto_refresh=False)
@@ -50,7 +52,7 @@ class LiveView:
         for line in lines:
             self._console.line(line)
         self._shown += 1
-        sys.stdout.flush()
+        self._console.flush()
 
 
 class ProgressBar:

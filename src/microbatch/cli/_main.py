@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from microbatch._pure.version import __version__
@@ -17,7 +18,6 @@ from microbatch.errors import MicrobatchError
 from ._command import FOUND, NO_FILE, WRONG_USE, Command, CommandEnd
 from ._console import Console
 from ._table import COMMANDS
-from ._wording import safe_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -86,6 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: For ``--help``, ``--version`` and arguments that cannot be read.
     """
+    with _streams():
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     args = make_parser().parse_args(arguments)
     console = Console(json=getattr(args, "json", False))
     command: Command = args.command
@@ -98,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _ended_by_term(note_term):
             code = command.run(args, console)
-            sys.stdout.flush()
+            console.flush()
             return code
     except CommandEnd as end:
         return _ended_with(console, str(end), end.code)
@@ -116,8 +121,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _ended_with(console: Console, message: str, code: int) -> int:
     with suppress(OSError):  # nobody listens any more
-        console.note(safe_text(message))
+        console.note(message)
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _left_alone()
     return code
+
+
+@contextmanager
+def _streams() -> Iterator[None]:
+    """Stand in for streams that are closed, as a daemon's are: else the next file opened would be one."""
+    with ExitStack() as stack:
+        for name, redirect in (("stdout", redirect_stdout), ("stderr", redirect_stderr)):
+            if getattr(sys, name) is None:
+                nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+                stack.enter_context(redirect(nowhere))
+        yield
 
 
 def _left_alone() -> int:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from microbatch._io.writing import Output
 
-from ._arguments import add_file, add_queue
+from ._arguments import add_file, add_queue, keep_apart
 from ._command import DONE, WRONG_USE, Command, CommandEnd
 from ._jsonable import json_text
 from ._opening import chosen_queue, inspect
@@ -87,6 +86,8 @@ def _run_results(args: argparse.Namespace, console: Console) -> int:
     how = _format_for(args, console)
     if args.spreadsheet and how != "csv":
         raise CommandEnd(f"--spreadsheet is for csv, got --format {how}", WRONG_USE)
+    if args.output is not None:
+        keep_apart("--output", args.output, args.file)
     with inspect(args, console) as inspection:
         queue = chosen_queue(inspection, args.queue)
         outcomes = inspection.outcomes(queue, args.id, args.kind)
@@ -95,8 +96,9 @@ def _run_results(args: argparse.Namespace, console: Console) -> int:
         else:
             rows = (_ndjson if how == "ndjson" else _json_array)(outcomes)
         if args.output is None:
+            write = console.csv_piece if how == "csv" else console.json_piece
             for row in rows:
-                sys.stdout.write(row)
+                write(row)
             return DONE
         count = _whole(Path(args.output), rows)
     console.note(f"{count_text(count, 'byte')} written to {args.output}")

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ._arguments import add_file, seconds_from
-from ._command import DONE, Command
+from ._command import DONE, WRONG_USE, Command, CommandEnd
 from ._live import LiveView
 from ._opening import chosen_queue, inspect
 from ._wording import bytes_text, columns_text, rate_text, safe_text, seconds_text
@@ -129,6 +129,9 @@ def _look_lines(looks: list[_QueueLook], now: float) -> list[str]:
 
 
 def _run_stats(args: argparse.Namespace, console: Console) -> int:
+    if args.watch and not args.interval:
+        message = "--watch needs an --interval above 0: it would look without a pause"
+        raise CommandEnd(message, WRONG_USE)
     meter = _Meter()
 
     def look() -> list[_QueueLook]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-import sys
 import threading
 import webbrowser
 from contextlib import AsyncExitStack
@@ -66,7 +65,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
                 for queue in queues:
                     await stack.enter_async_context(queue)
                 console.line(gate.address)
-                sys.stdout.flush()
+                console.flush()
                 if args.open:
                     browser = threading.Thread(
                         target=webbrowser.open, args=(gate.address,), daemon=True
@@ -115,8 +114,9 @@ def _family_of(host: str, *, allowed: bool) -> tuple[Any, bool]:
     """
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise CommandEnd(f"--host {host}: {error.strerror}", WRONG_USE) from error
+    except (OSError, ValueError) as error:  # no text that can be a name is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise CommandEnd(f"--host {host}: {reason}", WRONG_USE) from error
     family, _, _, _, (address, *_) = found[0]
     remote = not ipaddress.ip_address(str(address).partition("%")[0]).is_loopback
     if remote and not allowed:

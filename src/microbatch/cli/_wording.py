@@ -85,6 +85,11 @@ def _escaped(character: str) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
+def ascii_text(text: str) -> str:
+    """Return a text in ASCII alone, for a stream whose encoding has not all of it."""
+    return text.encode("ascii", "backslashreplace").decode("ascii")
+
+
 def safe_lines(text: str) -> str:
     """Return a text of several lines without what a terminal would take as an order."""
     return "\n".join(safe_text(line.expandtabs()) for line in text.splitlines())
