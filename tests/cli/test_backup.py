@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import anyio
 from cli_support import beside, fill
 
 from microbatch.durable import DurableBatcher, DurableQueue
+from microbatch.durable._file import looking
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,4 +71,62 @@ def test_half_a_backup_is_removed(
     monkeypatch.setattr(_live.ProgressBar, "show", lambda *_, **more: interrupt(1, more["total"]))
     assert microbatch("backup", path, path.with_name("copy.db")).code == 130
     assert len(calls) == 2
+    assert beside(path) == {"shop.db"}
+
+
+def test_what_another_file_has_left_is_no_part_of_a_copy(path: Path, microbatch: Any) -> None:
+    """SQLite takes a log that lies there for the copy's own, and writes it in."""
+    fill(path, [1])
+    target = path.with_name("copy.db")
+    for suffix in ("-wal", "-journal"):
+        rest = target.with_name(target.name + suffix)
+        rest.touch()
+        refused = microbatch("backup", path, target)
+        assert (refused.code, target.exists()) == (2, False)
+        assert f"copy.db{suffix} is there" in refused.err
+        rest.unlink()
+    refused = microbatch("backup", path, path.with_name("shop.db-wal"))
+    assert (refused.code, "belongs to the queue's file" in refused.err) == (2, True)
+
+
+def test_a_file_system_without_links_gets_a_copy_too(
+    path: Path, microbatch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stick's; and what has the name by then keeps it."""
+    fill(path, [1])
+    target = path.with_name("copy.db")
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    def be_late(_: Any, there: Path) -> None:
+        there.write_text("his")
+        refuse()
+
+    monkeypatch.setattr("microbatch.cli._backup.os.link", refuse)
+    assert microbatch("backup", path, target).code == 0
+    assert microbatch("queues", target, "--json").object["ready"] == 1
+    target.unlink()
+    monkeypatch.setattr("microbatch.cli._backup.os.link", be_late)
+    taken = microbatch("backup", path, target)
+    assert (taken.code, "File exists" in taken.err, target.read_text()) == (2, True, "his")
+    assert beside(path) == {"shop.db", "copy.db"}
+
+
+def test_a_full_disk_is_the_copys(
+    path: Path, microbatch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the copy: nothing is wrong with the file."""
+    fill(path, [bytes(1000)] * 100)
+    opened = looking._empty
+
+    def small(target: Path) -> Any:
+        copy = opened(target)
+        copy.execute("PRAGMA max_page_count = 5")
+        return copy
+
+    monkeypatch.setattr(looking, "_empty", small)
+    done = microbatch("backup", path, path.with_name("copy.db"))
+    assert (done.code, done.out) == (2, "")
+    assert done.err.endswith("copy.db cannot be written: No space left on device\n")
     assert beside(path) == {"shop.db"}

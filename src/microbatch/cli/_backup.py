@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ._arguments import add_file
+from ._arguments import add_file, keep_apart
 from ._command import DONE, WRONG_USE, Command, CommandEnd
 from ._live import ProgressBar
 from ._opening import inspect
@@ -22,12 +22,18 @@ if TYPE_CHECKING:
 
 
 def _run_backup(args: argparse.Namespace, console: Console) -> int:
+    keep_apart("TARGET", args.target, args.file)
     target = Path(os.path.realpath(args.target))
     if target.is_dir():
         raise CommandEnd(f"{args.target} is a directory: add the file's name", WRONG_USE)
     if target.exists():
         message = f"{args.target} is there already: give another name, or remove it before"
         raise CommandEnd(message, WRONG_USE)
+    for suffix in ("-wal", "-journal"):
+        if target.with_name(target.name + suffix).exists():
+            # SQLite would write into the copy what was another file's.
+            message = f"{args.target}{suffix} is there, the rest of another file of that name: remove it before"
+            raise CommandEnd(message, WRONG_USE)
     with inspect(args, console) as inspection, _empty_file(target) as parts:
         with ProgressBar(console, "backup") as bar:
             inspection.backup(parts, lambda left, pages: bar.show(pages - left, total=pages))
@@ -52,14 +58,26 @@ def _empty_file(target: Path) -> Iterator[Path]:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            # A link, for a name that somebody took meanwhile is not taken from him.
-            os.link(parts, target)
+            _take_name(parts, target)
         finally:
             for suffix in ("", "-wal", "-shm", "-journal"):
                 parts.with_name(parts.name + suffix).unlink(missing_ok=True)
     except OSError as error:
         message = f"{target} cannot be written: {error.strerror or error}"
         raise CommandEnd(message, WRONG_USE) from error
+
+
+def _take_name(parts: Path, target: Path) -> None:
+    """Give a file its name, which is not taken from him who took it meanwhile."""
+    try:
+        os.link(parts, target)
+    except FileExistsError:
+        raise
+    except (
+        OSError
+    ):  # a stick's file system, say, has no links: there an empty file holds the name until then
+        os.close(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        parts.replace(target)
 
 
 def _backup_arguments(parser: argparse.ArgumentParser) -> None:

@@ -172,6 +172,7 @@ class Inspection:
             progress: Told now and then how many pages are left, and how many there are.
 
         Raises:
+            OSError: If there is no room for the copy.
             QueueUnavailable: If it cannot be read, or the copy cannot be written.
         """
         self._look.backup(target, progress)

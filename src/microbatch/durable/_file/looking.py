@@ -7,6 +7,7 @@ again where this look made them and nobody else uses them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 import stat
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from microbatch.durable.errors import QueueUnavailable, SchemaTooNew
 
 from . import schema, sql
-from .faults import unavailable
+from .faults import primary_code, unavailable
 from .session import Session, run
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class Look:
             progress: Told after each MiB or so how many pages are left, and how many there are.
 
         Raises:
+            OSError: If there is no room for the copy.
             QueueUnavailable: If it cannot be read, or the copy cannot be written.
         """
         with self._faults(), contextlib.closing(_empty(target)) as copy:
@@ -105,6 +107,10 @@ class Look:
                 self._raw.backup(
                     copy, pages=PAGES_COPIED, progress=lambda _, left, all_: progress(left, all_)
                 )
+            except sqlite3.Error as error:
+                if primary_code(error) == sqlite3.SQLITE_FULL:  # who reads needs no room
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
+                raise
             finally:
                 self._raw.execute("ROLLBACK")
 
