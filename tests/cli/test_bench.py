@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,34 @@ def test_what_the_handler_does_not_take_is_said(microbatch: Any, backends: Any) 
     assert refused.code == 1
     assert "items failed: the figures are those of failures too" in refused.err
     assert microbatch("bench", "--handler", "backends:pairs").code == 2
+
+
+def test_what_fails_in_calls_at_the_same_time_alone_is_said(
+    microbatch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that takes one call at a time: its own words, and not those of a group of errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("lone.py").write_text(LONE)
+    failed = microbatch("bench", "--handler", "lone:call", "--items", 2, "--seconds", 0)
+    assert failed.code == 1
+    assert "the handler failed: RuntimeError: another call is under way" in failed.err
+
+
+LONE = """
+import asyncio
+
+busy = False
+
+async def call(items):
+    global busy
+    if busy:
+        raise RuntimeError("another call is under way")
+    busy = True
+    await asyncio.sleep(0)
+    busy = False
+    return items
+"""
 
 
 def test_calls_together_that_gain_are_recommended() -> None:

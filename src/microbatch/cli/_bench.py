@@ -156,10 +156,13 @@ def _run_bench(args: argparse.Namespace, console: Console) -> int:
         measured = anyio.run(partial(_measure, args, call, source))
     except CommandEnd:
         raise
-    except Exception as error:
+    except Exception as raised:  # noqa: BLE001 - the user's handler may raise anything
+        cause: BaseException = raised
+        while isinstance(cause, BaseExceptionGroup):  # of calls at the same time
+            cause = cause.exceptions[0]
         hint = "" if source else "; it got whole numbers: give it rows with --source"
-        message = f"the handler failed: {type(error).__name__}: {error}{hint}"
-        raise CommandEnd(message, FOUND) from error
+        message = f"the handler failed: {type(cause).__name__}: {cause}{hint}"
+        raise CommandEnd(message, FOUND) from raised
     advice = _advice(measured, args.items)
     if console.json:
         console.object(_bench_fields(args.handler, measured, advice))
