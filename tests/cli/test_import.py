@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import gzip
 import io
 import json
 import os
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -289,6 +291,13 @@ def test_an_interruption_says_what_was_done(microbatch: Any, tmp_path: Path) -> 
         (["-", "--format", "csv", "--handler", "shop:save", "--durable", "x.db", "--key", "k", "--failed", "f"], 2,
          "--failed with --durable needs a file"),
         (["orders.csv", "--handler", "shop:save", "--durable", "x.db", "--key", "a#2"], 2, "must not have #"),
+        (["orders.csv", "--handler", "shop:save", "--durable", "x.db", "--key", ""], 2, "--key must be 1 to"),
+        (["orders.csv", "--handler", "shop:save", "--durable", "x.db", "--key", "\udcff"], 2, "--key must be 1 to"),
+        (["orders.csv", "--handler", "shop:save", "--durable", "x.db", "--failed", "x.db"], 2, "belongs to the queue"),
+        (["orders.csv", "--handler", "shop:save", "--durable", "x.db", "--failed", "no/f.csv"], 2,
+         "--failed: no/f.csv cannot be written"),
+        (["orders.csv", "--handler", "ends:save"], 2, "--handler: 'ends' cannot be imported: SystemExit: 5"),
+        (["orders.csv", "--handler", "shop:save", "--rate", "nan"], 2, "--rate: must be above 0 and finite, got nan"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_said(
@@ -296,9 +305,11 @@ def test_what_cannot_be_done_is_said(
 ) -> None:
     """On stderr, in words that name what is wrong, before anything is called."""
     rows_file("orders.csv", [1])
+    Path("ends.py").write_text("raise SystemExit(5)")
     shown = microbatch("import", *arguments)
     assert (shown.code, shown.out) == (code, "")
     assert message in shown.err
+    assert not Path("x.db").exists()
 
 
 def test_the_working_folder_comes_first(microbatch: Any, tmp_path: Path) -> None:
@@ -306,3 +317,81 @@ def test_the_working_folder_comes_first(microbatch: Any, tmp_path: Path) -> None
     rows_file("orders.csv", [1])
     assert microbatch("import", "orders.csv", "--handler", "shop:save").code == 0
     assert sys.path[0] == str(tmp_path)
+
+
+def test_the_source_is_not_replaced_by_its_failed_rows(microbatch: Any) -> None:
+    """The rows that went well would be lost; and what was not read of a file of failed rows, too."""
+    rows_file("orders.csv", [1, 13])
+    before = Path("orders.csv").read_text()
+    Path("link.csv").symlink_to("orders.csv")
+    for name in ("orders.csv", "link.csv"):
+        refused = microbatch("import", "orders.csv", "--handler", "shop:save", "--failed", name)
+        assert (refused.code, "is the source" in refused.err) == (2, True)
+    assert Path("orders.csv").read_text() == before
+    rest = '[{"number": 13, "microbatch_index": 0}, {"number": 14'
+    Path("f.json").write_text(rest)
+    broken = microbatch("import", "f.json", "--handler", "shop:save", "--failed", "f.json")
+    assert (broken.code, "broke off after 1 row" in broken.err) == (1, True)
+    assert Path("f.json").read_text() == rest
+    for name, text in (("e.json", "[]\n"), ("e.ndjson", "")):
+        Path(name).write_text(text)
+        assert microbatch("import", name, "--handler", "shop:save", "--failed", name).code == 0
+    long = microbatch("import", "orders.csv", "--handler", "shop:save", "--failed", "x" * 300)
+    assert (long.code, "cannot be written: File name too long" in long.err) == (2, True)
+
+
+def test_numbers_of_failed_rows_keep_their_digits(microbatch: Any) -> None:
+    """A float has 17, an integer of MessagePack 19; what stands in the source may have more."""
+    row = '{"number": 13, "id": 123456789012345678901234567890, "at": 0.1000000000000000055, "e": 1e400}'
+    Path("o.ndjson").write_text(row + "\n")
+    refuse = ["--handler", "shop:wrong", "--failed"]
+    for source, target in (
+        ("o.ndjson", "f.ndjson"),
+        ("f.ndjson", "g.ndjson"),
+        ("g.ndjson", "h.csv"),
+    ):
+        assert microbatch("import", source, *refuse, target).code == 1
+    for name in ("f.ndjson", "g.ndjson"):
+        text = Path(name).read_text()
+        for part in row[1:-1].replace(": ", ":").split(", "):
+            assert part in text
+    (cells,) = csv.DictReader(io.StringIO(Path("h.csv").read_text()))
+    assert cells["id"] == "123456789012345678901234567890"
+    assert (cells["at"], cells["e"]) == ("0.1000000000000000055", "1e400")
+
+
+def test_a_rate_is_kept_in_the_first_second_too(microbatch: Any, shop: Any) -> None:
+    """A call with more rows than a second may have would be too many in that second."""
+    from microbatch.cli._import_run import rows_a_call
+
+    def size(rate: float | None, chunk: int) -> int:
+        return rows_a_call(argparse.Namespace(rate=rate, chunk_size=chunk))
+
+    assert [size(rate, 1000) for rate in (None, 1e300, 5000, 1500, 10, 0.5, 1e-300)] == [
+        1000, 1000, 1000, 750, 10, 1, 1,
+    ]  # fmt: skip
+    rows_file("orders.csv", [1] * 30)
+    assert microbatch("import", "orders.csv", "--handler", "shop:save", "--rate", 20).code == 0
+    assert [len(rows) for rows in shop().calls] == [20, 10]
+
+
+def test_stdin_is_what_is_left_of_it(microbatch: Any, shop: Any) -> None:
+    """A file of which somebody has read the first lines; a socket, as some programs give their children."""
+    Path("o.ndjson").write_text('no row\n{"number": 1}\n{"number": 2}\n')
+    here, there = socket.socketpair()
+    there.sendall(b'{"number": 3}\n')
+    there.close()
+    before = os.dup(0)
+    try:
+        with Path("o.ndjson").open("rb", buffering=0) as file, here:
+            for stream, offset in ((file, 7), (here, 0)):
+                if offset:
+                    os.lseek(stream.fileno(), offset, os.SEEK_SET)
+                os.dup2(stream.fileno(), 0)
+                arguments = ["import", "-", "--format", "ndjson", "--handler", "shop:save"]
+                done = microbatch(*arguments)
+                assert (done.code, done.err) == (0, "")
+    finally:
+        os.dup2(before, 0)
+        os.close(before)
+    assert [[row["number"] for row in rows] for rows in shop().calls] == [[1, 2], [3]]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_support import sql
+from cli_support import fill, sql
 
 pytestmark = pytest.mark.usefixtures("shop")
 
@@ -119,6 +119,68 @@ def test_a_source_that_breaks_off_leaves_nothing(microbatch: Any) -> None:
     assert done.code == 1
     assert "cannot be read to its end, so nothing was stored" in done.err
     assert jobs(microbatch) == []
+
+
+def test_items_of_others_are_not_handled(microbatch: Any, shop: Any) -> None:
+    """An application may have a queue of this name in its file."""
+    fill(Path("work.db"), [1], queue="import")
+    orders([2])
+    refused = microbatch("import", *ARGUMENTS)
+    assert (refused.code, "that are no import's" in refused.err) == (2, True)
+    assert shop().calls == []
+    assert microbatch("items", "work.db", "--json").object["state"] == "ready"
+
+
+def test_an_earlier_import_that_goes_on_too_is_said(microbatch: Any, shop: Any) -> None:
+    """The file was changed after a kill: it is another import, and the rest of the first one is not forgotten."""
+    orders([1, 2])
+    arguments = ["orders.csv", "--handler", "shop:stop", "--durable", "work.db", "--chunk-size", 1,
+                 "--concurrency", 1]  # fmt: skip
+    assert microbatch("import", *arguments).code == 130
+    shop().calls.append(None)
+    orders([3])
+    done = microbatch("import", *arguments, "--json")
+    assert (done.code, done.object["rows"]) == (0, 1)
+    (first,) = [one for one in jobs(microbatch) if one["total"] == 2]
+    assert f"job {first['id']}, an earlier import, has not ended" in done.err
+    assert "1 row of it are handled too" in done.err.replace("2 rows", "1 row")
+
+
+def test_a_pause_is_said(microbatch: Any, shop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing would happen, and nobody would know why."""
+    orders([1, 2])
+    arguments = ["orders.csv", "--handler", "shop:stop", "--durable", "work.db", "--chunk-size", 1,
+                 "--concurrency", 1]  # fmt: skip
+    assert microbatch("import", *arguments).code == 130
+    (job,) = jobs(microbatch)
+    assert microbatch("job", "work.db", job["id"], "--pause").code == 0
+    assert microbatch("pause", "work.db").code == 0
+
+    async def seen(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("microbatch.cli._import_durable.DurableImport._watched", seen)
+    shown = microbatch("import", *arguments)
+    assert (
+        "the queue is paused, and nothing begins until it is resumed: microbatch resume"
+        in shown.err
+    )
+    assert f"microbatch job work.db {job['id']} --queue import --resume" in shown.err
+
+
+def test_what_goes_wrong_later_does_not_say_that_nothing_was_stored(
+    microbatch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it was handled by then."""
+    orders([13])
+
+    async def gone(*_: Any) -> Any:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("microbatch.cli._import_durable.DurableImport._keep_failed", gone)
+    with pytest.raises(OSError, match="Input/output"):
+        microbatch("import", *ARGUMENTS)
+    assert jobs(microbatch)[0]["life"] == "ended"
 
 
 def test_an_interruption_while_it_reads_says_so(

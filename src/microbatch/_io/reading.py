@@ -63,7 +63,7 @@ class Input:
         self._first = b""
         self._file = io.FileIO(os.fspath(path), "rb", opener=_open)
         mode = os.fstat(self._file.fileno()).st_mode
-        self._may_wait = stat.S_ISFIFO(mode) or self._file.isatty()
+        self._may_wait = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or self._file.isatty()
         self._zipped = zipped
         self._member: zlib._Decompress | None = None
         self._members = 0
@@ -148,6 +148,10 @@ class Input:
 
 
 def _open(path: str, flags: int) -> int:
+    if path == "/dev/stdin":
+        # Opened by its name a file would begin anew, its permissions would be asked for again, and a socket,
+        # which some programs give their children, has no name. Not made non-blocking: others have it too.
+        return os.dup(0)
     return os.open(path, flags | _NON_BLOCKING)
 
 

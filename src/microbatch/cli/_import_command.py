@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
+import math
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from ._arguments import whole_from
+from microbatch.durable._flow.requests import check_key
+
+from ._arguments import keep_apart, whole_from
 from ._command import DONE, FOUND, WRONG_USE, Command, CommandEnd
+from ._import_failed import FailedRows
 from ._import_run import RowTally, import_rows, validate_rows
 from ._import_source import FORMATS, RowSource
 from ._naming import named_object
 from ._wording import count_text, safe_text, seconds_text
 
 if TYPE_CHECKING:
-    import argparse
-
     from microbatch.durable import JobStatus
 
     from ._console import Console
@@ -65,8 +68,17 @@ def _check_options(args: argparse.Namespace) -> None:
                 "stdin cannot be read twice: --failed with --durable needs a file as the source"
             )
             raise CommandEnd(message, WRONG_USE)
-    if args.key is not None and "#" in args.key:
-        raise CommandEnd(f"--key must not have # in it, got {args.key!r}", WRONG_USE)
+    if args.key is not None:
+        _check_key(args.key)
+
+
+def _check_key(key: str) -> None:
+    try:
+        check_key(key)
+    except ValueError as error:
+        raise CommandEnd(f"--{error}", WRONG_USE) from error
+    if "#" in key:
+        raise CommandEnd(f"--key must not have # in it, got {key!r}", WRONG_USE)
 
 
 def _through_file(
@@ -74,13 +86,14 @@ def _through_file(
 ) -> int:
     from ._import_durable import DurableImport  # noqa: PLC0415 - it opens more than others need
 
+    if args.failed is not None:
+        keep_apart("--failed", args.failed, args.durable)
+    with FailedRows(args.failed, source):
+        pass  # what cannot be written should be known before the work is done, and not after it
     work = DurableImport(args, console, source, row_type)
     began = time.monotonic()
     try:
         status = anyio.run(work.run)
-    except (OSError, EOFError, ValueError) as error:
-        message = f"{args.source} cannot be read to its end, so nothing was stored: {error}"
-        raise CommandEnd(message, FOUND) from error
     except KeyboardInterrupt:
         seen = work.status
         if seen is None:
@@ -111,8 +124,9 @@ def _summarise(console: Console, status: JobStatus, seconds: float) -> None:
 
 def _rows_a_second(text: str) -> float:
     value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError
+    if not 0 < value < math.inf:
+        message = f"must be above 0 and finite, got {text}"
+        raise argparse.ArgumentTypeError(message)
     return value
 
 
@@ -138,7 +152,7 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="only after these errors; may be repeated",
     )
-    add("--rate", type=_rows_a_second, metavar="N", help="rows a second at most")
+    add("--rate", type=_rows_a_second, metavar="N", help="rows a second at most, and a call")
     add("--failed", metavar="PATH", help="where failed rows go, in a form that import reads again")
     add("--durable", metavar="FILE", help="go through a queue's file, to go on after a kill")
     add("--key", metavar="K", help="what tells this import from others in it")

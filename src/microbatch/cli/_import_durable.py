@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -10,16 +10,17 @@ import anyio
 from microbatch._pure.report import error_code
 from microbatch.durable import DurableBatcher, DurableQueue, JobStatus
 from microbatch.durable._file.job_life import VISIBLE
+from microbatch.durable.insight import Insight
 
-from ._command import WRONG_USE, CommandEnd
+from ._command import FOUND, WRONG_USE, CommandEnd
 from ._import_failed import FailedRows, raw_of
-from ._import_run import handler_of, retry_of
+from ._import_run import handler_of, retry_of, rows_a_call
 from ._live import ProgressBar
 from ._wording import count_text, rate_text, seconds_text
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Iterator
 
     from microbatch.durable import Job
 
@@ -74,9 +75,9 @@ class DurableImport:
         """Store the rows unless they are there, have them handled, and return how that ended.
 
         Raises:
-            CommandEnd: If the handler can be none, or another import stands in the way.
+            CommandEnd: If the handler can be none, another import stands in the way, or the source cannot
+                be read to its end; nothing is stored then.
             QueueUnavailable: If the file cannot be used.
-            OSError, EOFError, ValueError: If the source cannot be read to its end; nothing is stored then.
         """
         handler = handler_of(self._args)
         uid = await self._stored()
@@ -88,12 +89,14 @@ class DurableImport:
         async with DurableBatcher(
             self._args.durable,
             handler,
-            max_batch_size=self._args.chunk_size,
+            max_batch_size=rows_a_call(self._args),
             max_concurrency=self._args.concurrency,
             retry=retry_of(self._args),
             name=self._args.handler,
             **self._settings,
         ) as batcher:
+            assert self.status is not None  # noqa: S101 - it is stored
+            await self._tell_of_pauses(batcher, self.status)
             status = await self._watched(batcher.job(uid))
             await self._keep_failed(batcher.job(uid))
         return status
@@ -104,11 +107,18 @@ class DurableImport:
         fingerprint = None
         if not self._source.is_stdin:
             names = (args.handler, args.type or "", self._source.format)
-            fingerprint = await anyio.to_thread.run_sync(lambda: self._source.digest(*names))
+            with self._to_its_end():
+                fingerprint = await anyio.to_thread.run_sync(lambda: self._source.digest(*names))
         key = args.key or fingerprint or ""
         async with DurableQueue(args.durable, telemetry=False, **self._settings) as queue:
             known = await self._known(queue, key)
-            self._refuse_others(await self._open_jobs(queue))
+            others = await self._open_jobs(queue)
+            self._refuse_others(others)
+            await self._refuse_strangers(queue)
+            for status in others:
+                if known is None or status.id != known.id:
+                    left = f"{count_text(status.pending, 'row')} of it are handled too"
+                    self._console.note(f"job {status.id}, an earlier import, has not ended: {left}")
             if known is not None and not args.again:
                 content = (known.metadata or {}).get("content")
                 if None not in (content, fingerprint) and content != fingerprint:
@@ -142,13 +152,24 @@ class DurableImport:
                     row = outcome.value
                     yield outcome.error if row is None else row.value
 
-        return await queue.enqueue_job(
-            values(),
-            key=key,
-            fingerprint=fingerprint,
-            invalid="fail",
-            metadata={**self._made_by(), "content": fingerprint},
-        )
+        with self._to_its_end():
+            return await queue.enqueue_job(
+                values(),
+                key=key,
+                fingerprint=fingerprint,
+                invalid="fail",
+                metadata={**self._made_by(), "content": fingerprint},
+            )
+
+    @contextmanager
+    def _to_its_end(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, EOFError, ValueError) as error:
+            message = (
+                f"{self._args.source} cannot be read to its end, so nothing was stored: {error}"
+            )
+            raise CommandEnd(message, FOUND) from error
 
     def _made_by(self) -> dict[str, Any]:
         """Return what says whose rows these are: a worker for others must not take them."""
@@ -185,6 +206,29 @@ class DurableImport:
                     "--cancel), or use another file"
                 )
                 raise CommandEnd(message, WRONG_USE)
+
+    async def _refuse_strangers(self, queue: DurableQueue[Any, Any]) -> None:
+        """Refuse to handle items that no import has put there."""
+        insight = Insight(queue)
+        for state in ("ready", "scheduled", "claimed"):
+            async with aclosing(insight.ids(state)) as runs:  # type: ignore[type-var]
+                async for _ in runs:
+                    message = (
+                        f"{self._args.durable} has items in its queue {QUEUE!r} that are no import's, and this "
+                        "handler would get them: use another file"
+                    )
+                    raise CommandEnd(message, WRONG_USE)
+
+    async def _tell_of_pauses(self, queue: DurableQueue[Any, Any], status: JobStatus) -> None:
+        """Say why nothing will happen."""
+        if (await queue.stats()).paused:
+            end = f"microbatch resume {self._args.durable} --queue {QUEUE}"
+            self._console.note(
+                f"the queue is paused, and nothing begins until it is resumed: {end}"
+            )
+        if status.paused:
+            end = f"microbatch job {self._args.durable} {status.id} --queue {QUEUE} --resume"
+            self._console.note(f"the job is paused, and nothing begins until it is resumed: {end}")
 
     async def _watched(self, job: Job[Any]) -> JobStatus:
         status = await job.status()

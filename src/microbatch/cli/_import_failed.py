@@ -7,6 +7,8 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import msgspec
+
 from microbatch._io.writing import Output
 from microbatch.durable.errors import ItemFailed
 
@@ -38,6 +40,7 @@ class FailedRows:
         self._file: Output | None = None
         self._columns: list[str] | None = None
         self._begun = False
+        self._of_source = False
         if path is None:
             return
         suffix = Path(path).suffix[1:].lower()
@@ -45,9 +48,22 @@ class FailedRows:
             suffix, source.format
         )
         try:
+            self._of_source = self._is_source(Path(path))
             self._file = Output(Path(path), zipped=False)
         except OSError as error:
             raise self._refusal(error) from error
+
+    def _is_source(self, path: Path) -> bool:
+        """Tell whether the source itself will be replaced; allowed for a file of failed rows alone."""
+        if self._source.is_stdin or not path.exists() or not self._source.path.samefile(path):
+            return False
+        if not self._source.has_failed_before():
+            message = (
+                f"--failed: {path} is the source, and would hold nothing but its failed rows then: "
+                "give another name"
+            )
+            raise CommandEnd(message, WRONG_USE)
+        return True
 
     def __enter__(self) -> Self:
         return self
@@ -75,9 +91,13 @@ class FailedRows:
         added = {INDEX: index, CODE: code, ERROR: message}
         self._write(self._row_text(own, text, added))
 
-    def finish(self) -> None:
-        """Give the file its name. It is there also if nothing failed, in place of an older one."""
-        if self._file is None:
+    def finish(self, *, whole: bool = True) -> None:
+        """Give the file its name. It is there also if nothing failed, in place of an older one.
+
+        Args:
+            whole: Whether the source was read to its end: else it is not replaced by what was read of it.
+        """
+        if self._file is None or (self._of_source and not whole):
             return
         end = ""
         if self._format == "json":
@@ -125,7 +145,11 @@ class FailedRows:
 
 
 def _cell(value: Any) -> Any:
-    return value if value is None or isinstance(value, (str, int, float)) else json_text(value)
+    """Return a cell: of JSON a string's characters, nothing for null, and else what stands in the source."""
+    if not isinstance(value, msgspec.Raw):
+        return value
+    text = bytes(value).decode()
+    return msgspec.json.decode(text) if text.startswith(('"', "n")) else text
 
 
 def raw_of(error: BaseException) -> Any:

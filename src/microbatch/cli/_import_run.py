@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, deque
 from contextlib import aclosing
@@ -103,6 +104,17 @@ def retry_of(args: argparse.Namespace) -> Retry | None:
     )
 
 
+def rows_a_call(args: argparse.Namespace) -> int:
+    """Return how many rows a call gets at most: with ``--rate`` so many that they fill up whole seconds.
+
+    More than a second's rows in a call would be more than the rate allows in the second of that call.
+    """
+    size = int(args.chunk_size)
+    if args.rate is None or args.rate >= size * 1e9:
+        return size
+    return min(size, max(1, int(args.rate / math.ceil(args.rate / size))))
+
+
 def handler_of(args: argparse.Namespace) -> Any:
     """Return the handler, with what ``--rate`` asks for around it.
 
@@ -113,8 +125,8 @@ def handler_of(args: argparse.Namespace) -> Any:
     try:
         bulk(handler)
         if args.rate is not None:
-            # A whole chunk may go at once: it has to wait for its last row's turn otherwise.
-            return rate_limited(handler, args.rate, burst=args.chunk_size, cost=lambda _: 1.0)
+            # A whole call may go at once: it has to wait for its last row's turn otherwise.
+            return rate_limited(handler, args.rate, burst=rows_a_call(args), cost=lambda _: 1.0)
     except (TypeError, ValueError) as error:
         raise CommandEnd(f"--handler: {error}", WRONG_USE) from error
     return handler
@@ -129,6 +141,7 @@ async def import_rows(
         CommandEnd: If the handler can be none, or the failed rows cannot be written.
     """
     call = bulk(handler_of(args))
+    size = rows_a_call(args)
 
     async def of_rows(rows: list[Any]) -> list[Any]:
         return await call([row.value for row in rows])
@@ -149,7 +162,7 @@ async def import_rows(
 
         batcher: Batcher[Any, Any] = Batcher(
             of_rows,
-            max_batch_size=args.chunk_size,
+            max_batch_size=size,
             max_concurrency=args.concurrency,
             # The stream bounds what is in memory; half of a bound would be all that may wait for another try.
             max_pending=None,
@@ -159,7 +172,7 @@ async def import_rows(
         async with (
             batcher,
             map_batches(
-                noted(), batcher, max_batch_size=args.chunk_size, max_concurrency=args.concurrency
+                noted(), batcher, max_batch_size=size, max_concurrency=args.concurrency
             ) as outcomes,
         ):
             try:
@@ -167,7 +180,7 @@ async def import_rows(
                     _take_in(outcome, waiting.popleft(), tally, failed)
             except (OSError, EOFError, ValueError) as error:
                 tally.broken = error
-        failed.finish()
+        failed.finish(whole=tally.broken is None)
 
 
 def _take_in(outcome: Outcome[Any], raw: Any, tally: RowTally, failed: FailedRows) -> None:
@@ -196,4 +209,4 @@ async def validate_rows(
                     _take_in(outcome, None, tally, failed)
         except (OSError, EOFError, ValueError) as error:
             tally.broken = error
-        failed.finish()
+        failed.finish(whole=tally.broken is None)

@@ -36,8 +36,12 @@ TEXT = "microbatch_row"
 
 BAD_ROW = "bad_row"
 
-_from_json = msgspec.json.decode
+#: An object whose values stay as they stand in the source: numbers have more digits than a float.
+_object_of = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _to_json = msgspec.json.encode
+
+#: Bytes of a file in which it is looked for whether it holds failed rows.
+_BEGINNING = 1 << 20
 
 
 class FileRow(NamedTuple):
@@ -134,14 +138,20 @@ class RowSource:
 
     def _json_row(self, text: Any) -> FileRow:
         if INDEX in text if isinstance(text, str) else INDEX.encode() in text:
-            found = _from_json(text)
-            if isinstance(found, dict) and INDEX in found:
+            found = _object_in(text) or {}
+            if INDEX in found:
                 if TEXT in found:
-                    text = str(found[TEXT])
+                    text = str(msgspec.json.decode(found[TEXT]))
                 else:
                     left = {name: one for name, one in found.items() if name not in ADDED}
                     text = _to_json(left).decode()
         return FileRow(text, self._of_text(text))
+
+    def has_failed_before(self) -> bool:
+        """Tell whether it is a file of failed rows, or has no rows at all."""
+        with self.path.open("rb") as file:
+            begins = file.read(_BEGINNING)
+        return INDEX.encode() in begins or begins.strip() in (b"", b"[]")
 
     def digest(self, *more: str) -> str:
         """Return the SHA-256 of its bytes, and of what else tells one import from another."""
@@ -187,8 +197,12 @@ def row_in_file(raw: Any) -> tuple[dict[str, Any], str | None]:
     if isinstance(raw, dict):
         return raw, None
     text = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)
+    found = _object_in(text)
+    return ({}, text.strip()) if found is None else (found, None)
+
+
+def _object_in(text: str | bytes) -> dict[str, Any] | None:
     try:
-        found = _from_json(text)
+        return _object_of(text)
     except (msgspec.DecodeError, ValueError, RecursionError):
-        return {}, text.strip()
-    return (found, None) if isinstance(found, dict) else ({}, text.strip())
+        return None

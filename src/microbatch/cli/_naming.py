@@ -28,7 +28,10 @@ def named_object(option: str, name: str) -> Any:
         sys.path.insert(0, here)
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a module that runs its program when it is imported ends it too
         message = f"{option}: {module_name!r} cannot be imported: {type(error).__name__}: {error}"
         raise CommandEnd(message, WRONG_USE) from error
     for part in path.split("."):
