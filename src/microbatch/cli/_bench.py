@@ -156,7 +156,7 @@ def _run_bench(args: argparse.Namespace, console: Console) -> int:
         measured = anyio.run(partial(_measure, args, call, source))
     except CommandEnd:
         raise
-    except Exception as raised:  # noqa: BLE001 - the user's handler may raise anything
+    except Exception as raised:
         cause: BaseException = raised
         while isinstance(cause, BaseExceptionGroup):  # of calls at the same time
             cause = cause.exceptions[0]
