@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
 import stat
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,6 @@ import anyio
 from cli_support import beside, fill
 
 from microbatch.durable import DurableBatcher, DurableQueue
-from microbatch.durable._file import looking
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,14 +118,15 @@ def test_a_full_disk_is_the_copys(
 ) -> None:
     """The error names the copy: nothing is wrong with the file."""
     fill(path, [bytes(1000)] * 100)
-    opened = looking._empty
+    connect = sqlite3.connect
 
-    def small(target: Path) -> Any:
-        copy = opened(target)
-        copy.execute("PRAGMA max_page_count = 5")
-        return copy
+    def small(name: str, **more: Any) -> Any:
+        opened = connect(name, **more)
+        if name.endswith(".part?mode=rw"):
+            opened.execute("PRAGMA max_page_count = 5")
+        return opened
 
-    monkeypatch.setattr(looking, "_empty", small)
+    monkeypatch.setattr("microbatch.durable._file.looking.sqlite3.connect", small)
     done = microbatch("backup", path, path.with_name("copy.db"))
     assert (done.code, done.out) == (2, "")
     assert done.err.endswith("copy.db cannot be written: No space left on device\n")

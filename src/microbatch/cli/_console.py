@@ -34,7 +34,7 @@ class Console:
 
     def line(self, text: str = "") -> None:
         """Write a line of text."""
-        _write(f"{text}\n")
+        _put(f"{text}\n")
 
     def object(self, fields: Any) -> None:
         """Write an object as JSON, and let it be seen at once."""
@@ -44,14 +44,14 @@ class Console:
     @staticmethod
     def json_piece(text: str) -> None:
         """Write a piece of JSON: escaped where stdout's encoding has no such character."""
-        _write(text, ascii_json)
+        _put(text, ascii_json)
 
     @staticmethod
     def csv_piece(text: str) -> None:
         """Write a piece of CSV: as it is, but to a terminal without what that would take as an order."""
         if _is_terminal(sys.stdout):
             text = "\n".join(map(safe_text, text.replace("\r\n", "\n").split("\n")))
-        _write(text)
+        _put(text)
 
     @staticmethod
     def flush() -> None:
@@ -60,7 +60,7 @@ class Console:
         Raises:
             CommandEnd: If it cannot be written.
         """
-        with _told():
+        with _or_said():
             sys.stdout.flush()
 
     def table(self, heads: Sequence[str], rows: Iterable[Sequence[str]], right: str = "") -> None:
@@ -124,9 +124,9 @@ class Console:
         return answer.strip().lower() in ("y", "yes")
 
 
-def _write(text: str, fitted: Callable[[str], str] = ascii_text) -> None:
+def _put(text: str, fitted: Callable[[str], str] = ascii_text) -> None:
     """Write to stdout; what its encoding has not is escaped."""
-    with _told():
+    with _or_said():
         try:
             sys.stdout.write(text)
         except UnicodeEncodeError:
@@ -134,7 +134,7 @@ def _write(text: str, fitted: Callable[[str], str] = ascii_text) -> None:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _or_said() -> Iterator[None]:
     """Say that stdout cannot be written: a full disk behind it, say. Of a reader that left nothing is said."""
     try:
         yield

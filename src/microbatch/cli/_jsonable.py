@@ -25,16 +25,16 @@ def json_text(value: Any) -> str:
         text = _encode_json(_simplified(value, _DEPTH_MAX)).decode("utf-8")
     # Only strings can hold such characters, and JSON has an escape for each.
     return (
-        text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
+        text if text.isprintable() else "".join(c if c.isprintable() else _in_hex(c) for c in text)
     )
 
 
 def ascii_json(text: str) -> str:
     """Return JSON in ASCII alone: only strings can hold other characters, and there is an escape for each."""
-    return "".join(c if c.isascii() else _escaped(c) for c in text)
+    return "".join(c if c.isascii() else _in_hex(c) for c in text)
 
 
-def _escaped(character: str) -> str:
+def _in_hex(character: str) -> str:
     units = character.encode("utf-16-be").hex()
     return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
