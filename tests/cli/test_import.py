@@ -279,7 +279,7 @@ def test_an_interruption_says_what_was_done(microbatch: Any, tmp_path: Path) -> 
         (["orders.csv", "--handler", "shop:number"], 2, "--handler: 'shop:number' is a int, and cannot"),
         (["orders.csv", "--handler", "shop:pairs"], 2, "handler must not be a plain generator function"),
         (["orders.csv", "--handler", "shop:save", "--type", "builtins:int"], 2, "--type: type must be what"),
-        (["orders.csv", "--handler", "shop:save", "--retry-on", "shop:save"], 2, "is no class of exceptions"),
+        (["orders.csv", "--handler", "shop:save", "--retry-on", "shop:save"], 2, "is no exception class"),
         (["orders.csv", "--handler", "shop:save", "--retry-on", "shop:Down", "--retry-attempts", "0"], 2,
          "--retry-on needs --retry-attempts"),
         (["orders.csv", "--handler", "shop:save", "--key", "k"], 2, "--key and --again are for --durable"),

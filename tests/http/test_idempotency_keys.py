@@ -35,7 +35,7 @@ def test_a_request_without_the_header_has_no_key() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (['"a"', '"a"'], "one alone"),
+        (['"a"', '"a"'], "only one"),
         (['"a", "b"'], "quoted string"),
         (["a, b"], "quoted string"),
         (['"a'], "quoted string"),

@@ -220,7 +220,7 @@ async def test_a_row_of_too_many_bytes_fails_alone(tmp_path: Path) -> None:
         assert (done["progress"]["succeeded"], done["progress"]["failed"]) == (1, 1)
         errors = (await shop.ann.get(done["links"]["errors"])).json()["results"]
         assert errors[0]["error"]["message"] == (
-            "line 3: an item may have 100 bytes, this one has more"
+            "line 3: an item may have at most 100 bytes, this one has more"
         )
 
 

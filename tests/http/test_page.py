@@ -117,7 +117,7 @@ async def test_an_item_shows_payload_result_error_and_traceback(tmp_path):
         assert "Result 4" in page
         page = text_of(await browser.get(f"/q/orders/items/{bad.id}"))
         assert 'Payload { "n": 1 }' in page
-        assert "kind ItemError code odd may do better again no Message 1 is odd" in page
+        assert "kind ItemError code odd retryable no Message 1 is odd" in page
         page = text_of(await browser.get(f"/q/orders/items/{gone.id}"))
         assert "Payload It is no longer kept. Result 8" in page
         for path in ("items/999", "items/99999999999999999999", "items/1/nonsense"):

@@ -260,8 +260,8 @@ def _bench_arguments(parser: argparse.ArgumentParser) -> None:
         help="the greatest batch that is tried (1000)",
     )
     add("--source", metavar="SOURCE", help="a file whose rows it gets; whole numbers by default")
-    add("--type", metavar="MODULE:TYPE", help="what a row is; plain dicts by default")
-    add("--format", choices=FORMATS, help="by default the file's name tells")
+    add("--type", metavar="MODULE:TYPE", help="the type of a row; plain dicts by default")
+    add("--format", choices=FORMATS, help="the file's format; by default from its name")
     add(
         "--seconds",
         type=seconds_from(0),

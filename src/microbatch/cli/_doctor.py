@@ -99,30 +99,31 @@ def _pids(looks: dict[str, dict[int, list[ConsumerLook]]]) -> set[int]:
 
 def _doctor_arguments(parser: argparse.ArgumentParser) -> None:
     add_file(parser)
-    parser.add_argument("--queue", metavar="NAME", help="only this queue, and the file")
+    parser.add_argument("--queue", metavar="NAME", help="check only this queue, and the file")
     parser.add_argument(
         "--held",
         type=seconds_from(0),
         default=60.0,
         metavar="SECONDS",
-        help="from when on items have been held for long (60)",
+        help="seconds after which items count as held for long (60)",
     )
     parser.add_argument(
         "--interval",
         type=seconds_from(0),
         default=1.0,
         metavar="SECONDS",
-        help="between two looks at items that are held (1.0)",
+        help="seconds between two looks at held items (1.0)",
     )
 
 
 COMMANDS = (
     Command(
         "doctor",
-        "Look for what is wrong with a file, and say what it means and what to do.",
+        "Find what is wrong with a file; say what it means and what to do.",
         "microbatch doctor shop.db",
         _doctor_arguments,
         _run_doctor,
-        "It only reads, but all of the file. The exit code is 1 if it found a problem; notes alone give 0.",
+        "It reads the whole file and changes nothing. The exit code is 1 if it found a problem; notes alone "
+        "give 0.",
     ),
 )

@@ -116,7 +116,7 @@ def permission_findings(path: Path, *, immutable: bool) -> Iterator[Finding]:
             "note",
             f"every user may read the file (mode {mode:04o})",
             "payloads can be read by everybody on this machine",
-            "chmod 600, or 640 for a group, unless that is meant",
+            "chmod 600, or 640 for a group, if that is not wanted",
         )
     if immutable:
         yield Finding(
@@ -156,7 +156,7 @@ def log_findings(inspection: Inspection, size: int) -> Iterator[Finding]:
         "log",
         "problem",
         f"the write-ahead log has {bytes_text(size)}, and does not shrink{who}",
-        "it grows with each write, and fills the disk, as long as somebody keeps a read transaction open",
+        "while somebody keeps a read transaction open it grows with each write, until the disk is full",
         "end what reads: an open sqlite3 shell, a backup, a report. "
         "The log shrinks with the next writes after that",
     )
@@ -171,8 +171,8 @@ def queue_findings(
             "paused",
             "problem" if stats.depth else "note",
             f"the queue is paused, {count_text(stats.depth, 'item waits', 'items wait')}",
-            "nobody begins anything of it, in any process, until it is resumed",
-            f"microbatch resume FILE --queue {safe_text(name)}, if that is not meant",
+            "no process begins an item of it until it is resumed",
+            f"if that is not wanted: microbatch resume FILE --queue {safe_text(name)}",
             name,
         )
     faults = inspection.faults(name)
@@ -197,7 +197,7 @@ def queue_findings(
             "payloads",
             "problem",
             f"{count_text(faults.payloads, 'item')} without a payload",
-            "they will fail, and become dead letters",
+            "they will fail and become dead letters",
             "restore a backup if they are needed",
             name,
         )
@@ -206,7 +206,7 @@ def queue_findings(
             "keys",
             "problem",
             f"{count_text(faults.keys, 'key stands', 'keys stand')} for no item",
-            "who enqueues with such a key again may be refused, or get no result, until key_ttl is over",
+            "an enqueue with such a key may be refused, or get no result, until key_ttl is over",
             "wait for that, or use other keys; rows were removed by hand",
             name,
         )
@@ -215,8 +215,8 @@ def queue_findings(
             "clock",
             "problem",
             f"something was written {seconds_text(faults.latest - now)} in the future",
-            "the clock stood ahead then, or stands back now; delays and retention count from a wrong time",
-            "set the clock, by NTP say. Workers mend what waits at their next claim",
+            "the clock was ahead then, or is behind now; delays and retention are counted from a wrong time",
+            "set the clock, for example by NTP. Workers mend the waiting items at their next claim",
             name,
         )
 
@@ -232,7 +232,7 @@ def dead_findings(inspection: Inspection, name: str, stats: QueueStats) -> Itera
         "dead",
         "problem",
         f"{count_text(stats.dead, 'dead letter')}: {shown}",
-        "they failed for good, and nobody handles them again by himself",
+        "they failed for good, and are not handled again by themselves",
         f"look with microbatch dead FILE --queue {safe_text(name)}; once the cause is mended, requeue or purge",
         name,
     )
@@ -262,7 +262,7 @@ def consumer_findings(
                 "consumers",
                 "problem",
                 f"process {one.pid} is stopped, and holds {count_text(one.held, 'item')}",
-                "nobody else gets them as long as it lives",
+                "no other process gets them while it lives",
                 f"let it go on (kill -CONT {one.pid}), or end it: then others take them within a second",
                 name,
             )
@@ -275,8 +275,8 @@ def consumer_findings(
                 "consumers",
                 "problem",
                 f"process {one.pid} holds {count_text(one.held, 'item')}, due for {seconds_text(held)}",
-                "its handler is slow, or hangs: nobody else gets them as long as it lives",
-                "see what it does (py-spy dump --pid); set handler_timeout; to hand them on end the process",
+                "its handler is slow, or hangs: no other process gets them while it lives",
+                "see what it does (py-spy dump --pid); set handler_timeout; if it ends, others take them",
                 name,
             )
     dead = [one for one in last if not one.alive and one.held]
@@ -286,7 +286,7 @@ def consumer_findings(
         yield Finding(
             "consumers",
             "problem",
-            f"{count_text(held_items, 'item')} in the hands of {holders}",
+            f"{count_text(held_items, 'item')} held by {holders}",
             "they wait for a worker that takes them over",
             "start a worker",
             name,
@@ -296,7 +296,7 @@ def consumer_findings(
             "consumers",
             "problem",
             f"{count_text(stats.ready, 'item is ready', 'items are ready')}, and nobody works on the queue",
-            "nothing happens until somebody does",
+            "they wait until a worker runs",
             "start a worker; if one should run, look into its log, and whether it names this queue and file",
             name,
         )
@@ -305,7 +305,7 @@ def consumer_findings(
             "age",
             "note",
             f"the oldest item has waited for {seconds_text(stats.oldest_age)}",
-            "more comes in than is handled, or urgent items go before it",
-            "raise max_batch_size or max_concurrency, or add workers; `microbatch bench` tells what pays",
+            "more items come in than are handled, or urgent items go first",
+            "raise max_batch_size or max_concurrency, or add workers; `microbatch bench` measures which helps",
             name,
         )

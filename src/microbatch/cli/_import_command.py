@@ -38,7 +38,7 @@ def _run_import(args: argparse.Namespace, console: Console) -> int:
     try:
         anyio.run(partial(run, args, console, source, tally))
     except KeyboardInterrupt:
-        console.note(f"interrupted: {tally.text()}; what was under way may be done too")
+        console.note(f"interrupted: {tally.text()}; rows that the handler had may be done too")
         raise
     if console.json:
         console.object(tally.fields())
@@ -134,30 +134,40 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="SOURCE", help="the file, gzip or not; - for stdin")
     add("--handler", metavar="MODULE:FUNCTION", help="the bulk handler: gets a list of rows")
-    add("--type", metavar="MODULE:TYPE", help="what a row is; plain dicts by default")
-    add("--format", choices=FORMATS, help="by default the file's name tells")
-    add("--chunk-size", type=whole_from(1), default=1000, metavar="N", help="rows a call (1000)")
-    add("--concurrency", type=whole_from(1), default=5, metavar="N", help="calls at a time (5)")
+    add("--type", metavar="MODULE:TYPE", help="the type of a row; plain dicts by default")
+    add("--format", choices=FORMATS, help="the file's format; by default from its name")
+    add("--chunk-size", type=whole_from(1), default=1000, metavar="N", help="rows in a call (1000)")
+    add(
+        "--concurrency",
+        type=whole_from(1),
+        default=5,
+        metavar="N",
+        help="calls at the same time (5)",
+    )
     add(
         "--retry-attempts",
         type=whole_from(0),
         default=3,
         metavar="N",
-        help="further calls for a row that failed (3)",
+        help="further attempts for a row that failed (3)",
     )
     add(
         "--retry-on",
         metavar="MODULE:TYPE",
         action="append",
         default=[],
-        help="only after these errors; may be repeated",
+        help="retry only after these errors; may be repeated",
     )
-    add("--rate", type=_rows_a_second, metavar="N", help="rows a second at most, and a call")
-    add("--failed", metavar="PATH", help="where failed rows go, in a form that import reads again")
-    add("--durable", metavar="FILE", help="go through a queue's file, to go on after a kill")
-    add("--key", metavar="K", help="what tells this import from others in it")
-    add("--again", action="store_true", help="import once more what has been imported")
-    add("--validate-only", action="store_true", help="read and check, and call no handler")
+    add("--rate", type=_rows_a_second, metavar="N", help="most rows a second, and in a call")
+    add("--failed", metavar="PATH", help="write failed rows to this file, which import reads again")
+    add(
+        "--durable",
+        metavar="FILE",
+        help="store the rows in a queue's file first, to go on after a kill",
+    )
+    add("--key", metavar="K", help="a name for this import, to find it again in that file")
+    add("--again", action="store_true", help="import again what has been imported")
+    add("--validate-only", action="store_true", help="only read and check the rows")
 
 
 COMMANDS = (
@@ -169,8 +179,8 @@ COMMANDS = (
         _run_import,
         "A row that fails is tried again after any error but ItemError(retryable=False), ValueError, TypeError "
         "and LookupError. Failed rows keep the source's order and columns; microbatch_index, microbatch_code "
-        "and microbatch_error stand behind them. With --durable the rows are a job in the queue 'import': "
-        "killed while reading it begins anew, killed later it goes on where it was, and once it has ended it "
+        "and microbatch_error come after them. With --durable the rows are a job in the queue 'import': "
+        "killed while reading it begins again, killed later it goes on where it was, and after its end it "
         "says so. The job is found by --key, or by the file's content with handler and type.",
     ),
 )

@@ -167,20 +167,22 @@ def _job_arguments(parser: argparse.ArgumentParser) -> None:
     add_queue(parser)
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--watch", action="store_true", help="go on until it has ended")
-    group.add_argument("--cancel", action="store_true", help="let nothing more of it begin")
-    group.add_argument("--pause", action="store_true", help="let nothing more begin for now")
+    group.add_argument("--cancel", action="store_true", help="cancel it: no further item begins")
+    group.add_argument(
+        "--pause", action="store_true", help="pause it: no item begins until --resume"
+    )
     group.add_argument("--resume", action="store_true", help="end a pause")
     group.add_argument(
         "--retry",
         action="store_true",
-        help="make a new job of what did not end well and may do better",
+        help="make a new job of the items that failed and may be retried, were cancelled or expired",
     )
     parser.add_argument(
         "--interval",
         type=seconds_from(0.05),
         default=0.5,
         metavar="SECONDS",
-        help="between two looks (0.5)",
+        help="seconds between two looks (0.5)",
     )
     add_yes(parser)
 
@@ -188,7 +190,7 @@ def _job_arguments(parser: argparse.ArgumentParser) -> None:
 COMMANDS = (
     Command(
         "jobs",
-        "List the jobs of a queue, with how far they are.",
+        "List the jobs of a queue with their progress.",
         "microbatch jobs shop.db",
         _jobs_arguments,
         _run_jobs,
@@ -199,7 +201,7 @@ COMMANDS = (
         "microbatch job shop.db JOB",
         _job_arguments,
         _run_job,
-        "--cancel and --retry say how many items and ask; --yes answers. --watch ends when the job has, with "
-        "exit code 1 unless all went well.",
+        "--cancel and --retry say how many items they change and ask; --yes answers yes. --watch ends when the "
+        "job has ended, with exit code 1 unless its outcome is succeeded.",
     ),
 )

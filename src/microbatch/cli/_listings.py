@@ -158,14 +158,14 @@ COMMANDS = (
     ),
     Command(
         "show",
-        "Show all that is known of one item, with the traceback of its last error.",
+        "Show one item with all its fields and the traceback of its last error.",
         "microbatch show shop.db 2",
         _show_arguments,
         _run_show,
     ),
     Command(
         "dead",
-        "List the dead letters of a queue, with what they died of, and how many of each code.",
+        "List the dead letters of a queue with their errors, and count them by code.",
         "microbatch dead shop.db",
         _listing_arguments,
         _run_dead,

@@ -256,7 +256,7 @@ COMMANDS = (
     ),
     Command(
         "pause",
-        "Let nothing more of a queue begin, in any process, until it is resumed.",
+        "Pause a queue: no process begins an item of it until it is resumed.",
         "microbatch pause shop.db",
         _queue_arguments,
         _run_pause,

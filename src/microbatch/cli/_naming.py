@@ -65,6 +65,6 @@ def named_errors(names: list[str]) -> tuple[type[Exception], ...]:
     for name in names:
         one = named_object("--retry-on", name)
         if not (isinstance(one, type) and issubclass(one, Exception)):
-            raise CommandEnd(f"--retry-on: {name!r} is no class of exceptions", WRONG_USE)
+            raise CommandEnd(f"--retry-on: {name!r} is no exception class", WRONG_USE)
         found.append(one)
     return tuple(found)

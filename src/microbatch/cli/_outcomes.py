@@ -131,7 +131,9 @@ def _results_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = ("succeeded", "failed", "skipped", "cancelled", "expired")
     parser.add_argument("--kind", choices=kinds, help="only these; all by default")
     parser.add_argument(
-        "--format", choices=_FORMATS, help="by default the output's suffix tells, else ndjson"
+        "--format",
+        choices=_FORMATS,
+        help="the format; by default from the output's suffix, else ndjson",
     )
     parser.add_argument("--output", metavar="PATH", help="a file, written whole or not at all")
     parser.add_argument(

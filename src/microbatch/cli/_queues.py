@@ -170,7 +170,7 @@ def _stats_arguments(parser: argparse.ArgumentParser) -> None:
         type=seconds_from(0),
         default=1.0,
         metavar="SECONDS",
-        help="between two looks, of which the rate is told (1.0); 0 takes one look and tells none",
+        help="seconds between two looks, which give the rate (1.0); with 0 it looks once and gives no rate",
     )
 
 
@@ -188,7 +188,7 @@ COMMANDS = (
         "microbatch stats shop.db",
         _stats_arguments,
         _run_stats,
-        "The rate is how many items ended per second between two looks, of those that are still kept. "
+        "The rate is how many of the items that are still kept ended per second between two looks. "
         "A consumer holds the items that it has claimed; DUE FOR says how long ago the first of them was "
         "due, which is the longest that it can have been in its hands.",
     ),

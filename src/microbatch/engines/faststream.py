@@ -43,24 +43,23 @@ def drained(
     ``FastStream(broker, lifespan=drained(batcher))``. In a lifespan of your own that gets the application:
     ``async with drained(batcher)(app): ...``.
 
-    FastStream waits for its handlers before it leaves the lifespan (``graceful_timeout`` of the broker, 15 s
-    by default), and they wait for their batch. So draining begins in a shut-down hook, at the same time as
-    the brokers stop to take messages, and is bounded by ``drain_timeout`` or four fifths of
-    ``graceful_timeout``, whichever is less: what is not done then is handed back while the connection
-    still stands.
+    Before it leaves the lifespan, FastStream waits for its handlers (``graceful_timeout`` of the broker, 15 s
+    by default), and they wait for their batch. So draining begins in a shut-down hook, when the brokers stop
+    taking messages. It lasts at most for ``drain_timeout`` or four fifths of ``graceful_timeout``, whichever is
+    less. Messages whose items are not done by then are handed back while the connection is still open.
 
-    It warns (``RuntimeWarning``), once each, of what makes batches small or handles messages twice: a
-    subscriber with ``AckPolicy.MANUAL`` that hands over fewer messages at once than two batches hold, where
-    the size trigger could never fire; a redelivery time that ``max_wait`` and ``handler_timeout`` together may
-    outlast; no ``handler_timeout``; no limit on deliveries, as far as the broker tells.
+    It warns (``RuntimeWarning``), once each, of settings that make batches small or handle messages twice: a
+    subscriber with ``AckPolicy.MANUAL`` that hands over fewer messages at once than two batches hold, so that
+    no batch gets full; a redelivery time that is not longer than ``max_wait`` and ``handler_timeout`` together;
+    no ``handler_timeout``; no limit on deliveries, if the broker tells its limit.
 
     Args:
         batchers: At least one; each serves this application until it stops, and may then serve the next one
             in another event loop.
 
     Returns:
-        What FastStream calls with its application. Entering it raises what ``Batcher.__aenter__`` raises;
-        cancelling it closes the batchers at once.
+        A function that FastStream calls with its application. Entering its result raises what
+        ``Batcher.__aenter__`` raises; cancelling it closes the batchers at once.
 
     Raises:
         TypeError: If there is no batcher, or something else in the place of one.
@@ -117,15 +116,15 @@ async def settle(
 ) -> None:
     """Wait for an item's outcome and acknowledge its message by it.
 
-    A value, or ``Skipped``: ``ack``. A retryable error: ``nack``, so that the message comes again, after the
-    error's ``retry_after`` or the back-off's delay where the broker can wait (JetStream). Any other error, and
-    one too many: ``reject``, with a line in the log. What a closing or full batcher refused is handed back
-    (``nack``) and never rejected, however often the message came. The subscriber needs
-    ``ack_policy=AckPolicy.MANUAL``.
+    A value, or ``Skipped``, gives ``ack``. A retryable error gives ``nack``, so that the message comes again;
+    if the broker can wait (JetStream), after the error's ``retry_after`` or the back-off's delay. Any other
+    error, and a retryable one at the last attempt, gives ``reject`` and a line in the log. A message that a
+    closing or full batcher refused is handed back (``nack``) and never rejected, however often it came. The
+    subscriber needs ``ack_policy=AckPolicy.MANUAL``.
 
-    Redis Streams know neither: a message that comes again stays pending until it is claimed, and a rejected one
-    is acknowledged. A classic queue of RabbitMQ does not count deliveries: there the second failure
-    is the last one, whatever ``attempts`` is.
+    Redis Streams have neither ``nack`` nor ``reject``: a message that is to come again stays pending until it
+    is claimed, and a rejected one is acknowledged. A classic queue of RabbitMQ does not count deliveries: there
+    the second failure is the last one, whatever ``attempts`` is.
 
     Args:
         message: FastStream's own, from ``faststream.nats``, ``rabbit`` or ``redis``.
@@ -134,8 +133,8 @@ async def settle(
             error is retryable if its own ``retryable`` is True, and the limit has to be the engine's.
 
     Raises:
-        RuntimeError: If nothing limits how often a message comes: neither ``retry`` nor, as far as it can be
-            told, the engine. It names the setting that is missing; the item is not handled and the message not
+        RuntimeError: If nothing limits how often a message comes: neither ``retry`` nor, if it tells its limit,
+            the engine. The error names the missing setting; the item is not handled and the message not
             acknowledged.
         TypeError: If the message cannot be acknowledged, if ``outcome`` is no awaitable or ``retry`` no
             ``Retry``; the item is not handled then.
@@ -218,7 +217,7 @@ async def _admitted(message: Any, retry: Retry | None) -> Delivery:
     if retry is not None:
         if not delivery.counts:
             raise RuntimeError(
-                f"{delivery.unlimited}, so retry= cannot hold here: retry within the batcher, "
+                f"{delivery.unlimited}, so retry= cannot work here: retry within the batcher, "
                 "Batcher(retry=...)"
             )
     elif (missing := await delivery.missing_limit()) is not None:

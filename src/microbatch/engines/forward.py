@@ -36,9 +36,9 @@ async def forward(
 ) -> None:
     """Publish every item of a durable queue, until it is cancelled.
 
-    An item has ended when ``publish`` has returned: let it return when the broker has confirmed. A process that
-    dies in between publishes again, so messages may come twice and want an id of their own. Items leave in
-    the queue's order, up to ``max_batch_size`` at the same time.
+    An item has ended when ``publish`` has returned, so let ``publish`` return when the broker has confirmed. If
+    the process dies in between, the item is published again: messages may come twice, so give each an id of its
+    own. Items are published in the queue's order, up to ``max_batch_size`` at the same time.
 
     Args:
         queue: The queue; its settings hold here too. Others may enqueue meanwhile, in any process.
@@ -46,17 +46,17 @@ async def forward(
             queue has a ``result_type``; else it is dropped, and the result is None.
         max_batch_size: Items that are published at the same time, and settled together; at least 1.
         publish_timeout: Seconds for such a batch, more than 0; None for no limit.
-        retry: Which errors are tried again. By default all of them but an ``ItemError`` that is not
-            ``retryable``, up to 10,000 times with back-off up to a minute: a broker may be away for days.
-            What is not tried again is a dead letter of the queue.
+        retry: Which errors are retried. By default all but an ``ItemError`` that is not ``retryable``, up to
+            10,000 times with a back-off of up to a minute, because a broker may be away for days. An item that
+            is not retried is a dead letter of the queue.
 
     Raises:
         TypeError: If ``queue`` is no ``DurableQueue`` without a handler, or a setting has the wrong type.
         ValueError: If a setting is out of its range.
         QueueUnavailable: If the file cannot be opened; or a narrower error of the durable mode.
 
-    Cancellation ends it: what is being published then stays in the queue and is published again, by the next
-    ``forward``.
+    Cancellation ends it. Items that are being published then stay in the queue, and the next ``forward``
+    publishes them again.
     """
     given: object = queue
     if not isinstance(given, DurableQueue) or isinstance(given, DurableBatcher):

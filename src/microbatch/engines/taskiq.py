@@ -1,8 +1,8 @@
 """taskiq: a batcher that opens and drains with the worker; each task is one item.
 
 The extra is ``microbatch[taskiq]``. taskiq acknowledges a task when its function has ended, failed ones
-too, and has no other word for its broker. What shall run again is for its middlewares, or for
-``Batcher(retry=...)``. Only what a closing batcher refused is not acknowledged, so that it comes again.
+too, and cannot tell its broker anything else. To run a task again use taskiq's middlewares or
+``Batcher(retry=...)``. Only a task that a closing batcher refused is not acknowledged, so that it comes again.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class _HandingBack(TaskiqMiddleware):
 def attach(broker: AsyncBroker, *batchers: Batcher[Any, Any]) -> None:
     """Open batchers when a worker of this broker starts, and drain them when it stops.
 
-    In a task: ``return await batcher.submit(row)``. The worker waits for running tasks before it stops the
-    broker, for ever unless ``--wait-tasks-timeout`` says how long. The batchers drain what is left then, for up
-    to their ``drain_timeout`` or ``--shutdown-timeout`` (5 s by default), and before the broker closes its
-    connection, so that what ends is acknowledged. Tasks that the closing batchers refuse are not: they come
-    again, with a broker that has acknowledgements.
+    In a task write ``return await batcher.submit(row)``. The worker waits for running tasks before it stops the
+    broker, without a limit unless ``--wait-tasks-timeout`` is set. Then the batchers drain, for at most their
+    ``drain_timeout`` or ``--shutdown-timeout`` (5 s by default). The broker closes its connection after that,
+    so tasks that end are acknowledged. Tasks that the closing batchers refuse are not acknowledged: they come
+    again if the broker has acknowledgements.
 
-    Start and stop run in different tasks of one event loop. A process that only sends tasks opens nothing.
-    The broker's ``shutdown`` is wrapped, and a middleware put behind its others when it starts.
+    Start and stop run in different tasks of one event loop. A process that only sends tasks opens no batcher.
+    ``attach`` wraps the broker's ``shutdown``, and adds a middleware behind the others when the broker starts.
 
     Args:
         broker: taskiq's own.

@@ -68,7 +68,7 @@ def transaction_of(operations: Sequence[Operation]) -> Callable[[], Any]:
             raise _not_available("its collections have no transaction in common")
         factories.append(factory)
     if not factories:
-        raise _not_available("no collection is named that has transactions")
+        raise _not_available("it names no collection that has transactions")
     return factories[0]
 
 

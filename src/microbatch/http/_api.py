@@ -61,18 +61,18 @@ class BatchAPI:
     """Batch endpoints over collections: a plain ASGI application.
 
     Serve it by itself, or mount it: ``Starlette(routes=[Mount("/v1", app=api)], lifespan=api.lifespan)``. It
-    runs on asyncio and uvloop, and on trio where no collection has a queue. ``async with`` opens it, and
-    drains it; a server does that by the lifespan protocol. Unopened it serves too, but nobody waits then for
-    what is under way when the program ends.
+    runs on asyncio and uvloop, and on trio if no collection has a queue. ``async with`` opens and drains it; a
+    server does that by the lifespan protocol. It also serves unopened, but then the program does not wait for
+    running requests when it ends.
 
-    A limit above another one is no error: the smaller one counts.
+    If one limit is above another, the smaller one counts.
 
     Args:
-        authorize: Async, from Starlette's request to the `Principal` who sends it. None: 401.
-            ``PermissionError``: 403. It cannot be left out.
+        authorize: ``async (request)``: gets Starlette's request and returns the `Principal` who sends it. If it
+            returns None the answer is 401, if it raises ``PermissionError`` 403. It is required.
         challenge: The ``WWW-Authenticate`` of a 401.
-        base_path: What stands before this API's paths in links; by default the ``root_path`` that the server,
-            or what it is mounted in, tells. Links are absolute paths without a host.
+        base_path: The prefix of this API's paths in links; by default the ``root_path`` of the server or of the
+            application in which it is mounted. Links are absolute paths without a host.
         max_body_bytes: Bytes of a body, as sent and inflated, at least 1. 10 MiB are 1,000 items of 10 KiB.
         max_items: Items of a batch that runs at once, at least 1: as many as one call of a handler gets.
         sync_max_items: Items above which a batch of a collection with a queue becomes a job, at least 0.
@@ -81,21 +81,21 @@ class BatchAPI:
         max_import_bytes: Bytes of an import, as sent and inflated, at least 1; instead of ``max_body_bytes``.
         max_import_items: Items of an import, at least 1; instead of ``max_job_items``.
         body_timeout: Seconds for each piece of a body, more than 0; then 408.
-        timeout: Seconds that a request may take, more than 0; then 504. What it began goes on. Handlers have
-            as long for a call.
+        timeout: Seconds that a request may take, more than 0; then 504. Its items are still handled. A handler
+            call may take as long.
         max_open_jobs: Jobs of one principal that have not ended, at least 1; beyond, 429.
         owner_share: The part of a queue's ``max_depth`` that one principal may fill, more than 0 and at most 1.
         idempotency: Whether requests that change something may have an Idempotency-Key (``"optional"``), must
-            have one (``"required"``), or have it passed over (``"off"``).
+            have one (``"required"``), or have it ignored (``"off"``).
         idempotency_ttl: Seconds for which an answer is kept under its key, more than 0. A day, as is usual.
-        idempotency_max: Keys that are kept, at least 1. The oldest that are answered go first.
-        idempotency_store: The queue in whose file they are kept; by default the first collection's queue;
-            without any they are kept in memory.
-        all_failed_status: What a batch is answered with of which nothing succeeded: 207, 200, 400 or 422.
-        status_of: From the code of an ``ItemError`` that HTTP gives no meaning to, to its status, 400 to 599;
-            None for 500.
-        rate: ``(items, seconds)``: what each principal may send in this process. Items count, not requests.
-        webhooks: What tells clients that their jobs have ended: `Webhooks`.
+        idempotency_max: Most keys that are kept, at least 1. The oldest answered ones are removed first.
+        idempotency_store: The queue in whose file the keys are kept; by default the first collection's queue;
+            without any queue they are kept in memory.
+        all_failed_status: The status of a batch in which nothing succeeded: 207, 200, 400 or 422.
+        status_of: A function from the code of an ``ItemError`` that has no status here to its status, 400 to
+            599; None for 500.
+        rate: ``(items, seconds)``: each principal may send so many items in so many seconds, in this process.
+        webhooks: `Webhooks`, which tell clients that their jobs have ended.
 
     Raises:
         TypeError: If a setting has the wrong type.
@@ -175,28 +175,28 @@ class BatchAPI:
         validate: Any = None,
         authorize: Any = None,
     ) -> None:
-        """Add a collection: its routes stand below ``/name``.
+        """Add a collection, with its routes below ``/name``.
 
         A bulk handler becomes ``Batcher(handler, max_batch_size=max_items, max_concurrency=4,
         max_pending=10 * max_items, on_full="reject", handler_timeout=timeout)``, shared by all requests. A
-        ``Batcher`` is shared with whatever else uses it, and neither opened nor closed here.
+        ``Batcher`` may be shared with other code; it is neither opened nor closed here.
 
         Args:
             name: ``[a-z][a-z0-9_-]*``; not ``batch``, ``jobs``, ``healthz`` or ``readyz``.
-            item_type: What is created: any type that msgspec can decode, pydantic models too.
-            update_type: What changes are; by default a struct of ``item_type`` with every field optional
-                (``msgspec.UNSET``). For an ``item_type`` that is no ``msgspec.Struct`` it must be given.
-            id_type: What ids are.
-            create: A bulk handler of items, or a ``Batcher``. It returns what was created.
-            update: The same of `Update`.
-            delete: The same of ids; what it returns is not shown.
-            read: The same of ids; it returns the objects, as ``layers.by_key`` makes handlers do. None in an
-                object's place says that there is none.
-            queue: A ``DurableQueue`` or ``DurableBatcher`` of the same items: makes jobs and imports possible.
-                Neither opened nor closed here.
-            export: Called with the principal, or with nothing if it takes nothing: an async iterator of what
-                ``/name/export`` streams.
-            atomic: A factory of transactions, as ``layers.atomic`` takes it: makes atomic batches possible.
+            item_type: The type of what is created: any type that msgspec can decode, pydantic models too.
+            update_type: The type of changes; by default a struct of ``item_type`` with every field optional
+                (``msgspec.UNSET``). If ``item_type`` is no ``msgspec.Struct``, it is required.
+            id_type: The type of ids.
+            create: A bulk handler of items, or a ``Batcher``. It returns the created objects.
+            update: The same for `Update`.
+            delete: The same for ids; its results are not shown.
+            read: The same for ids; it returns the objects in the ids' order, as with ``layers.by_key``. None in
+                an object's place says that there is none.
+            queue: A ``DurableQueue`` or ``DurableBatcher`` of the same items: it makes jobs and imports
+                possible. It is neither opened nor closed here.
+            export: A function of the principal, or without arguments: it returns an async iterator of the rows
+                that ``/name/export`` streams.
+            atomic: A factory of transactions, as for ``layers.atomic``: it makes atomic batches possible.
             validate: A plain function that raises ``ItemError`` for an item that must not be created.
             authorize: Async, ``(principal, operation, items)``. It raises ``PermissionError`` to refuse the
                 request, or returns None, or a list with an ``ItemError`` or None for each item.

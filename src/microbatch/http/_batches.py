@@ -167,7 +167,11 @@ def _is_to_be_a_job(
             wished = preferences_of(exchange.request.headers.getlist("prefer")).respond_async
             is_job = wished or count > settings.sync_max_items
     if envelope.webhook is not None and not is_job:
-        raise Problem(422, "only the end of a job is told to a webhook", type="webhook-without-job")
+        raise Problem(
+            422,
+            "a webhook is called for a job only, and this batch is no job",
+            type="webhook-without-job",
+        )
     return is_job
 
 

@@ -82,7 +82,7 @@ async def allow(principal: Principal, operations: Sequence[Operation]) -> None:
         for one, answer in zip(chosen, answers, strict=True):
             if answer is not None and not isinstance(answer, ItemError):
                 message = (
-                    f"authorize of collection {collection.name!r} must answer an ItemError or None "
+                    f"authorize of collection {collection.name!r} must return an ItemError or None "
                     f"for an item, got {type(answer).__name__}"
                 )
                 raise TypeError(message)

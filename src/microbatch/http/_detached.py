@@ -62,7 +62,9 @@ class Detached:
         try:
             if not await one.waiter:
                 raise Problem(
-                    504, f"it has taken longer than {timeout:g} s, and goes on", type="timeout"
+                    504,
+                    f"it has taken longer than {timeout:g} s; it is still running",
+                    type="timeout",
                 )
         finally:
             timer.cancel()

@@ -37,7 +37,7 @@ _SUMMARIES = {
 }
 
 _BATCH_SUMMARIES = {
-    "batch": "Do many things, each answered for",
+    "batch": "Send many operations; each gets its own answer",
     "batch-update": "Change many",
     "batch-delete": "Delete many",
     "batch-delete-body": "Delete many",
@@ -80,7 +80,7 @@ def of_item(collection: Collection, kind: OperationKind) -> dict[str, Any]:
             "headers": headers,
         }
     elif kind == "delete":
-        responses["204"] = {"description": "It is deleted."}
+        responses["204"] = {"description": "The object is deleted."}
     document["responses"] = responses
     return document
 
@@ -104,13 +104,13 @@ def of_batch(
     reads = kind == "read"
     has_queue = collection is not None and collection.settings.queue is not None
     answer = {
-        "description": "What became of each item.",
+        "description": "The outcome of each item.",
         "content": json_content(SchemaOf(BatchAnswer)),
     }
     responses = dict.fromkeys(("200", "207"), answer)
     if has_queue and name == "batch":
         responses["202"] = {
-            "description": "It is a job now.",
+            "description": "The items are a job now.",
             "headers": {
                 "Location": {"schema": {"type": "string"}},
                 "Retry-After": {"schema": {"type": "string"}},

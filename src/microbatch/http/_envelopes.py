@@ -117,7 +117,7 @@ def envelope_of(body: bytes, allowed: Sequence[str]) -> Envelope:
         detail = f"unknown field {wrong}: known here are {names}, options"
         raise Problem(400, detail, type="invalid-request", pointer=f"/{wrong}")
     if len(given) != 1:
-        detail = f"exactly one of {names} must be there, got {len(given)}"
+        detail = f"exactly one of {names} is required, got {len(given)}"
         raise Problem(400, detail, type="invalid-request", pointer="")
     raws: Any = getattr(read, given[0])
     return Envelope(given[0], raws, read.options, read.webhook)
@@ -166,7 +166,7 @@ class Unpacking:
                 size = memoryview(raw).nbytes
                 if size > self._max_item_bytes:
                     raise ItemError(
-                        f"an item may have {self._max_item_bytes} bytes, this one has {size}",
+                        f"an item may have at most {self._max_item_bytes} bytes, this one has {size}",
                         code="item_too_large",
                         retryable=False,
                     )
@@ -269,7 +269,7 @@ def _within(pointer: str, decode: Callable[[], Any]) -> Any:
 
 def _word(text: str | None) -> str | None:
     if text is not None and len(text) > _WORD_CHARACTERS_MAX:
-        message = f"ref may have {_WORD_CHARACTERS_MAX} characters, got {len(text)}"
+        message = f"ref may have at most {_WORD_CHARACTERS_MAX} characters, got {len(text)}"
         raise InvalidItem(message, field="ref", pointer="/ref")
     return text
 

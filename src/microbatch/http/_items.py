@@ -53,7 +53,10 @@ async def _one(collection: Collection, kind: OperationKind, exchange: Exchange) 
     most = exchange.parts.settings.max_item_bytes
     if len(exchange.body) > most:
         raise Problem(
-            413, f"an item may have {most} bytes", type="item_too_large", code="item_too_large"
+            413,
+            f"an item may have at most {most} bytes",
+            type="item_too_large",
+            code="item_too_large",
         )
     if kind == "create":
         _fill(one, "item", lambda: collection.items.decode(exchange.body), exchange.body)

@@ -247,5 +247,5 @@ def _invalid_items(rejected: JobRejected) -> Problem:
         for index, known, message in rejected.errors
     ]
     many = "1 item cannot" if rejected.invalid == 1 else f"{rejected.invalid} items cannot"
-    detail = f"{many} be done, and nothing was: mode is reject"
+    detail = f"{many} be done, so nothing was done: mode is reject"
     return Problem(422, detail, type="invalid-items", errors=errors, invalid=rejected.invalid)

@@ -73,7 +73,10 @@ async def _list(exchange: Exchange) -> HTTPReply:
         places = decode_cursor(cursor, owner, what, list[int | None])
         if len(places) != len(queues):
             raise Problem(
-                400, "the API has other queues now", type="invalid-parameter", parameter="cursor"
+                400,
+                "the cursor is of other queues than the API has now",
+                type="invalid-parameter",
+                parameter="cursor",
             )
 
     async def read() -> HTTPReply:

@@ -68,7 +68,7 @@ def _query(name: str, schema: Any, description: str) -> dict[str, Any]:
 def accepted_response() -> dict[str, Any]:
     """Return the response for a job that is new."""
     return {
-        "description": "It is a job now.",
+        "description": "The items are a job now.",
         "headers": {"Location": _header(), "Retry-After": _header()},
         "content": json_content(_ACCEPTED),
     }
@@ -80,20 +80,20 @@ _SEEN: Final = {
     "content": json_content(_JOB),
 }
 _PAGE: Final = (
-    _query("cursor", _STRING, "Where the page begins: what the page before told."),
+    _query("cursor", _STRING, "Where the page begins: the cursor that the page before gave."),
     _query(
         "limit",
         {"type": "integer", "minimum": 1, "maximum": 1_000, "default": 100},
-        "How many entries at most.",
+        "The most entries of a page.",
     ),
 )
 _KIND: Final = _query(
     "kind",
     {"enum": ["succeeded", "failed", "skipped", "cancelled", "expired"]},
-    "Only those that ended so.",
+    "Only items that ended so.",
 )
 _RESULTS: Final = {
-    "description": "A page of what became of the items, or a line for each of them.",
+    "description": "A page of the items' outcomes, or a line for each item.",
     "content": {
         **json_content(_RECORDS),
         "application/x-ndjson": {"schema": _STRING},
@@ -129,7 +129,7 @@ _ROUTES: Final[dict[str, dict[str, Any]]] = {
             _query(
                 "life",
                 {"enum": ["queued", "running", "cancelling", "ended"]},
-                "Only those in this life.",
+                "Only jobs in this life.",
             ),
             *_PAGE,
         ],
@@ -143,34 +143,34 @@ _ROUTES: Final[dict[str, dict[str, Any]]] = {
         },
     },
     "get": {
-        "summary": "See a job, and wait for it if that is wanted",
+        "summary": "See a job, or wait for its end",
         "parameters": [
             _query("wait", {"type": "number", "minimum": 0}, "Seconds, 30 at most."),
             {"name": "If-None-Match", "in": "header", "schema": _STRING},
         ],
-        "responses": {"200": _SEEN, "304": {"description": "It is as it was."}},
+        "responses": {"200": _SEEN, "304": {"description": "Nothing has changed."}},
     },
     "delete": {
         "summary": "Remove a job that has ended",
         "parameters": [IDEMPOTENCY_KEY],
-        "responses": {"204": {"description": "It is gone."}},
+        "responses": {"204": {"description": "The job is removed."}},
     },
-    "results": {"summary": "Page through what became of the items", "parameters": [*_PAGE, _KIND]},
+    "results": {"summary": "Page through the items' outcomes", "parameters": [*_PAGE, _KIND]},
     "errors": {"summary": "Page through the items that failed", "parameters": [*_PAGE]},
     "events": {
         "summary": "Watch the progress, by server-sent events",
         "parameters": [{"name": "Last-Event-ID", "in": "header", "schema": _STRING}],
         "responses": {
             "200": {
-                "description": "Events named progress, and at last ended.",
+                "description": "Events named progress, the last one named ended.",
                 "content": {"text/event-stream": {}},
             }
         },
     },
-    "cancel": {"summary": "Let nothing more of a job begin", **_DONE},
-    "pause": {"summary": "Let nothing of a job begin until it is resumed", **_DONE},
-    "resume": {"summary": "Let a paused job go on", **_DONE},
-    "retry": {"summary": "Try again what failed", "parameters": [IDEMPOTENCY_KEY]},
+    "cancel": {"summary": "Cancel a job: no further item begins", **_DONE},
+    "pause": {"summary": "Pause a job: no item begins until it is resumed", **_DONE},
+    "resume": {"summary": "Resume a paused job", **_DONE},
+    "retry": {"summary": "Retry the items that failed", "parameters": [IDEMPOTENCY_KEY]},
 }
 
 
@@ -183,10 +183,12 @@ def of_import(tag: str) -> dict[str, Any]:
         "parameters": [
             IDEMPOTENCY_KEY,
             {"name": "Content-Digest", "in": "header", "schema": _STRING},
-            _query("mode", {"enum": ["skip", "reject"]}, "Whether one bad row refuses all."),
+            _query(
+                "mode", {"enum": ["skip", "reject"]}, "Whether one bad row refuses the whole file."
+            ),
             _query("ordered", yes, "One batch at a time, in the rows' order."),
             _query("stop_on_error", yes, "The first failure ends the job."),
-            _query("webhook", _STRING, "Where the job's end is told."),
+            _query("webhook", _STRING, "The URL that is called when the job has ended."),
         ],
         "requestBody": {
             "required": True,

@@ -75,7 +75,7 @@ class JobShare:
         if count + self._coming.jobs[self._owner] >= most:
             raise Problem(
                 429,
-                f"{most} jobs of yours have not ended, and there may be no more",
+                f"you may have at most {most} jobs that have not ended",
                 type="too-many-jobs",
                 retry_after=QUEUE_RETRY_AFTER,
                 max_open_jobs=most,
@@ -109,7 +109,7 @@ class JobShare:
         if self._waiting + self._coming.items[self._place] + items > self._most:
             raise Problem(
                 429,
-                f"{self._most} items of yours may wait, and these would be more",
+                f"you may have at most {self._most} waiting items, and these would be more",
                 type="too-many-items",
                 retry_after=QUEUE_RETRY_AFTER,
                 max_waiting_items=self._most,

@@ -34,7 +34,7 @@ def key_of(values: Sequence[str]) -> str | None:
         return None
     value = values[0].strip(" \t")
     if len(values) > 1:
-        raise _malformed("there must be one alone")
+        raise _malformed("there must be only one")
     found = _STRUCTURED.fullmatch(value)
     if found is not None:
         key = re.sub(r"\\(.)", r"\1", found[1])

@@ -23,9 +23,8 @@ class Principal:
     """Who sends a request, as the application's ``authorize`` found out.
 
     Args:
-        id: What tells one from another: jobs, keys and rates are each one's own. 1 to 1,000 printable
-            characters.
-        scopes: What it may do, in the application's own words. Nothing here reads them.
+        id: The principal's name. Jobs, keys and rates belong to one id. 1 to 1,000 printable characters.
+        scopes: What it may do, in the application's own words. microbatch does not read them.
 
     Raises:
         TypeError: If the id is no str.

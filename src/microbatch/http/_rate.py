@@ -66,7 +66,7 @@ class Buckets:
             )
         raise Problem(
             429,
-            "too many items for now",
+            "too many items in this time: try again later",
             type="rate-limited",
             retry_after=(items - left) * self._seconds / self._items,
         )

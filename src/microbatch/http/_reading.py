@@ -65,7 +65,7 @@ def is_compressed(request: Request) -> bool:
         return True
     raise Problem(
         415,
-        "the body may be compressed with gzip alone",
+        "the body may be compressed only with gzip",
         headers={"accept-encoding": "gzip"},
         close=True,
     )
@@ -159,7 +159,7 @@ class _Gzip:
             try:
                 part = self._member.decompress(piece, _INFLATED_BYTES)
             except zlib.error:
-                raise Problem(400, "the body is no gzip", close=True) from None
+                raise Problem(400, "the body is not gzip", close=True) from None
             if part:
                 yield part
             if self._member.eof:
@@ -175,4 +175,4 @@ class _Gzip:
             Problem: 400.
         """
         if not self._member.eof:
-            raise Problem(400, "the body is no whole gzip: its end is missing", close=True)
+            raise Problem(400, "the gzip body is truncated: its end is missing", close=True)

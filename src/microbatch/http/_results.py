@@ -324,5 +324,5 @@ def refuse_if_any(operations: Sequence[Operation], telling: ItemTelling) -> None
         )
     many = "1 item cannot be done" if len(bad) == 1 else f"{len(bad)} items cannot be done"
     raise Problem(
-        422, f"{many}, and nothing was: mode is reject", type="invalid-items", errors=errors
+        422, f"{many}, so nothing was done: mode is reject", type="invalid-items", errors=errors
     )

@@ -131,7 +131,7 @@ def _size_checked(
 ) -> Callable[[Any], Any]:
     def bounded(row: Any) -> Any:
         if size_of(row) > most:
-            raise ValueError(f"an item may have {most} bytes, this one has more")
+            raise ValueError(f"an item may have at most {most} bytes, this one has more")
         return decode(row)
 
     return bounded
@@ -239,5 +239,5 @@ def _check(digests: dict[bytes, Any]) -> None:
     """
     if any(counted.digest() != expected for expected, counted in digests.items()):
         raise Problem(
-            400, "the body is not what Content-Digest says", type="digest-mismatch", close=True
+            400, "the body does not match Content-Digest", type="digest-mismatch", close=True
         )

@@ -57,24 +57,23 @@ _UNSET: Any = object()
 class Webhooks:
     """Tells clients over HTTP that their jobs have ended, by the Standard Webhooks specification.
 
-    A job whose request named a webhook is told of by ``on_job_end``, which whoever runs the workers gives to
-    the ``DurableBatcher``. It stores a message in a queue of its own; ``async with`` here sends what is
-    stored there, in any process, until the receiver has answered with a status of 2xx: at least once.
-    After a failure it is sent again, after 5 s, 5 and 30 minutes, 2, 5, 10, 14, 20 and 24 hours, each up to
-    a fifth longer; later if the receiver's ``Retry-After`` says so, up to a day. 410 ends it. What was given
-    up is logged, and is a dead letter of the queue ``"microbatch-webhooks"`` in that file.
+    Pass its ``on_job_end`` to the ``DurableBatcher`` of the workers. When a job with a webhook has ended,
+    ``on_job_end`` stores a message in a queue of its own. ``async with`` sends the stored messages, in any
+    process, until the receiver has answered with a status of 2xx: at least once. After a failure a message is
+    sent again, after 5 s, 5 and 30 minutes, 2, 5, 10, 14, 20 and 24 hours, each up to a fifth longer; later if
+    the receiver's ``Retry-After`` says so, up to a day. 410 ends it. A message that was given up is logged, and
+    is a dead letter of the queue ``"microbatch-webhooks"`` in that file.
 
     Like a ``DurableBatcher`` it works from the first call on, and needs asyncio.
 
     Args:
         queue_path: The SQLite file of its messages; it may be that of the jobs.
-        secret_of: ``(owner) -> str``, plain or async: the secret of a job's owner, ``whsec_`` and 24 to 64
-            bytes in base64; a list of them while one follows another; None if there is none, which gives
-            the message up. It is asked at every attempt, and nothing of it is stored.
-        allow: Which hosts may be called; ``"host"``, ``"host:port"``, addresses and networks such as
-            ``"10.0.0.0/8"``. If hosts are named no others may be called, and these over http and at their
-            port too. Addresses in the networks count as public. None: every public host, over https, at
-            port 443.
+        secret_of: ``(owner) -> str``, plain or async: returns the secret of a job's owner, ``whsec_`` and 24 to
+            64 bytes in base64; a list of secrets while you replace one; None if there is none, then the message
+            is given up. It is called at every attempt, and the secret is not stored.
+        allow: Which hosts may be called: ``"host"``, ``"host:port"``, addresses and networks such as
+            ``"10.0.0.0/8"``. If it names hosts, no others may be called, and these also over http and at their
+            port. Addresses in the networks count as public. None: every public host, over https, at port 443.
         ssl_context: Verifies receivers' certificates; None for the certificates that httpx brings.
         delays: Seconds before the second and each further attempt, instead of those above.
 

@@ -34,30 +34,30 @@ _QUEUE_ACTIONS = ("pause", "resume")
 _JOB_ACTIONS = ("cancel-job", "pause-job", "resume-job", "retry-job")
 
 _QUESTIONS = {
-    "requeue": ("Make {} ready again?", "Requeue", "They get all their attempts anew."),
-    "purge": ("Remove {} for good?", "Purge", "Nothing brings them back."),
+    "requeue": ("Make {} ready again?", "Requeue", "They get all their attempts again."),
+    "purge": ("Remove {} for good?", "Purge", "This cannot be undone."),
     "cancel": (
         "Cancel {}?",
         "Cancel them",
-        "What a handler has already is left alone.",
+        "Items that a handler has already are not cancelled.",
     ),
-    "pause": ("Pause the queue?", "Pause", "No process starts more of its items until it goes on."),
-    "resume": ("Let the queue go on?", "Resume", "Its items are handled again."),
+    "pause": ("Pause the queue?", "Pause", "No process begins an item of it until it is resumed."),
+    "resume": ("Resume the queue?", "Resume", "Its items are handled again."),
     "cancel-job": (
         "Cancel the job?",
         "Cancel the job",
-        "What has not begun ends as cancelled; what runs is finished.",
+        "Items that have not begun end as cancelled; the others are finished.",
     ),
     "pause-job": (
         "Pause the job?",
         "Pause the job",
-        "No more of its items begin until it goes on.",
+        "No item of it begins until it is resumed.",
     ),
-    "resume-job": ("Let the job go on?", "Resume the job", "Its items are handled again."),
+    "resume-job": ("Resume the job?", "Resume the job", "Its items are handled again."),
     "retry-job": (
-        "Try again what did not end well?",
+        "Retry the items that did not succeed?",
         "Make a new job",
-        "A new job takes over the items that were cancelled or expired, and those that failed.",
+        "A new job gets the items that were cancelled, expired or failed.",
     ),
 }
 

@@ -53,27 +53,27 @@ _ALL_FAULTS = tuple(kind for kind, _ in _FAULTS)
 
 
 class QueuePage:
-    """Pages about durable queues, to look into them with a browser and to mend them: an ASGI application.
+    """Pages to look into durable queues with a browser and to mend them: an ASGI application.
 
-    It is mounted in another application or served by itself, on asyncio and uvloop. It shows queues with their
-    counts and rates, items with payloads and errors, and jobs with their progress; requeues, purges, cancels,
-    pauses, resumes and retries. Every action asks first. Pages follow what happens by server-sent events, and
-    work by reloading without JavaScript. Everything that they need is in the package.
+    Mount it in another application or serve it by itself, on asyncio and uvloop. It shows queues with their
+    counts and rates, items with payloads and errors, and jobs with their progress. It can requeue, purge,
+    cancel, pause, resume and retry; every action asks first. Pages are updated by server-sent events; without
+    JavaScript, reload them. Everything that they need is in the package.
 
     Args:
-        queues: ``DurableQueue`` or ``DurableBatcher`` objects, or one of them. They are opened by the first
-            request if they are not open, and are closed by whom they belong to. ``item_type=Any`` will do.
-        authorize: A function, plain or async, of a Starlette ``Request``: returns ``"read"`` for who may
-            look, ``"act"`` for who may also act, None for who may do neither (403, as for
-            ``PermissionError``). It may raise a Starlette ``HTTPException``: a 303 to a page where one logs
-            in, say. Followed pages ask it anew every minute.
+        queues: ``DurableQueue`` or ``DurableBatcher`` objects, or one of them. The first request opens those
+            that are not open; the page never closes them. ``item_type=Any`` is enough.
+        authorize: A function, plain or async, of a Starlette ``Request``: returns ``"read"`` if its sender may
+            look, ``"act"`` if he may also act, None for neither (403, as for ``PermissionError``). It may raise
+            a Starlette ``HTTPException``, for example a 303 to a page for logging in. A page that is updated
+            calls it again every minute.
         read_only: Whether nobody may act, whatever ``authorize`` says.
         redact: A plain function that gets a payload, a result or a job's metadata as built-in values, or an
             error's message, its traceback, a key, an owner or a client's id as a str, and returns what may
-            be shown of it. It comes before all else: pages, search and downloads know only what it
-            returned. If it raises, nothing of that value is shown. None shows everything.
-        base_path: What stands before the page's paths in links, ``""`` or as ``"/admin/queues"``; by default
-            where it is mounted (``root_path``).
+            be shown of it. It is called first: pages, search and downloads have only what it returned. If it
+            raises, nothing of that value is shown. None shows everything.
+        base_path: The prefix of the page's paths in links, ``""`` or as ``"/admin/queues"``; by default the
+            path where it is mounted (``root_path``).
 
     Raises:
         TypeError: If an argument has the wrong type.

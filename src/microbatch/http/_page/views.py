@@ -63,10 +63,10 @@ _DONE = {
     "purge": "{} removed.",
     "cancel": "{} cancelled.",
     "pause": "The queue is paused.",
-    "resume": "The queue goes on.",
+    "resume": "The queue is resumed.",
     "cancel-job": "The job is being cancelled.",
     "pause-job": "The job is paused.",
-    "resume-job": "The job goes on.",
+    "resume-job": "The job is resumed.",
     "retry-job": "This is the new job.",
 }
 

@@ -101,7 +101,7 @@ class Visit:
             HTTPException: 403.
         """
         if not self.may_act:
-            why = "This page is read-only." if self.read_only else "You may look, and not act."
+            why = "This page is read-only." if self.read_only else "You may look, but not act."
             raise HTTPException(403, why)
 
     async def form(self) -> list[tuple[str, str]]:
@@ -112,7 +112,7 @@ class Visit:
         """
         content_type = self.request.headers.get("content-type", "").partition(";")[0].strip()
         if content_type.lower() != "application/x-www-form-urlencoded":
-            raise HTTPException(415, "This is no form.")
+            raise HTTPException(415, "This is not a form.")
         body = b""
         try:
             with anyio.fail_after(FORM_TIMEOUT):
