@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from ._wording import iso_text
+
+if TYPE_CHECKING:
+    from microbatch.durable.inspection import StoredItem
 
 #: How deep a payload may be before its text stands for it.
 _DEPTH_MAX = 100
@@ -64,11 +67,11 @@ def error_fields(error: Any) -> dict[str, Any] | None:
     return {"type": error.kind, "message": error.message, "traceback": error.traceback}
 
 
-def item_fields(item: Any) -> dict[str, Any]:
+def item_fields(queue: str, item: StoredItem) -> dict[str, Any]:
     """Return a stored item's fields."""
     return {
         "id": item.id,
-        "queue": item.queue,
+        "queue": queue,
         "state": item.state,
         "key": item.key,
         "priority": item.priority,

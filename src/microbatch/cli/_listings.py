@@ -35,7 +35,7 @@ def _run_items(args: argparse.Namespace, console: Console) -> int:
         found = inspection.items(queue, states, args.limit)
         if console.json:
             for one in found:
-                console.object(item_fields(one))
+                console.object(item_fields(queue, one))
             return DONE
         shown = list(found)
     if not shown:
@@ -55,7 +55,7 @@ def _run_dead(args: argparse.Namespace, console: Console) -> int:
         found = inspection.items(queue, [_DEAD], args.limit)
         if console.json:
             for one in found:
-                console.object(item_fields(one))
+                console.object(item_fields(queue, one))
             return DONE
         shown = list(found)
     if not shown:
@@ -97,11 +97,12 @@ def _why(one: StoredItem) -> str:
 
 def _run_show(args: argparse.Namespace, console: Console) -> int:
     with inspect(args, console) as inspection:
-        one = inspection.item(chosen_queue(inspection, args.queue), args.id)
+        queue = chosen_queue(inspection, args.queue)
+        one = inspection.item(queue, args.id)
     if console.json:
-        console.object(item_fields(one))
+        console.object(item_fields(queue, one))
         return DONE
-    console.line(f"item {one.id} of queue {safe_text(one.queue)}: {one.state}")
+    console.line(f"item {one.id} of queue {safe_text(queue)}: {one.state}")
     facts = [
         ("key", None if one.key is None else safe_text(one.key)),
         ("priority", str(one.priority)),

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ._file import listing, recent
 from ._file.codec import decode_error, decode_roughly
 from ._file.job_records import JobRow
-from ._file.payloads import stored_results
-from ._file.records import Range, State
+from ._file.listing import ID_END, READ_AT_ONCE, STATE_NAMES, StoredItem
 from ._life.alive import Presence
+from ._life.looks import look_at, seats
 from .access import openers, recipes
 from .errors import ResultsExpired, UnknownJob, UnknownTicket
 from .job import ALL_STATES, STATES
@@ -23,16 +23,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ._file.job_records import JobItem
-    from ._file.records import Step
+    from ._file.records import Range, Step
     from ._file.session import Session
     from ._flow.service import Service
+    from ._life.looks import ConsumerLook
     from .errors import ItemFailed
     from .queue import DurableQueue
 
-__all__ = ["STATE_NAMES", "Insight"]
-
-#: The states that items are listed by, as they are called.
-STATE_NAMES: tuple[str, ...] = tuple(s.name.lower() for s in State if s != State.STAGED)
+__all__ = ["ID_END", "STATE_NAMES", "Insight", "StoredItem"]
 
 #: Seconds of a slot of the rate; they lie on whole ones of the clock, so that a plot does not flicker.
 RATE_SLOT = 10.0
@@ -42,65 +40,6 @@ RATE_SLOTS = 60
 
 #: Seconds for which a rate that was read holds.
 RATE_KEPT = 2.0
-
-#: Outcomes, or runs of items, that are read at once while one goes through all.
-READ_AT_ONCE = 1_000
-
-ID_END = 2**63 - 1
-
-
-class SeenItem(NamedTuple):
-    """An item as it stands in the file.
-
-    Attributes:
-        id: Its id.
-        state: One of `STATE_NAMES`.
-        key: The idempotency key that it was enqueued with.
-        priority: Higher goes first.
-        item: The item as built-in values; its bytes where they are no MessagePack; None with ``kept``.
-        kept: Whether its payload is still there.
-        attempts: Handler calls so far.
-        enqueued_at: When it was enqueued, in seconds since the epoch; of items kept as one, the first one.
-        due_at: When it may be handled; None once it has ended.
-        ended_at: When it ended; None before.
-        error: Its last error; None without one.
-        job: The id of its job; None without one, or where that was not asked for.
-        of_job: Whether it is a job's.
-        result: Its result as built-in values; None where that was not asked for.
-    """
-
-    id: int
-    state: str
-    key: str | None
-    priority: int
-    item: Any
-    kept: bool
-    attempts: int
-    enqueued_at: float
-    due_at: float | None
-    ended_at: float | None
-    error: ItemFailed | None
-    of_job: bool
-    job: str | None = None
-    result: Any = None
-
-
-class SeenConsumer(NamedTuple):
-    """A consumer: a worker, or somebody whose job comes in.
-
-    Attributes:
-        id: Its number in the file.
-        pid: Its process.
-        alive: Whether it lives; in doubt it does.
-        held: How many items it has claimed.
-        held_since: When the first of them was due, in seconds since the epoch; None without any.
-    """
-
-    id: int
-    pid: int
-    alive: bool
-    held: int
-    held_since: float | None
 
 
 class SeenOutcome(NamedTuple):
@@ -171,24 +110,9 @@ class Insight:
         service = await self._opened("look")
         return await service.store.look(steps)
 
-    async def consumers(self) -> list[SeenConsumer]:
+    async def consumers(self) -> list[ConsumerLook]:
         """Return who has a seat at the queue, living or dead."""
-
-        def steps(session: Session, queue: int) -> Generator[Step, Any, Any]:
-            rows = yield from session.consumers()
-            held = yield from listing.in_hands(queue)
-            return [(row, held.get(row.id)) for row in rows if row.queue == queue]
-
-        return [
-            SeenConsumer(
-                row.id,
-                row.pid,
-                self._eyes.sees(row),
-                0 if hand is None else hand.items,
-                None if hand is None else hand.due,
-            )
-            for row, hand in await self._look(steps)
-        ]
+        return [look_at(self._eyes, *seat) for seat in await self._look(seats)]
 
     async def rate(self) -> Rate:
         """Return how many items ended in the last ten minutes; read at most every two seconds."""
@@ -206,43 +130,29 @@ class Insight:
 
     # Items
 
-    async def items(self, states: Collection[str], before: int, limit: int) -> list[SeenItem]:
+    async def items(self, states: Collection[str], before: int, limit: int) -> list[StoredItem]:
         """Return items in some states with smaller ids, the newest first.
 
         There may be fewer than asked for although there are more, where they are large; none at the end.
         """
-        wanted = [int(State[state.upper()]) for state in states]
+        wanted = [STATE_NAMES[state] for state in states]
 
         def steps(_: Session, queue: int) -> Generator[Step, Any, Any]:
             found = yield from recent.ranges_before(queue, wanted, before, limit)
             return (yield from listing.items_of(_one_by_one(found)))
 
-        return [_seen(one) for one in await self._look(steps)]
+        return list(await self._look(steps))
 
-    async def item(self, number: int) -> SeenItem:
+    async def item(self, number: int) -> StoredItem:
         """Return an item, with its result and its job.
 
         Raises:
             UnknownTicket: If there is none with this id.
         """
-
-        def steps(_: Session, queue: int) -> Generator[Step, Any, Any]:
-            wanted = [int(State[state.upper()]) for state in STATE_NAMES]
-            found = yield from recent.ranges_before(queue, wanted, number + 1, 1)
-            if not found or found[0].first != number:
-                return None
-            (one,) = yield from listing.items_of(found)
-            results = yield from stored_results([(number, number)])
-            job = found[0].job
-            uid = None if job is None else (yield from recent.uid_of_job(job))
-            return one, results.get(number), uid
-
-        seen = await self._look(steps) if 0 < number < ID_END else None
-        if seen is None:
+        found: StoredItem | None = await self._look(lambda _, queue: listing.item_at(queue, number))
+        if found is None:
             raise UnknownTicket(number, self.name)
-        one, result, uid = seen
-        value = None if result is None else decode_roughly(result)
-        return _seen(one)._replace(job=uid, result=value)
+        return found
 
     async def item_of_key(self, key: str) -> int | None:
         """Return the id of the item that a key stands for; None if it stands for none."""
@@ -250,19 +160,17 @@ class Insight:
 
     async def ids(self, state: str) -> AsyncIterator[range]:
         """Yield the ids of those items in a state that are no job's, as runs, the newest first."""
-        before, wanted = ID_END, [int(State[state.upper()])]
-        while True:
-            found: list[Range] = await self._look(self._run_before(before, wanted))
+        before = ID_END
+        while found := await self._ranges_before(STATE_NAMES[state], before):
             for one in found:
                 if one.job is None:
                     yield range(one.first, one.first + one.count)
-            if not found:
-                return
             before = found[-1].first
 
-    @staticmethod
-    def _run_before(before: int, wanted: list[int]) -> Any:
-        return lambda _, queue: recent.ranges_before(queue, wanted, before, READ_AT_ONCE)
+    async def _ranges_before(self, state: int, before: int) -> list[Range]:
+        return await self._look(  # type: ignore[no-any-return]
+            lambda _, queue: recent.ranges_before(queue, [state], before, READ_AT_ONCE)
+        )
 
     # Jobs
 
@@ -316,21 +224,3 @@ def _one_by_one(found: Collection[Range]) -> list[Range]:
         for one in found
         for number in range(one.first + one.count - 1, one.first - 1, -1)
     ]
-
-
-def _seen(found: listing.ListedItem) -> SeenItem:
-    one = found.range
-    return SeenItem(
-        id=found.id,
-        state=State(one.state).name.lower(),
-        key=one.key,
-        priority=one.priority,
-        item=decode_roughly(found.payload) if found.payload else None,
-        kept=bool(found.payload),
-        attempts=one.attempts,
-        enqueued_at=one.enqueued,
-        due_at=None if one.ended_at is not None else one.due,
-        ended_at=one.ended_at,
-        error=None if found.error is None else decode_error(found.error, found.id, one.attempts),
-        of_job=one.job is not None,
-    )

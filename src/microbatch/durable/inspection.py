@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from ._file import checking, job_sql, listing
-from ._file.codec import Codec, decode_error, decode_roughly
+from ._file import checking, listing
+from ._file.codec import Codec
 from ._file.job_life import VISIBLE
-from ._file.job_records import JobRow
+from ._file.listing import ID_END, READ_AT_ONCE, STATE_NAMES, StoredItem
 from ._file.log_readers import look_at_log
 from ._file.looking import Look
 from ._file.place import resolve
-from ._file.records import QueueCounts, State
+from ._file.records import QueueCounts
 from ._file.schema import wal_size
 from ._life.alive import Presence
-from ._life.processes import is_stopped
+from ._life.looks import ConsumerLook, look_at, seats
 from .errors import ResultsExpired, UnknownJob, UnknownTicket
 from .job import ALL_STATES, STATES, outcome_of_item
 from .job_status import JobsPage, status_of
@@ -29,87 +29,21 @@ if TYPE_CHECKING:
 
     from microbatch._pure.report import Outcome
 
-    from ._file.job_records import Page
-    from ._file.listing import ListedItem
+    from ._file.job_records import JobRow, Page
     from ._file.log_readers import LogLook
-    from ._file.records import ConsumerRow, Range, Step
+    from ._file.records import Range, State, Step
     from ._file.session import Session
-    from .errors import ItemFailed
     from .job_status import JobStatus
     from .records import QueueStats
 
-#: The states that items are listed by, as they are called.
-STATE_NAMES: dict[str, State] = {
-    state.name.lower(): state for state in State if state != State.STAGED
-}
+__all__ = ["STATE_NAMES", "ConsumerLook", "Inspection", "QueueFaults", "StoredItem"]
 
-#: Items, or outcomes, that are read at once while one goes through all.
-READ_AT_ONCE = 1_000
-
-_ID_END = 2**63 - 1
+T = TypeVar("T")
 
 #: What a queue keeps an ended job's row for if it was not told otherwise: `DurableQueue`'s default.
 _JOB_TTL = 604_800.0
 
 _ANYTHING: Codec[Any] = Codec(Any, "result_type")
-
-
-@dataclass(frozen=True, slots=True)
-class StoredItem:
-    """An item as it stands in the file.
-
-    Attributes:
-        id: Its id.
-        queue: The name of its queue.
-        state: One of `STATE_NAMES`.
-        key: The idempotency key that it was enqueued with.
-        priority: Higher goes first.
-        item: The item as built-in values, or its bytes where they are no MessagePack; None where it is no
-            longer kept.
-        attempts: Handler calls so far.
-        enqueued_at: When it was enqueued, in seconds since the epoch; of merged items, the first one.
-        due_at: When it may be handled; None once it has ended.
-        ended_at: When it ended; None before.
-        error: Its last error; None without one.
-        of_job: Whether it is a job's.
-    """
-
-    id: int
-    queue: str
-    state: str
-    key: str | None
-    priority: int
-    item: Any
-    attempts: int
-    enqueued_at: float
-    due_at: float | None
-    ended_at: float | None
-    error: ItemFailed | None
-    of_job: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ConsumerLook:
-    """A consumer of a queue: a worker, or somebody whose job is coming in.
-
-    Attributes:
-        id: Its number in the file.
-        pid: Its process.
-        alive: Whether it lives; in doubt it does.
-        stopped: Whether its process is stopped (by SIGSTOP, or in a debugger).
-        held: How many items it has claimed.
-        held_since: When the first of them was due, in seconds since the epoch: they have been in its hands
-            for at most so long. None without any.
-        claim: The number of its latest claim; None without any.
-    """
-
-    id: int
-    pid: int
-    alive: bool
-    stopped: bool
-    held: int
-    held_since: float | None
-    claim: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,37 +117,19 @@ class Inspection:
         """Return the names of the file's queues, sorted, and their numbers."""
         return {name: number for number, name in self._look.read(lambda _: listing.queue_names())}
 
+    def _read(self, queue: str, steps: Callable[[Session, int], Generator[Step, Any, T]]) -> T:
+        number = self.queues()[queue]
+        return self._look.read(lambda session: steps(session, number))
+
     def stats(self, queue: str) -> QueueStats:
         """Return a queue's counts. Its ``lock_waits`` are 0: they are counted by each process for itself."""
-        number = self.queues()[queue]
-        row, oldest, size = self._look.read(lambda session: session.stats(number))
+        row, oldest, size = self._read(queue, lambda session, number: session.stats(number))
         counts = QueueCounts(row, oldest, time.time(), size, wal_size(self.path))
         return queue_stats(counts, 0)
 
     def consumers(self, queue: str) -> list[ConsumerLook]:
         """Return who has a seat at a queue, living or dead."""
-        number = self.queues()[queue]
-
-        def steps(
-            session: Session,
-        ) -> Generator[Step, Any, tuple[list[ConsumerRow], dict[int, listing.InHand]]]:
-            rows = yield from session.consumers()
-            return rows, (yield from listing.in_hands(number))
-
-        rows, held = self._look.read(steps)
-        return [self._seen(row, held.get(row.id)) for row in rows if row.queue == number]
-
-    def _seen(self, row: ConsumerRow, held: listing.InHand | None) -> ConsumerLook:
-        alive = self._eyes.sees(row)
-        return ConsumerLook(
-            id=row.id,
-            pid=row.pid,
-            alive=alive,
-            stopped=alive and is_stopped(row.pid, row.born),
-            held=held.items if held else 0,
-            held_since=held.due if held else None,
-            claim=held.claim if held else None,
-        )
+        return [look_at(self._eyes, *seat) for seat in self._read(queue, seats)]
 
     # Whether all is well
 
@@ -228,9 +144,8 @@ class Inspection:
 
     def faults(self, queue: str) -> QueueFaults:
         """Return what does not agree in a queue. It reads all ranges, and no payload."""
-        number = self.queues()[queue]
 
-        def steps(_: Session) -> Generator[Step, Any, QueueFaults]:
+        def steps(_: Session, number: int) -> Generator[Step, Any, QueueFaults]:
             return QueueFaults(
                 counts=(yield from checking.count_faults(number)),
                 jobs=(yield from checking.job_faults(number)),
@@ -240,7 +155,7 @@ class Inspection:
                 latest=(yield from checking.latest_reading(number)),
             )
 
-        return self._look.read(steps)
+        return self._read(queue, steps)
 
     def log(self) -> LogLook | None:
         """Return what stands in the write-ahead log, and who reads an older state; None without one."""
@@ -252,63 +167,50 @@ class Inspection:
         self, queue: str, states: Collection[State] = (), limit: int | None = None
     ) -> Iterator[StoredItem]:
         """Yield items by id, in bounded memory: those in some states, or all; at most so many."""
-        number, after = self.queues()[queue], -1
-        wanted = [int(state) for state in (states or STATE_NAMES.values())]
-        left = _ID_END if limit is None else limit
-        while left:
-            found = self._look.read(self._page(number, wanted, after, min(left, READ_AT_ONCE)))
-            if not found:
-                return
-            for one in found:
-                yield _shown_item(one, queue)
-            after, left = found[-1].id, left - len(found)
+        wanted = states or STATE_NAMES.values()
+        after, left, more = -1, ID_END if limit is None else limit, True
+        while left and more:
+            more = False
+            for one in self._items_behind(queue, wanted, after, min(left, READ_AT_ONCE)):
+                yield one
+                after, left, more = one.id, left - 1, True
 
-    @staticmethod
-    def _page(
-        queue: int, states: Collection[int], after: int, limit: int
-    ) -> Callable[[Session], Generator[Step, Any, list[ListedItem]]]:
-        def steps(_: Session) -> Generator[Step, Any, list[ListedItem]]:
-            found = yield from listing.ranges_listed(queue, states, after, limit)
-            return (yield from listing.items_of(found))
-
-        return steps
+    def _items_behind(
+        self, queue: str, states: Collection[State], after: int, limit: int
+    ) -> Iterator[StoredItem]:
+        return self._read(queue, lambda _, of: listing.items_listed(of, states, after, limit))
 
     def item(self, queue: str, number: int) -> StoredItem:
-        """Return an item.
+        """Return an item, with its result and its job.
 
         Raises:
             UnknownTicket: If the queue has none with this id.
         """
-        if 0 < number <= _ID_END:
-            wanted = [int(state) for state in STATE_NAMES.values()]
-            steps = self._page(self.queues()[queue], wanted, number - 1, 1)
-            found = self._look.read(steps)
-            if found and found[0].id == number:
-                return _shown_item(found[0], queue)
-        raise UnknownTicket(number, queue)
+        found = self._read(queue, lambda _, of: listing.item_at(of, number))
+        if found is None:
+            raise UnknownTicket(number, queue)
+        return found
 
     def ids(self, queue: str, states: Collection[State], *, jobs: bool = False) -> Iterator[range]:
         """Yield the ids of items in some states, as runs; those of jobs only if that is asked for."""
-        number, after = self.queues()[queue], -1
-        while True:
-            found: list[Range] = self._look.read(
-                lambda _, after=after: listing.ranges_listed(number, states, after, 1_000_000)  # type: ignore[misc]
-            )
+        after = -1
+        while found := self._ranges_behind(queue, states, after):
             for one in found:
                 if jobs or one.job is None:
                     yield range(one.first, one.first + one.count)
-            if not found:
-                return
             after = found[-1].first + found[-1].count - 1
+
+    def _ranges_behind(self, queue: str, states: Collection[State], after: int) -> list[Range]:
+        return self._read(queue, lambda _, of: listing.ranges_listed(of, states, after, 1_000_000))
 
     # Jobs
 
     def jobs(self, queue: str, limit: int, cursor: int | None = None) -> JobsPage:
         """Return a page of a queue's jobs, the newest first."""
-        number = self.queues()[queue]
-        before = _ID_END if cursor is None else cursor
-        rows = self._look.read(
-            lambda session: session.jobs.rows(number, None, VISIBLE.values(), before, limit + 1)
+        before = ID_END if cursor is None else cursor
+        rows = self._read(
+            queue,
+            lambda session, of: session.jobs.rows(of, None, VISIBLE.values(), before, limit + 1),
         )
         shown = [status_of(row, queue, _JOB_TTL, time.time()) for row in rows[:limit]]
         return JobsPage(shown, rows[limit - 1].number if len(rows) > limit else None)
@@ -322,15 +224,10 @@ class Inspection:
         return status_of(self._job_row(queue, uid), queue, _JOB_TTL, time.time())
 
     def _job_row(self, queue: str, uid: str) -> JobRow:
-        values = {"uid": uid, "queue": self.queues()[queue], "owner": None}
-
-        def steps(_: Session) -> Generator[Step, Any, list[JobRow]]:
-            return [JobRow(*row) for row in (yield job_sql.STATUS, values, False)]
-
-        rows = self._look.read(steps)
-        if not rows:
+        row = self._read(queue, lambda session, of: session.jobs.status(of, uid, None))
+        if row is None:
             raise UnknownJob(uid, queue)
-        return rows[0]
+        return row
 
     def outcomes(self, queue: str, uid: str, kind: str | None = None) -> Iterator[Outcome[Any]]:
         """Yield the outcomes of a job's items that have ended, by their index, in bounded memory.
@@ -342,34 +239,17 @@ class Inspection:
         states = ALL_STATES if kind is None else STATES[kind]
         after: int | None = -1
         while after is not None:
-            row = self._job_row(queue, uid)
-            if not row.kept:
-                raise ResultsExpired(uid, queue)
-
-            def steps(
-                session: Session, row: JobRow = row, after: int = after
-            ) -> Generator[Step, Any, Page]:
-                return session.jobs.page(row.number, bool(row.named), states, after, READ_AT_ONCE)
-
-            page = self._look.read(steps)
+            page = self._page(queue, uid, states, after)
             for item in page.items:
                 yield outcome_of_item(item, _ANYTHING)
             after = page.after
 
-
-def _shown_item(found: ListedItem, queue: str) -> StoredItem:
-    one = found.range
-    return StoredItem(
-        id=found.id,
-        queue=queue,
-        state=State(one.state).name.lower(),
-        key=one.key,
-        priority=one.priority,
-        item=decode_roughly(found.payload) if found.payload else None,
-        attempts=one.attempts,
-        enqueued_at=one.enqueued,
-        due_at=None if one.ended_at is not None else one.due,
-        ended_at=one.ended_at,
-        error=None if found.error is None else decode_error(found.error, found.id, one.attempts),
-        of_job=one.job is not None,
-    )
+    def _page(self, queue: str, uid: str, states: Collection[State], after: int) -> Page:
+        row = self._job_row(queue, uid)
+        if not row.kept:
+            raise ResultsExpired(uid, queue)
+        return self._look.read(
+            lambda session: session.jobs.page(
+                row.number, bool(row.named), states, after, READ_AT_ONCE
+            )
+        )

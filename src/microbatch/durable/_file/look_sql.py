@@ -17,6 +17,8 @@ LISTED = f"""SELECT {COLUMNS} FROM microbatch_ranges NOT INDEXED WHERE queue = :
 HELD_BY = """SELECT consumer, sum(count), min(due), max(claim) FROM microbatch_ranges
     WHERE state = 2 AND queue = ? GROUP BY consumer"""
 
+JOB_UID = "SELECT uid FROM microbatch_jobs WHERE id = ?"
+
 # What must hold: see `checking`
 
 #: The first faults that SQLite finds in its pages; one row of "ok" without any.

@@ -82,9 +82,3 @@ def item_of_key(queue: int, key: str) -> Generator[Step, Any, int | None]:
     """Return the id of the item that a key stands for."""
     rows = yield sql.KEY, (queue, key), False
     return int(rows[0][0]) if rows else None
-
-
-def uid_of_job(number: int) -> Generator[Step, Any, str | None]:
-    """Return a job's id."""
-    rows = yield recent_sql.JOB_UID, (number,), False
-    return str(rows[0][0]) if rows else None

@@ -21,5 +21,3 @@ ENDED_LATELY = f"""SELECT max(-1, CAST((since - :start) / :slot AS INTEGER)) AS 
     FROM (SELECT since, ended_at, count FROM microbatch_ranges WHERE queue = :queue AND state = :state
           AND {ENDED_CLASS} = :class AND ended IS NOT NULL ORDER BY ended DESC LIMIT :limit)
     WHERE ended_at >= :start GROUP BY begun, over"""  # noqa: S608
-
-JOB_UID = "SELECT uid FROM microbatch_jobs WHERE id = ?"

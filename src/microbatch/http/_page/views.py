@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from starlette.responses import Response
 
-    from microbatch.durable.insight import Insight, SeenItem
+    from microbatch.durable.insight import Insight, StoredItem
 
     from .visit import Visit
 
@@ -37,7 +37,7 @@ READ_AT_ONCE = 200
 
 #: What the page's filter calls a state, and the states that it means.
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "all": STATE_NAMES,
+    "all": tuple(STATE_NAMES),
     "ready": ("ready",),
     "scheduled": ("scheduled",),
     "claimed": ("claimed",),
@@ -124,7 +124,7 @@ class ItemRow(NamedTuple):
     of_job: bool
 
 
-def _row(visit: Visit, item: SeenItem) -> tuple[ItemRow, str]:
+def _row(visit: Visit, item: StoredItem) -> tuple[ItemRow, str]:
     """Return an item as a list shows it, and all of its text that may be searched."""
     key = visit.shown.name(item.key)
     error = visit.shown.error(item.error)
@@ -212,7 +212,7 @@ async def _listed(
             return rows, before, searched
 
 
-async def item_of(visit: Visit) -> SeenItem:
+async def item_of(visit: Visit) -> StoredItem:
     """Return the item that the address names.
 
     Raises:
