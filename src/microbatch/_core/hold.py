@@ -14,7 +14,6 @@ class Hold:
     refusal.
 
     Attributes:
-        closed: True while no batch may begin: the time is not over, or the probe is under way.
         until: When the time is over, by the loop's clock; None if it is.
         awaited: True from a refusal until a probe comes back without one.
         probe: What goes first, while it is under way.
@@ -25,10 +24,9 @@ class Hold:
         passed: How many of those in a row began with that one.
     """
 
-    __slots__ = ("awaited", "closed", "era", "front", "passed", "probe", "refusals", "until")
+    __slots__ = ("awaited", "era", "front", "passed", "probe", "refusals", "until")
 
     def __init__(self) -> None:
-        self.closed: bool = False
         self.until: float | None = None
         self.awaited: bool = False
         self.probe: Any = None
@@ -36,6 +34,11 @@ class Hold:
         self.era: int = 0
         self.front: int = -1
         self.passed: int = 0
+
+    @property
+    def closed(self) -> bool:
+        """Tell whether no batch may begin: the time is not over, or the probe is under way."""
+        return self.until is not None or self.probe is not None
 
     def pass_over(self, front: int) -> int:
         """Count a refusal of the first item of a probe; return how many in a row it had."""
@@ -45,7 +48,7 @@ class Hold:
 
     def begin(self, until: float) -> None:
         """Let nothing go until then: a new hold, whatever there was before."""
-        self.closed = self.awaited = True
+        self.awaited = True
         self.until = until
         self.probe = None
         self.era += 1
@@ -54,7 +57,6 @@ class Hold:
         """Let nothing go until then, if that is later; tell whether it is."""
         if self.until is not None and until <= self.until:
             return False
-        self.closed = True
         self.until = until
         self.probe = None
         return True
@@ -64,19 +66,17 @@ class Hold:
         if self.until is None or self.until > now:
             return False
         self.until = None
-        self.closed = False
         return True
 
     def leave(self, batch: Any) -> None:
         """Tell that a batch begins: it is the probe, if one is awaited."""
         if self.awaited:
             self.probe = batch
-            self.closed = True
 
     def come_back(self, batch: Any) -> None:
         """Tell that a batch has ended: if it was the probe, and was not refused, the others may go."""
         if self.probe is not None and self.probe is batch:
-            self.closed = self.awaited = False
+            self.awaited = False
             self.probe = None
 
 

@@ -161,7 +161,6 @@ class Kept:
             self.parked -= 1
         elif waiting.hold.probe is parcel:
             waiting.hold.probe = None
-            waiting.hold.closed = False
 
     def go_on(self, partition: Hashable) -> None:
         """Let one go first where one may, and none does."""
