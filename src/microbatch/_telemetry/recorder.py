@@ -58,16 +58,14 @@ class Record:
         span: Its span, or None.
         context: The context with that span, so that exemplars point to it.
         dropped: Submitters to whom there is no link.
-        wait: Seconds that the oldest item waited.
     """
 
-    __slots__ = ("context", "dropped", "span", "wait")
+    __slots__ = ("context", "dropped", "span")
 
-    def __init__(self, run: SeenRun) -> None:
+    def __init__(self) -> None:
         self.span: Span | None = None
         self.context: Context | None = None
         self.dropped = 0
-        self.wait = max(0.0, run.started - run.since)
 
     def close(self) -> None:
         """End its span with nothing more to say."""
@@ -211,7 +209,7 @@ class Recorder:
 
     def begin(self, run: SeenRun) -> None:
         """Begin the span of a handler call, and make it current in the batch's own context."""
-        record = run.record = Record(run)
+        record = run.record = Record()
         if self.tracer is None:
             return
         submitters = list(_submitters(run)) if run.origins is None else []
@@ -272,7 +270,7 @@ class Recorder:
         if span.is_recording():
             attributes: dict[str, float | str] = {
                 names.FAILED_ITEMS: figures.failed,
-                names.WAIT: record.wait,
+                names.WAIT: figures.wait,
             }
             if record.dropped:
                 attributes[names.LINKS_DROPPED] = record.dropped
@@ -293,7 +291,7 @@ class Recorder:
         mine, context = self._attributes, record.context
         with_reason = {**mine, names.REASON: run.reason}
         instruments.batch_size.record(run.size, with_reason, context)
-        instruments.wait_duration.record(record.wait, with_reason, context)
+        instruments.wait_duration.record(figures.wait, with_reason, context)
         failing = {} if error is None else {names.ERROR_TYPE: error}
         instruments.batch_duration.record(figures.duration, {**mine, **failing}, context)
         if run.began_hold:
