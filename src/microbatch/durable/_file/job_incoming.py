@@ -11,7 +11,7 @@ from . import job_counts, job_sql, sql
 from . import payloads as blobs
 from .job_life import Counts, Event, JobLife
 from .job_records import Begun
-from .job_steps import make_ready
+from .job_steps import step
 from .ranges import ITEMS_MAX, STAGED
 from .records import Range
 from .storing import file_is_full, refusal
@@ -132,9 +132,7 @@ def show(
     if not total:
         yield from job_counts.end(view, job, queue, Counts())
         return False
-    more = yield from make_ready(view, job)
-    yield from job_counts.flush(view)
-    return more
+    return (yield from step(view, job))
 
 
 def abandon(view: View, job: int) -> Generator[Step, Any, bool]:

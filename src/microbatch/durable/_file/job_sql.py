@@ -129,7 +129,7 @@ STOPPED_AMONG = """SELECT id FROM microbatch_jobs WHERE life = 3
 
 #: Of any queue: whose process has died may have nobody else.
 CHORE = "SELECT id, queue FROM microbatch_jobs WHERE chore >= 1 LIMIT 1"
-CHORE_OF = "SELECT chore, queue, stop, created_at, delay, kept FROM microbatch_jobs WHERE id = ?"
+CHORE_OF = "SELECT chore, queue, stop, created_at, delay FROM microbatch_jobs WHERE id = ?"
 END_CHORE = "UPDATE microbatch_jobs SET chore = NULL WHERE id = ? AND chore = ?"
 STAGED_OF = f"{_RANGES} WHERE job = ? AND state = 8 ORDER BY position LIMIT ?"
 #: When the last one may begin of those that wait, in a state, for their first time.

@@ -63,11 +63,11 @@ def step(view: View, job: int) -> Generator[Step, Any, bool]:
     rows = yield job_sql.CHORE_OF, (job,), False
     if not rows or rows[0][0] is None:
         return False
-    chore, queue = rows[0][:2]
+    chore, queue, stop, created_at, delay = rows[0]
     if chore == Chore.MAKE_READY:
-        more = yield from make_ready(view, job)
+        more = yield from _make_ready(view, queue, job, created_at, delay)
     elif chore == Chore.END_WAITING:
-        more = yield from _end_waiting(view, queue, job, rows[0][2])
+        more = yield from _end_waiting(view, queue, job, stop)
     else:
         more = yield from _remove_step(view, queue, job)
         if not more and chore == Chore.REMOVE:
@@ -79,9 +79,10 @@ def step(view: View, job: int) -> Generator[Step, Any, bool]:
     return bool(more)
 
 
-def make_ready(view: View, job: int) -> Generator[Step, Any, bool]:
+def _make_ready(
+    view: View, queue: int, job: int, created_at: float, delay: float
+) -> Generator[Step, Any, bool]:
     """Let some of a job's items begin: they count from when it was seen first."""
-    ((chore, queue, _, created_at, delay, _),) = yield job_sql.CHORE_OF, (job,), False
     row = yield from view.row(queue)
     rows = yield job_sql.STAGED_OF, (job, STEP + 1), False
     old = [Range(*values) for values in rows[:STEP]]
@@ -101,10 +102,7 @@ def make_ready(view: View, job: int) -> Generator[Step, Any, bool]:
         else:
             new.append(one._replace(state=state, due=due, since=since, enqueued=since))
     yield from view.replace(row, old, merge(new))
-    if len(rows) > STEP:
-        return True
-    yield job_sql.END_CHORE, (job, chore), False
-    return False
+    return len(rows) > STEP
 
 
 def _refused(view: View, row: Row, one: Range) -> Range:
