@@ -74,22 +74,20 @@ class JobIntake:
         service: The queue.
         begun: The job.
         reading: How its source is read.
-        trace: The context that it was sent in.
+        queue: The queue's name, for people.
 
     Attributes:
         count: How many items it has so far.
     """
 
-    def __init__(
-        self, service: Service, begun: Begun, reading: Reading, queue: str, trace: bytes | None
-    ) -> None:
+    def __init__(self, service: Service, begun: Begun, reading: Reading, queue: str) -> None:
         self._service = service
         self._job = begun.number
         self._encode = reading.items.encode
         self._item_id = reading.item_id
         self._rejects = reading.rejects
         self._queue = queue
-        self._trace = trace
+        self._trace: bytes | None = None
         self.count = 0
         self._staged = 0
         self._size = 0
@@ -100,8 +98,8 @@ class JobIntake:
         self._rejected: list[tuple[int, str | None, str]] = []
         self._invalid = 0
 
-    async def read(self, source: Any) -> None:
-        """Read all items.
+    async def read(self, source: Any, trace: bytes | None) -> None:
+        """Read all items, which were sent in a context.
 
         Raises:
             TypeError: If an id is no str.
@@ -110,6 +108,7 @@ class JobIntake:
             QueueFull: If there is no room.
             Exception: What the source, or ``item_id``, raises.
         """
+        self._trace = trace
         try:
             await self._read(source)
         finally:  # what a generator holds must not wait for the collector if the call fails

@@ -161,25 +161,13 @@ async def enqueue_job_of(
     if not is_new:
         return begun.uid
     reading = Reading(codec, settings.item_id, settings.invalid == "reject")
-    intake: JobIntake | None = None
-    async with _coming_in(service, begun), _sent(service, begun.uid, lambda: intake) as trace:
-        intake = JobIntake(service, begun, reading, queue, trace)
-        await intake.read(source)
-        service.intake.check_open()
-        await service.store.jobs.show(begun.number, intake.count)
+    async with _coming_in(service, begun):
+        intake = JobIntake(service, begun, reading, queue)
+        with service.sending(lambda: intake.count, begun.uid) as trace:
+            await intake.read(source, trace)
+            service.intake.check_open()
+            await service.store.jobs.show(begun.number, intake.count)
     return begun.uid
-
-
-@asynccontextmanager
-async def _sent(
-    service: Service, job: str, intake: Callable[[], JobIntake | None]
-) -> AsyncIterator[bytes | None]:
-    def count() -> int:
-        found = intake()
-        return 0 if found is None else found.count
-
-    with service.sending(count, job) as trace:
-        yield trace
 
 
 @asynccontextmanager
