@@ -303,26 +303,22 @@ def refuse_if_any(operations: Sequence[Operation], telling: ItemTelling) -> None
     Raises:
         Problem: 422, with all errors.
     """
-    bad = [one for one in operations if one.error is not None]
-    if not bad:
-        return
     errors = []
-    for one in bad:
-        fault = telling.record(
-            one.index, one.kind, error=one.error, pointer=one.pointer, data=one.data
-        ).error
-        errors.append(
-            {
-                "index": one.index,
-                "id": one.id,
-                "ref": one.ref,
-                "code": fault.code,  # type: ignore[union-attr]
-                "message": fault.message,  # type: ignore[union-attr]
-                "field": fault.field,  # type: ignore[union-attr]
-                "pointer": fault.pointer or one.pointer,  # type: ignore[union-attr]
-            }
-        )
-    many = "1 item cannot be done" if len(bad) == 1 else f"{len(bad)} items cannot be done"
-    raise Problem(
-        422, f"{many}, so nothing was done: mode is reject", type="invalid-items", errors=errors
-    )
+    for one in operations:
+        if one.error is not None:
+            fault = telling.fault_of(one.error, one.pointer, one.data)
+            errors.append(
+                {
+                    "index": one.index,
+                    "id": one.id,
+                    "ref": one.ref,
+                    "code": fault.code,
+                    "message": fault.message,
+                    "field": fault.field,
+                    "pointer": fault.pointer or one.pointer,
+                }
+            )
+    if errors:
+        many = "1 item" if len(errors) == 1 else f"{len(errors)} items"
+        message = f"{many} cannot be done, so nothing was done: mode is reject"
+        raise Problem(422, message, type="invalid-items", errors=errors)
