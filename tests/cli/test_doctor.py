@@ -112,8 +112,19 @@ def test_a_paused_queue(path: Path, microbatch: Any) -> None:
 def test_dead_letters_by_code(path: Path, microbatch: Any) -> None:
     """Many of one code are one cause."""
     work_off(path, [13, None, 13])
-    message = findings(microbatch, path)["dead"]["message"]
-    assert message == "3 dead letters: 2 of code unlucky, 1 of code internal_error"
+    found = findings(microbatch, path)["dead"]
+    assert found["message"] == "3 dead letters: 2 of code unlucky, 1 of code internal_error"
+    assert found["action"].endswith("once the cause is mended, requeue or purge")
+
+
+def test_dead_letters_of_jobs_go_again_with_their_job(path: Path, microbatch: Any) -> None:
+    """A requeue leaves them alone: who is told to requeue them is sent the wrong way."""
+    job = "retry the job (see microbatch jobs FILE, and job FILE ID --retry)"
+    run_job(path, [13, 1, 13])
+    assert findings(microbatch, path)["dead"]["action"].endswith(f"once the cause is mended, {job}")
+    work_off(path, [13])
+    action = findings(microbatch, path)["dead"]["action"]
+    assert action.endswith(f"mended, requeue or purge; for the 2 of jobs {job}")
 
 
 def test_items_that_nobody_works_on(path: Path, microbatch: Any) -> None:

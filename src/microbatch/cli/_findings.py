@@ -225,15 +225,22 @@ def dead_findings(inspection: Inspection, name: str, stats: QueueStats) -> Itera
     """Look at the dead letters."""
     if not stats.dead:
         return
-    found = islice(inspection.items(name, [STATE_NAMES["dead"]]), _CODES_FROM)
+    states = [STATE_NAMES["dead"]]
+    found = islice(inspection.items(name, states), _CODES_FROM)
     codes = Counter("unknown" if one.error is None else one.error.code for one in found)
     shown = ", ".join(f"{many:,} of code {safe_text(code)}" for code, many in codes.most_common(5))
+    of_jobs = sum(map(len, inspection.ids(name, states, jobs=True)))
+    mend = "retry the job (see microbatch jobs FILE, and job FILE ID --retry)"
+    if not of_jobs:
+        mend = "requeue or purge"
+    elif of_jobs < stats.dead:
+        mend = f"requeue or purge; for the {of_jobs:,} of jobs {mend}"
     yield Finding(
         "dead",
         "problem",
         f"{count_text(stats.dead, 'dead letter')}: {shown}",
         "they failed for good, and are not handled again by themselves",
-        f"look with microbatch dead FILE --queue {safe_text(name)}; once the cause is mended, requeue or purge",
+        f"look with microbatch dead FILE --queue {safe_text(name)}; once the cause is mended, {mend}",
         name,
     )
 

@@ -123,10 +123,7 @@ def _how_many_of_jobs(inspection: Inspection, queue: str, args: argparse.Namespa
     if args.ids or getattr(args, "code", None) is not None:
         return 0
     states = [STATE_NAMES[state] for state in getattr(args, "state", None) or args.states]
-    own, all_of_them = (
-        sum(map(len, inspection.ids(queue, states, jobs=jobs))) for jobs in (False, True)
-    )
-    return all_of_them - own
+    return sum(map(len, inspection.ids(queue, states, jobs=True)))
 
 
 def _past_of(verb: str) -> str:

@@ -192,11 +192,11 @@ class Inspection:
         return found
 
     def ids(self, queue: str, states: Collection[State], *, jobs: bool = False) -> Iterator[range]:
-        """Yield the ids of items in some states, as runs; those of jobs only if that is asked for."""
+        """Yield the ids of items in some states, as runs: of those that are jobs', or of the others."""
         after = -1
         while found := self._ranges_behind(queue, states, after):
             for one in found:
-                if jobs or one.job is None:
+                if jobs == (one.job is not None):
                     yield range(one.first, one.first + one.count)
             after = found[-1].first + found[-1].count - 1
 
