@@ -208,19 +208,29 @@ async def test_a_job_is_asked_for_while_it_goes(path):
         assert (await asyncio.wait_for(waiting, 20)).succeeded == 1
 
 
+async def waited_for(durable, callers):
+    """The one job that is waited for, once so many callers have seen how it is and wait for news."""
+
+    def waits():
+        return [
+            len(one.waiters) for one in durable._service.watching._by_uid.values() if one.row
+        ] == [callers]
+
+    await until(waits)
+    (watched,) = durable._service.watching._by_uid.values()
+    return watched
+
+
 async def test_what_waited_for_a_job_is_told_once(path):
     """A waiter that was cancelled in the very turn in which the answer comes."""
     async with batcher(path, Handler()) as durable:
         await durable.pause()
         job = await durable.enqueue_job([1])
         waiting = [asyncio.ensure_future(job.wait()) for _ in range(3)]
-        await until(lambda: durable._service.watching)
-        await asyncio.sleep(0.05)
-        await durable.resume()
-        ((watched),) = durable._service.watching._by_uid.values()
-        waiters = list(watched.waiters)
-        waiters[0].cancel()
+        watched = await waited_for(durable, 3)
+        watched.waiters[0].cancel()
         durable._service.watching._tell(watched, watched.row)
+        await durable.resume()
         with anyio.fail_after(20):
             results = await asyncio.gather(*waiting, return_exceptions=True)
         assert sum(isinstance(one, asyncio.CancelledError) for one in results) == 1
@@ -231,9 +241,7 @@ async def test_who_is_cancelled_as_the_queue_closes_is_not_told_twice(path):
     queue = DurableQueue(path, item_type=int)
     job = await queue.enqueue_job([1])
     waiting = [asyncio.ensure_future(job.wait()) for _ in range(2)]
-    await until(lambda: queue._service.watching)
-    await asyncio.sleep(0.05)
-    (watched,) = queue._service.watching._by_uid.values()
+    watched = await waited_for(queue, 2)
     closing = queue._service.watching.close
     waiters = list(watched.waiters)
 
