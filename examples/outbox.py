@@ -84,12 +84,12 @@ async def main() -> None:
     server.server_bind()
     retry = Retry(
         on=(ConnectionError, TimeoutError),
-        attempts=100,
+        attempts=1_000,
         backoff=Backoff(initial=0.05, maximum=0.2),
     )
     send = sender(server.server_port)
     outbox: DurableBatcher[dict[str, Any], None] = DurableBatcher(
-        path, send, item_type=dict[str, Any], retry=retry
+        path, send, item_type=dict[str, Any], retry=retry, max_wait=0.05
     )
     async with outbox:
         for number in range(100):

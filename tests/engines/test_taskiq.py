@@ -37,7 +37,7 @@ def test_tasks_become_items_and_batchers_drain_with_the_worker():
         await asyncio.create_task(broker.shutdown())  # in another task than the start
         with pytest.raises(BatcherClosed):
             await batcher.submit(4)
-        return [(await task.wait_result(timeout=10)).return_value for task in sent]
+        return [(await task.wait_result(timeout=60)).return_value for task in sent]
 
     assert asyncio.run(worker()) == [0, 10, 20]
     broker.executor.shutdown()
