@@ -344,10 +344,11 @@ class Episode:
         story, counts = Story(self.killed, self.counts), self.counts
         for kind, *rest in self.lines():
             getattr(story, kind)(*rest)
+        unheard = story.may_be_cancelled - story.is_cancelled
         for number, (ticket, queue) in story.acknowledged.items():
             counts["acknowledged"] += 1
-            if found.get(ticket) == "cancelled" and number in story.may_be_cancelled:
-                story.is_cancelled.add(number)  # whoever asked for that died before he heard of it
+            if found.get(ticket) == "cancelled" and number in unheard:
+                story.cancelled(str(number))  # whoever asked for that died before he heard of it
             cancelled = number in story.is_cancelled
             counts["lost"] += found.get(ticket) != ("cancelled" if cancelled else "done")
             counts["lost"] += queue == EXACT and (number in effects) == cancelled
@@ -359,7 +360,6 @@ class Episode:
         counts["groups_in_parts"] += sum(
             len(story.seen.intersection(group)) not in (0, len(group)) for group in story.groups
         )
-        counts["cancelled_and_handled"] += len(story.is_cancelled & story.seen)
         counts["effects_more_than_once"] += sum(times > 1 for times in effects.values())
         ended = ("done", "cancelled")
         counts["left_over"] += consumers + sum(state not in ended for state in found.values())
@@ -387,6 +387,7 @@ class Story:
             self.counts["handled_more_than_once"] += 1
             # Right only if who had it had been killed by then.
             self.counts["handed_over_by_the_living"] += before not in self.gone
+        self.counts["cancelled_and_handled"] += int(number) in self.is_cancelled
         self.had[int(number)] = pid
         self.seen.add(int(number))
 
@@ -411,6 +412,9 @@ class Story:
 
     def cancelled(self, number: str) -> None:
         self.is_cancelled.add(int(number))
+        # Right only if nobody had it: it may have failed before, or who had it been killed.
+        holder = self.had.get(int(number))
+        self.counts["cancelled_and_handled"] += holder is not None and holder not in self.gone
 
     def result(self, number: str, result: str) -> None:
         self.counts["wrong_results"] += int(result) != 2 * int(number)
