@@ -440,3 +440,11 @@ async def test_a_group_whose_bringer_goes_while_the_queue_closes_leaves_nothing(
     assert states(path) == {}
     assert rows(path, "SELECT count(*) FROM microbatch_consumers") == [(0,)]
     check_counts(path)
+
+
+@pytest.mark.parametrize("size", [2**63 - 1, 10**24])
+async def test_a_batch_size_beyond_sqlites_numbers_is_no_limit(path, size):
+    """Over three slots at that: it claimed nothing then, and said nothing."""
+    async with batcher(path, Handler(), max_batch_size=size, max_concurrency=3) as worker:
+        job = await worker.enqueue_job([1, 2])
+        assert (await job.wait(10)).succeeded == 2

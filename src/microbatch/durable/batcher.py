@@ -163,7 +163,8 @@ class DurableBatcher(DurableQueue[T, R]):
         checks.function("on_settle", on_settle)
         checks.function("on_job_end", on_job_end)
         if not isinstance(max_batch_size, AdaptiveSize):
-            checks.whole_number("max_batch_size", max_batch_size, 1)
+            # SQLite counts to 2**63, over all slots; a claim ends at some megabytes in any case.
+            max_batch_size = min(checks.whole_number("max_batch_size", max_batch_size, 1), 2**31)
         title = name_of(handler) if name is None else name
         self._drain_timeout = drain_seconds(drain_timeout)
         self._make(
