@@ -285,7 +285,7 @@ def test_an_interruption_says_what_was_done(microbatch: Any, tmp_path: Path) -> 
         (["orders.csv", "--handler", "shop:save", "--key", "k"], 2, "--key and --again are for --durable"),
         (["orders.csv", "--handler", "shop:save", "--failed", "no/f.csv"], 2, "--failed: no/f.csv cannot be written"),
         (["orders.csv", "--handler", "shop:save", "--format", "xml"], 2, "invalid choice: 'xml'"),
-        (["orders.csv", "--handler", "shop:save", "--chunk-size", "0"], 2, "must be at least 1, got 0"),
+        (["orders.csv", "--handler", "shop:save", "--chunk-size", "0"], 2, "must be from 1 to 1000000, got 0"),
         (["orders.csv", "--handler", "shop:save", "--rate", "0"], 2, "argument --rate"),
         (["-", "--format", "csv", "--handler", "shop:save", "--durable", "x.db"], 2, "--durable needs --key"),
         (["-", "--format", "csv", "--handler", "shop:save", "--durable", "x.db", "--key", "k", "--failed", "f"], 2,
@@ -296,6 +296,8 @@ def test_an_interruption_says_what_was_done(microbatch: Any, tmp_path: Path) -> 
         (["orders.csv", "--handler", "shop:save", "--durable", "x.db", "--failed", "x.db"], 2, "belongs to the queue"),
         (["orders.csv", "--handler", "shop:save", "--durable", "x.db", "--failed", "no/f.csv"], 2,
          "--failed: no/f.csv cannot be written"),
+        (["orders.csv", "--handler", "shop:save", "--durable", "."], 2, "--durable: path must name a file, got '.'"),
+        (["orders.csv", "--handler", "shop:save", "--chunk-size", "10000000000000000000"], 2, "from 1 to 1000000"),
         (["orders.csv", "--handler", "ends:save"], 2, "--handler: 'ends' cannot be imported: SystemExit: 5"),
         (["orders.csv", "--handler", "shop:save", "--rate", "nan"], 2, "--rate: must be above 0 and finite, got nan"),
     ],
@@ -395,3 +397,16 @@ def test_stdin_is_what_is_left_of_it(microbatch: Any, shop: Any) -> None:
         os.dup2(before, 0)
         os.close(before)
     assert [[row["number"] for row in rows] for rows in shop().calls] == [[1, 2], [3]]
+
+
+@pytest.mark.parametrize("durable", [[], ["--durable", "work.db"]])
+def test_a_handler_that_ends_the_process_is_no_success(
+    microbatch: Any, tmp_path: Path, durable: list[str]
+) -> None:
+    """Its exit code may be 0, and rows are left."""
+    rows_file("orders.csv", [1])
+    Path("quits.py").write_text("def save(rows):\n    raise SystemExit(0)\n")
+    ended = microbatch("import", "orders.csv", "--handler", "quits:save", *durable)
+    assert (ended.code, ended.out) == (1, "")
+    assert "interrupted: 0 " in ended.err
+    assert "the handler ended it: SystemExit: 0" in ended.err

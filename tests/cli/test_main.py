@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 from cli_support import beside, fill, make_shop, sql
 
-from microbatch.cli._main import make_parser
+from microbatch.cli._main import _part_with_threads, make_parser
 from microbatch.cli._table import COMMANDS
 
 READING = ["queues", "stats", "items", "dead", "jobs", "doctor"]
@@ -334,3 +335,43 @@ def test_a_file_that_cannot_be_written_is_read_with_a_note(
     assert (refused.code, "(-wal) cannot be read" in refused.err) == (3, True)
     monkeypatch.setattr("microbatch.durable._file.looking.schema.SQLITE_MINIMUM", (99, 0, 0))
     assert microbatch("stats", path, "--interval", "-1").code == 2
+
+
+def test_a_call_that_does_not_end_is_cut_off(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A plain handler's thread cannot be cancelled, and the interpreter would wait for it for ever."""
+    codes: list[int] = []
+    free = threading.Event()
+    monkeypatch.setattr("microbatch.cli._main.os._exit", codes.append)
+    monkeypatch.setattr("microbatch.cli._main.LEFT_FOR_CALLS", 0.01)
+    before = set(threading.enumerate())
+    hangs = threading.Thread(target=free.wait)
+    hangs.start()
+    _part_with_threads(before | {hangs}, 130)
+    assert codes == []
+    _part_with_threads(before, 130)
+    assert codes == [130]
+    assert capsys.readouterr().err == "microbatch: a call of the handler does not end: cut off\n"
+    free.set()
+    hangs.join()
+    _part_with_threads(before, 130)
+    assert codes == [130]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_handler_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a thread, while nobody presses it twice."""
+    monkeypatch.chdir(tmp_path)
+    Path("hangs.py").write_text(
+        "import time\n\ndef save(rows):\n    print('held', flush=True)\n    time.sleep(1000)\n"
+    )
+    Path("o.csv").write_text("a\n1\n")
+    command = [sys.executable, "-m", "microbatch", "import", "o.csv", "--handler", "hangs:save"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.count(b"Traceback")) == (130, 0)
+    assert err.endswith(b"does not end: cut off\n")

@@ -254,7 +254,7 @@ def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     add("--handler", metavar="MODULE:FUNCTION", required=True, help="the bulk handler")
     add(
         "--items",
-        type=whole_from(2),
+        type=whole_from(2, 1_000_000),
         default=1000,
         metavar="N",
         help="the greatest batch that is tried (1000)",

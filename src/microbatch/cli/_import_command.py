@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from microbatch.durable._file.place import resolve
 from microbatch.durable._flow.requests import check_key
 
 from ._arguments import keep_apart, whole_from
@@ -37,7 +38,7 @@ def _run_import(args: argparse.Namespace, console: Console) -> int:
     verb = "checked" if args.validate_only else "imported"
     try:
         anyio.run(partial(run, args, console, source, tally))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         console.note(f"interrupted: {tally.text()}; rows that the handler had may be done too")
         raise
     if console.json:
@@ -86,6 +87,10 @@ def _through_file(
 ) -> int:
     from ._import_durable import DurableImport  # noqa: PLC0415 - it opens more than others need
 
+    try:
+        resolve(args.durable)
+    except ValueError as error:
+        raise CommandEnd(f"--durable: {error}", WRONG_USE) from error
     if args.failed is not None:
         keep_apart("--failed", args.failed, args.durable)
     with FailedRows(args.failed, source):
@@ -94,7 +99,7 @@ def _through_file(
     began = time.monotonic()
     try:
         status = anyio.run(work.run)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         seen = work.status
         if seen is None:
             console.note("interrupted while reading: nothing was stored")
@@ -136,10 +141,16 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
     add("--handler", metavar="MODULE:FUNCTION", help="the bulk handler: gets a list of rows")
     add("--type", metavar="MODULE:TYPE", help="the type of a row; plain dicts by default")
     add("--format", choices=FORMATS, help="the file's format; by default from its name")
-    add("--chunk-size", type=whole_from(1), default=1000, metavar="N", help="rows in a call (1000)")
+    add(
+        "--chunk-size",
+        type=whole_from(1, 1_000_000),
+        default=1000,
+        metavar="N",
+        help="rows in a call (1000)",
+    )
     add(
         "--concurrency",
-        type=whole_from(1),
+        type=whole_from(1, 10_000),
         default=5,
         metavar="N",
         help="calls at the same time (5)",

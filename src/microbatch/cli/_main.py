@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,10 @@ _EXIT_CODES = (
     "Exit codes: 0 done; 1 items failed, an id is unknown, or doctor found something; 2 wrong use, or a "
     "question that was not answered; 3 the file is missing, is no queue's, is too new, or is locked."
 )
+
+
+#: Seconds that calls of a handler get which still run when all else has ended: they cannot be cancelled.
+LEFT_FOR_CALLS = 5.0
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -87,7 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: For ``--help``, ``--version`` and arguments that cannot be read.
     """
     with _streams():
-        return _main(arguments)
+        before = set(threading.enumerate())
+        code = _main(arguments)
+        _part_with_threads(before, code)
+        return code
 
 
 def _main(arguments: Sequence[str] | None) -> int:
@@ -107,16 +115,16 @@ def _main(arguments: Sequence[str] | None) -> int:
             return code
     except CommandEnd as end:
         return _ended_with(console, str(end), end.code)
-    except QueueUnavailable as error:
-        return _ended_with(console, str(error), NO_FILE)
-    except (
-        MicrobatchError
-    ) as error:  # an unknown id, outcomes past their time, a key of somebody else's
-        return _ended_with(console, str(error), FOUND)
+    except MicrobatchError as error:
+        # Else an unknown id, outcomes past their time, a key of somebody else's.
+        code = NO_FILE if isinstance(error, QueueUnavailable) else FOUND
+        return _ended_with(console, str(error), code)
     except BrokenPipeError:
         return _left_alone()
     except KeyboardInterrupt:
         return _ended_with(console, "interrupted", 128 + by)
+    except SystemExit as end:  # with 0 it would look as if all had gone well
+        return _ended_with(console, f"the handler ended it: SystemExit: {end}", FOUND)
 
 
 def _ended_with(console: Console, message: str, code: int) -> int:
@@ -138,6 +146,24 @@ def _streams() -> Iterator[None]:
                 nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
                 stack.enter_context(redirect(nowhere))
         yield
+
+
+def _part_with_threads(before: set[threading.Thread], code: int) -> None:
+    """Wait for calls of a handler that still run in threads, as the interpreter would, but not for ever."""
+    left = [one for one in threading.enumerate() if one not in before and not one.daemon]
+    until = time.monotonic() + LEFT_FOR_CALLS
+    try:
+        for one in left:
+            one.join(max(0.0, until - time.monotonic()))
+        if not any(one.is_alive() for one in left):
+            return
+    except KeyboardInterrupt:
+        pass
+    with suppress(OSError):
+        sys.stderr.write("microbatch: a call of the handler does not end: cut off\n")
+        sys.stderr.flush()
+        sys.stdout.flush()
+    os._exit(code)
 
 
 def _left_alone() -> int:
