@@ -146,7 +146,9 @@ def until(driver: webdriver.Chrome, what: Any) -> Any:
     return waiting.until(what)
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(w, s) for w in (1280, 390) for s in ("light", "dark")]
+)
 def test_pages_have_no_barriers_fit_the_width_and_complain_of_nothing(
     shop, chromium, width, scheme
 ):
