@@ -94,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _streams():
         before = set(threading.enumerate())
         code = _main(arguments)
-        _part_with_threads(before, code)
+        if arguments is None:  # else it is not this process's end
+            _part_with_threads(before, code)
         return code
 
 
