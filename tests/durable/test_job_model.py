@@ -174,6 +174,27 @@ class Program:
         self.jobs.file.now -= self.draw(st.sampled_from([3.0, 50.0]))
 
 
+@pytest.mark.parametrize("lasts", [None, 120.0])
+def test_an_ordered_job_keeps_its_order_though_the_clock_is_set_back_in_its_midst(
+    tmp_path: Path, lasts: float | None
+) -> None:
+    """While some of it is staged, and the rest waits for its delay: what comes then comes behind that."""
+    jobs = JobFile(tmp_path / "q.db")
+    jobs.job([2, 5, 1], {0}, ordered=True, delay=7.0, lasts=lasts)
+    jobs.file.now -= 50.0
+    jobs.claim(0, 1, 1)
+    for _ in range(5):
+        jobs.file.now += 10.0
+        while jobs.step():
+            jobs.check()
+        jobs.claim(0, 2, 5)
+        for claim in list(jobs.held):
+            jobs.settle(claim, ["done"])
+        jobs.check()
+    assert jobs.pending() == {}
+    jobs.file.raw.close()
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.data())
 def test_counts_and_lanes_are_right_after_each_step(data: st.DataObject) -> None:

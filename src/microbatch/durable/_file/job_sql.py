@@ -132,8 +132,8 @@ CHORE = "SELECT id, queue FROM microbatch_jobs WHERE chore >= 1 LIMIT 1"
 CHORE_OF = "SELECT chore, queue, stop, created_at, delay FROM microbatch_jobs WHERE id = ?"
 END_CHORE = "UPDATE microbatch_jobs SET chore = NULL WHERE id = ? AND chore = ?"
 STAGED_OF = f"{_RANGES} WHERE job = ? AND state = 8 ORDER BY position LIMIT ?"
-#: When the last one may begin of those that wait, in a state, for their first time.
-LAST_DUE = """SELECT due FROM microbatch_ranges WHERE job = ? AND state = ? AND attempts = 0
+#: When the last one may begin of those that wait, in a state, for their first time, and when it came.
+LAST_WAITING = """SELECT due, enqueued FROM microbatch_ranges WHERE job = ? AND state = ? AND attempts = 0
     ORDER BY position DESC LIMIT 1"""
 NOT_BEGUN = f"{_RANGES} WHERE job = ? AND state IN (0, 1, 8) LIMIT ?"
 ALL_OF = f"{_RANGES} WHERE job = ? LIMIT ?"

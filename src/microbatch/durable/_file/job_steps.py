@@ -86,21 +86,20 @@ def _make_ready(
     row = yield from view.row(queue)
     rows = yield job_sql.STAGED_OF, (job, STEP + 1), False
     old = [Range(*values) for values in rows[:STEP]]
-    due = created_at + delay
-    for state in (
-        READY,
-        SCHEDULED,
-    ):  # a clock that was mended meanwhile lets nobody go before those
-        for (last,) in (yield job_sql.LAST_DUE, (job, state), False):
-            due = max(due, last)
+    due, came = created_at + delay, created_at
+    # A clock that was mended meanwhile lets nobody go before those, now or when their delay is over.
+    for state in (READY, SCHEDULED):
+        for last_due, last_came in (yield job_sql.LAST_WAITING, (job, state), False):
+            due, came = max(due, last_due), max(came, last_came)
     since = due - delay
+    came = max(came, since)
     state = SCHEDULED if due > view.now else READY
     new = []
     for one in old:
         if one.due < 0:
             new.append(_refused(view, row, one))
         else:
-            new.append(one._replace(state=state, due=due, since=since, enqueued=since))
+            new.append(one._replace(state=state, due=due, since=since, enqueued=came))
     yield from view.replace(row, old, merge(new))
     return len(rows) > STEP
 
