@@ -324,3 +324,16 @@ def test_a_full_disk_behind_stdout_is_said(
         assert call(*arguments) == 2
         err = capsys.readouterr().err
         assert err == "microbatch: stdout cannot be written: No space left on device\n"
+
+
+def test_a_narrow_terminal_breaks_no_figures(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 40 columns a table of nine would have a digit on each line."""
+    terminal = on_terminal(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "40")
+    fill(path, list(range(1234)))
+    fill(path, [1], queue="other")
+    assert call("queues", path) == 0
+    lines = terminal()[0].splitlines()
+    assert lines[:2] == ["QUEUE      default", "READY      1,234"]
+    assert lines.count("") == 1
+    assert max(map(len, lines)) <= 40

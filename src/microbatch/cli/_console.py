@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._command import WRONG_USE, CommandEnd
 from ._jsonable import ascii_json, json_text
-from ._wording import ascii_text, columns_text, safe_text
+from ._wording import ascii_text, columns_text, least_width, records_text, safe_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -71,7 +71,11 @@ class Console:
             for line in columns_text(heads, rows, right):
                 self.line(line)
             return
-        rich.print(self.rich_table(heads, rows, right))
+        if least_width(heads, rows, right) <= rich.width:
+            rich.print(self.rich_table(heads, rows, right))
+            return
+        for line in records_text(heads, rows):
+            self.line(line)
 
     @staticmethod
     def rich_table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: str = "") -> Any:

@@ -113,3 +113,27 @@ def columns_text(heads: Sequence[str], rows: Iterable[Sequence[str]], right: str
         ]
         lines.append("  ".join(shown).rstrip())
     return lines
+
+
+#: Characters of a text column that say something when the rest of it stands below.
+_TEXT_WIDTH = 12
+
+
+def least_width(heads: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> int:
+    """Return how wide a screen must be for a table that can be read: figures are not broken into lines."""
+    width = 0
+    for place, column in enumerate(zip(heads, *rows, strict=True)):
+        longest = max(map(len, column))
+        is_figure = right[place : place + 1] == "r"
+        width += 3 + max(len(heads[place]), longest if is_figure else min(longest, _TEXT_WIDTH))
+    return width
+
+
+def records_text(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return a table as lines for a narrow screen: a cell on each, with its column's name."""
+    width = max(map(len, heads))
+    lines: list[str] = []
+    for cells in rows:
+        lines += [""] * bool(lines)
+        lines += [f"{head:<{width}}  {cell}" for head, cell in zip(heads, cells, strict=True)]
+    return lines
