@@ -219,6 +219,10 @@ async def test_every_bad_line_of_csv_is_told_and_the_good_ones_go_on(tmp_path: P
     assert rows[2] == {"name": "Di", "age": "1", "active": "true", "score": "1.5"}
     assert rows[3] == {"name": "?", "age": "1", "active": "", "score": ""}
     assert rows[4] == '"Ed"x,1,,'
+    cells = [o.error.details.get("cells") for o in outcomes if isinstance(o.error, ItemError)]
+    assert cells == [
+        None, ["Cy", "1"], ["Di", "1", "true", "1.5", "extra"], ["?", "1", "", ""], None, None, None,
+    ]  # fmt: skip
     assert [o.id for o in outcomes if o.ok] == [2, 9, 13]
 
 

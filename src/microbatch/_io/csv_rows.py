@@ -152,13 +152,14 @@ class CsvRows:
         row: dict[str, Any] = dict(zip(names, cells, strict=False))
         count = len(cells)
         if self._undecodable and not is_text("".join(cells)):
-            found.bad_text(line, {name: shown(cell) for name, cell in row.items()})
+            legible = list(map(shown, cells))
+            found.bad_text(line, dict(zip(names, legible, strict=False)), legible)
         elif not len(names) <= count <= self._columns:
             problem = f"{count} cells, but the first line names {len(names)} columns"
-            found.bad(line, problem, dict.fromkeys(names, "") | row)
+            found.bad(line, problem, dict.fromkeys(names, "") | row, cells)
         elif any(cells[len(names) :]):
             problem = f"a cell beyond the {len(names)} columns that the first line names"
-            found.bad(line, problem, row)
+            found.bad(line, problem, row, cells)
         else:
             try:
                 value = self._decode(row)

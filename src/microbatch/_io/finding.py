@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -11,6 +11,9 @@ from microbatch._pure.exceptions import ItemError
 from microbatch._pure.report import Outcome, outcome_of
 
 from .sources import successes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: Characters of one row at most (in NDJSON bytes). A longer one is read over and is a bad row: the
 #: bound of what a file can make us hold.
@@ -57,8 +60,8 @@ class Found:
         self._values += values
         self._lines += range(line, line + len(values))
 
-    def bad(self, line: int, problem: object, row: Any) -> None:
-        """Take a row that cannot be read, as it stands, and why."""
+    def bad(self, line: int, problem: object, row: Any, cells: Sequence[str] | None = None) -> None:
+        """Take a row that cannot be read, as it stands, and why; its cells where the row does not show them."""
         self._settle()
         reason, field = _explained(problem)
         error = ItemError(
@@ -66,14 +69,14 @@ class Found:
             code="bad_row",
             retryable=False,
             field=field,
-            details={"line": line, "row": row},
+            details={"line": line, "row": row} | ({} if cells is None else {"cells": cells}),
         )
         self._outcomes.append(outcome_of(self._index, error, id=line))
         self._index += 1
 
-    def bad_text(self, line: int, row: Any) -> None:
+    def bad_text(self, line: int, row: Any, cells: Sequence[str] | None = None) -> None:
         """Take a row with something in it that could not be decoded."""
-        self.bad(line, f"it is not {self._encoding}", row)
+        self.bad(line, f"it is not {self._encoding}", row, cells)
 
     def too_long(self, line: int, begins: str) -> None:
         """Take a row of more than `ROW_LENGTH_MAX` characters."""

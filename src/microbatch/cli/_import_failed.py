@@ -103,7 +103,7 @@ class FailedRows:
         if self._format == "json":
             end = "\n]\n" if self._begun else "[]\n"
         elif self._format == "csv" and not self._begun:
-            end = self._csv_line(self._head({}))
+            end = _line_of(self._head({}))
         try:
             self._file.finish(end.encode("utf-8", "backslashreplace"))
         except OSError as error:
@@ -114,12 +114,12 @@ class FailedRows:
             whole = {**own, **({} if text is None else {TEXT: text}), **added}
             before = "" if self._format == "ndjson" else ",\n" if self._begun else "[\n"
             return f"{before}{json_text(whole)}" + ("\n" if self._format == "ndjson" else "")
-        head = "" if self._begun else self._csv_line(self._head(own))
+        head = "" if self._begun else _line_of(self._head(own))
         if text is not None:
             added[ERROR] = f"{added[ERROR]}: {text}"[:_ERROR_CHARACTERS]
         assert self._columns is not None  # noqa: S101 - the head is written first
         cells = [_cell(own.get(name)) for name in self._columns]
-        return head + self._csv_line([*cells, *added.values()])
+        return head + _line_of([*cells, *added.values()])
 
     def _head(self, own: dict[str, Any]) -> list[str]:
         self._columns = self._source.columns or list(own)
@@ -133,15 +133,15 @@ class FailedRows:
         except OSError as error:
             raise self._refusal(error) from error
 
-    @staticmethod
-    def _csv_line(cells: list[Any]) -> str:
-        line = io.StringIO()
-        csv.writer(line).writerow(cells)
-        return line.getvalue()
-
     def _refusal(self, error: OSError) -> CommandEnd:
         reason = error.strerror or error
         return CommandEnd(f"--failed: {self._path} cannot be written: {reason}", WRONG_USE)
+
+
+def _line_of(cells: list[Any]) -> str:
+    line = io.StringIO()
+    csv.writer(line).writerow(cells)
+    return line.getvalue()
 
 
 def _cell(value: Any) -> Any:
@@ -153,6 +153,11 @@ def _cell(value: Any) -> Any:
 
 
 def raw_of(error: BaseException) -> Any:
-    """Return a bad row as it stands in the source."""
+    """Return a bad row as it stands in the source: as text where its columns do not show it.
+
+    A row with too few or too many cells would be a good one the next time, and none that anybody wrote.
+    """
     details = getattr(error, "details", None)
-    return details.get("row", "") if isinstance(details, dict) else ""
+    if not isinstance(details, dict):
+        return ""
+    return _line_of(details["cells"]) if "cells" in details else details.get("row", "")
