@@ -292,7 +292,7 @@ def test_a_stopped_worker_and_a_dead_one(path: Path, microbatch: Any) -> None:
         )
         worker.kill()
     found = findings(microbatch, path)["consumers"]
-    assert found["message"] == "3 items in the hands of 1 dead process"
+    assert found["message"] == "3 items held by 1 dead process"
 
 
 def test_an_old_backlog_beside_a_living_worker_is_a_note(path: Path, microbatch: Any) -> None:

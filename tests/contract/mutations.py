@@ -252,8 +252,8 @@ MUTATIONS = [
     Mutation(
         "all go at once when the time is over",
         "_core/hold",
-        "            self.probe = batch\n            self.closed = True\n",
-        "            self.probe = batch\n",
+        "return self.until is not None or self.probe is not None\n",
+        "return self.until is not None\n",
     ),
     Mutation(
         "a late refusal makes no hold longer",
