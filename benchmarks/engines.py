@@ -226,7 +226,7 @@ def cell(figures):
     if figures is None:
         return "-"
     rate, mean, cpu = (figures[key]["median"] for key in ("rate", "mean", "cpu"))
-    return f"{rate:,.0f}, {mean:.0f}, {cpu:,.0f} us"
+    return f"{rate:,.0f}, {mean:.1f}, {cpu:,.0f} us"
 
 
 def verdict(ratio, ours, floor):
@@ -240,7 +240,7 @@ def row_of(name, sink, ways):
     met = verdict(ratio, ways["ours"]["mean"], ways["floor"]["mean"])
     by_message = [cell(ways[way]) for way in ("each", "floor", "ours")]
     by_list = [cell(ways.get(way)) for way in ("lists", "our lists")]
-    ours = f"{output.shown(ratio)} {met}, {output.shown(cpu)}"
+    ours = f"{output.shown(ratio, 3)} {met}, {output.shown(cpu)}"  # as exact as the verdict
     return [name, sink, *by_message, ours, *by_list]
 
 
