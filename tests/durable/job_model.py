@@ -200,6 +200,19 @@ class JobFile:
                 found.setdefault(one.job, []).extend(range(one.position, one.position + one.count))
         return {job: sorted(places) for job, places in found.items()}
 
+    def work_off(self) -> None:
+        """Let time pass, and handle what may begin, until nothing is left or nothing moves any more."""
+        for _ in range(300):
+            self.file.now += 10.0
+            while self.step():
+                self.check()
+            self.claim(0, 2, 5)
+            for claim in list(self.held):
+                self.settle(claim, ["done"])
+            self.check()
+            if not self.pending():
+                break
+
     # What must hold
 
     def check(self) -> None:

@@ -48,16 +48,7 @@ class Program:
         jobs.file.write(lambda s: s.pause(jobs.queue, paused=False))
         for claim in list(jobs.held):
             jobs.settle(claim, ["done"])
-        for _ in range(300):
-            jobs.file.now += 10.0
-            while jobs.step():
-                jobs.check()
-            jobs.claim(0, 2, 5)
-            for claim in list(jobs.held):
-                jobs.settle(claim, ["done"])
-            jobs.check()
-            if not jobs.pending():
-                break
+        jobs.work_off()
         while jobs.step():
             jobs.check()
         assert jobs.pending() == {}
@@ -183,14 +174,7 @@ def test_an_ordered_job_keeps_its_order_though_the_clock_is_set_back_in_its_mids
     jobs.job([2, 5, 1], {0}, ordered=True, delay=7.0, lasts=lasts)
     jobs.file.now -= 50.0
     jobs.claim(0, 1, 1)
-    for _ in range(5):
-        jobs.file.now += 10.0
-        while jobs.step():
-            jobs.check()
-        jobs.claim(0, 2, 5)
-        for claim in list(jobs.held):
-            jobs.settle(claim, ["done"])
-        jobs.check()
+    jobs.work_off()
     assert jobs.pending() == {}
     jobs.file.raw.close()
 

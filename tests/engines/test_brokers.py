@@ -7,7 +7,7 @@ import uuid
 from typing import Any
 
 import pytest
-from crowd_support import crowd
+from crowd_support import Crowd, crowd
 
 from benchmarks.servers import wait_until
 
@@ -175,14 +175,19 @@ def test_lists_of_a_stream_are_acknowledged_when_their_items_are_done(redis_url,
         assert len(workers.calls()) < MANY / 5
 
 
+def stop_in_turn(workers: Crowd) -> None:
+    """Have two workers handle all, of whom one is told to stop in the midst and the other at the end."""
+    first, second = workers.start(), workers.start()
+    workers.wait_for(MANY * 3 // 10)
+    workers.end(first)
+    workers.wait_for(MANY)
+    workers.end(second)
+
+
 def test_a_worker_that_is_told_to_stop_loses_nothing_and_repeats_nothing(broker, tmp_path):
     """A deployment stops workers all the time."""
     with crowd(tmp_path, **job(broker)) as workers:
-        first, second = workers.start(), workers.start()
-        workers.wait_for(MANY * 3 // 10)
-        workers.end(first)
-        workers.wait_for(MANY)
-        workers.end(second)
+        stop_in_turn(workers)
         assert broker.left() == 0
         assert set(workers.handled().values()) == {1}
 
@@ -191,11 +196,7 @@ def test_a_quorum_queue_loses_nothing_and_repeats_no_more_than_it_handed_out(rab
     """What its channels had not stored as they closed comes again, although each message was acknowledged."""
     queue = Quorum(rabbit_url)
     with crowd(tmp_path, **job(queue)) as workers:
-        first, second = workers.start(), workers.start()
-        workers.wait_for(MANY * 3 // 10)
-        workers.end(first)
-        workers.wait_for(MANY)
-        workers.end(second)
+        stop_in_turn(workers)
         handled = workers.handled()
         assert len(handled) == MANY
         assert handled.total() - MANY + queue.left() <= 2 * (2 * 20 * 2)
