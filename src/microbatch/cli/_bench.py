@@ -18,6 +18,7 @@ from ._arguments import seconds_from, whole_from
 from ._command import DONE, FOUND, WRONG_USE, Command, CommandEnd
 from ._costs import Costs, best_size, fitted, sizes_up_to
 from ._import_source import FORMATS, RowSource
+from ._looping import run_in_loop
 from ._naming import named_handler, named_object
 from ._wording import count_text, rate_text, safe_text
 
@@ -153,7 +154,7 @@ def _run_bench(args: argparse.Namespace, console: Console) -> int:
     row_type = None if args.type is None else named_object("--type", args.type)
     source = None if args.source is None else RowSource(args.source, args.format, row_type)
     try:
-        measured = anyio.run(partial(_measure, args, call, source))
+        measured = run_in_loop(partial(_measure, args, call, source))
     except CommandEnd:
         raise
     except Exception as raised:

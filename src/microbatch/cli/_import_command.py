@@ -8,8 +8,6 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import anyio
-
 from microbatch.durable._file.place import resolve
 from microbatch.durable._flow.requests import check_key
 
@@ -18,6 +16,7 @@ from ._command import DONE, FOUND, WRONG_USE, Command, CommandEnd
 from ._import_failed import FailedRows
 from ._import_run import RowTally, import_rows, validate_rows
 from ._import_source import FORMATS, RowSource
+from ._looping import run_in_loop
 from ._naming import named_object
 from ._wording import count_text, safe_text, seconds_text
 
@@ -34,10 +33,10 @@ def _run_import(args: argparse.Namespace, console: Console) -> int:
     if args.durable is not None and not args.validate_only:
         return _through_file(args, console, source, row_type)
     tally = RowTally()
-    run = validate_rows if args.validate_only else import_rows
+    work = validate_rows if args.validate_only else import_rows
     verb = "checked" if args.validate_only else "imported"
     try:
-        anyio.run(partial(run, args, console, source, tally))
+        run_in_loop(partial(work, args, console, source, tally))
     except (KeyboardInterrupt, SystemExit):
         console.note(f"interrupted: {tally.text()}; rows that the handler had may be done too")
         raise
@@ -98,7 +97,7 @@ def _through_file(
     work = DurableImport(args, console, source, row_type)
     began = time.monotonic()
     try:
-        status = anyio.run(work.run)
+        status = run_in_loop(work.run)
     except (KeyboardInterrupt, SystemExit):
         seen = work.status
         if seen is None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-import anyio
-
 from microbatch.durable import DurableQueue
 from microbatch.durable.inspection import Inspection
 
 from ._command import WRONG_USE, CommandEnd
+from ._looping import run_in_loop
 from ._wording import safe_text
 
 if TYPE_CHECKING:
@@ -64,13 +63,13 @@ def act(
     # What the queue warns of, an old SQLite say, is for its workers' logs and for doctor.
     logging.getLogger("microbatch.durable").addHandler(_silent)
 
-    async def run() -> Any:
+    async def once_open() -> Any:
         async with DurableQueue(
             file, item_type=Any, queue=queue, telemetry=False, **settings
         ) as opened:
             return await call(opened)
 
-    return anyio.run(run)
+    return run_in_loop(once_open)
 
 
 _silent = logging.NullHandler()

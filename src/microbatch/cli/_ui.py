@@ -9,13 +9,12 @@ import webbrowser
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
-import anyio
-
 from microbatch.durable import DurableQueue
 from microbatch.durable.inspection import Inspection
 
 from ._arguments import whole_from
 from ._command import DONE, WRONG_USE, Command, CommandEnd
+from ._looping import run_in_loop
 
 if TYPE_CHECKING:
     import argparse
@@ -76,7 +75,7 @@ def _run(args: argparse.Namespace, console: Console) -> int:
                     await queue.aclose(0)
 
         try:
-            anyio.run(serve)
+            run_in_loop(serve)
         finally:
             server.ended()
     return DONE
