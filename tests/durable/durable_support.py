@@ -121,10 +121,13 @@ async def looked(durable: Any, times: int = 2) -> None:
 
 
 def ends_loops(test: Any) -> Any:
-    """Mark a test that ends event loops without closing: what it leaves says so."""
+    """Mark a test that ends event loops without closing: what it leaves says so.
+
+    A claim that comes while the loop is ending begins a batch, whose task asyncio destroys.
+    """
     for warning in ("pytest.PytestUnraisableExceptionWarning", "ResourceWarning"):
         test = pytest.mark.filterwarnings(f"ignore::{warning}")(test)
-    return pytest.mark.usefixtures("ended_loops")(test)
+    return pytest.mark.usefixtures("ended_loops")(pytest.mark.asyncio_logs(test))
 
 
 class NewThreads:

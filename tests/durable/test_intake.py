@@ -191,3 +191,18 @@ async def test_who_brings_many_waits_for_room_like_the_others(path, little_room)
             assert next(taken) == b"1"
         assert (await filling).id == 1
         assert [ticket.id for ticket in await many] == [2]
+
+
+async def test_who_brings_many_while_it_closes_does_not_stand_in_line(path, little_room):
+    """Nobody would let him in before the file goes on, and perhaps nobody at all."""
+    async with DurableQueue(path, item_type=bytes) as queue:
+        await queue.stats()
+        intake = queue._service.intake
+
+        def items():
+            yield b"1"
+            intake.crowded = True  # as others filled it meanwhile
+            intake.close()
+
+        with pytest.raises(BatcherClosed), anyio.fail_after(20):
+            await queue.enqueue_many(items())

@@ -202,6 +202,19 @@ async def test_closing_ends_those_who_wait(path):
         await job.status()
 
 
+async def test_progress_ends_if_the_queue_closes_between_two_looks(path):
+    """Nobody would tell it of anything any more."""
+    async with DurableQueue(path, item_type=int) as queue:
+        job = await queue.enqueue_job([1])
+        statuses = job.progress(0.3)
+        assert (await anext(statuses)).total == 1
+        goes_on = asyncio.ensure_future(anext(statuses))
+        await asyncio.sleep(0)
+        assert not queue._service.watching._by_uid[job.id].waiters  # it pauses
+    with pytest.raises(BatcherClosed):
+        await asyncio.wait_for(goes_on, 20)
+
+
 async def test_waiting_inside_a_batch_is_refused(path):
     """It would wait for itself."""
     errors = []

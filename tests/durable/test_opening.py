@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import sqlite3
+import threading
 
 import anyio
 import pytest
@@ -173,6 +174,57 @@ async def test_closing_at_once_between_a_submit_and_its_commit(path, monkeypatch
     assert states(path) == {1: "ready", 2: "ready"}
     assert rows(path, "SELECT * FROM microbatch_consumers") == []
     check_counts(path)
+
+
+@in_a_loop
+async def test_closing_while_the_disk_hangs_beneath_what_reads_and_settles(
+    path, monkeypatch, caplog
+):
+    """It hangs for longer than closing waits: once it goes on nothing stays open or in anybody's hands."""
+    monkeypatch.setattr("microbatch.durable._flow.service.CLOSE_GRACE", 0.1)
+    threads = NewThreads()
+
+    async def on_settle(connection, items, results):
+        pass
+
+    durable = batcher(path, Handler(), on_settle=on_settle)
+    assert await durable.submit(1) == 2
+    await durable.stats()
+    readers = durable._service.store._readers
+    goes_on = threading.Event()
+    for connection in (readers._reader, readers._settler):
+        connection._host.tell(goes_on.wait)
+    await durable.aclose(0)
+    assert "closed while its file is locked" in caplog.text
+    assert {thread.name for thread in threads.running()} >= {f"microbatch beside {path.name}"}
+    goes_on.set()
+    await until(lambda: not threads.running())
+    assert rows(path, "SELECT * FROM microbatch_consumers") == []
+    check_counts(path)
+
+
+@in_a_loop
+async def test_news_that_come_while_it_leaves_the_file_begin_no_task(path, monkeypatch):
+    """An outcome may be dropped then, a job may end: nobody would end the task that cared for it."""
+
+    async def on_job_end(status):
+        raise AssertionError
+
+    durable = batcher(path, Handler(), on_job_end=on_job_end)
+    assert await durable.submit(1) == 2
+    service = durable._service
+    leave = service.store.close
+
+    async def hears():
+        service._look_up_soon([1])
+        service.watching.look_at(["a job"])
+        service.tell_end(("a job", 0))
+        await leave()
+
+    monkeypatch.setattr(service.store, "close", hears)
+    before = asyncio.all_tasks()
+    await durable.aclose()
+    assert asyncio.all_tasks() <= before
 
 
 def end_without_cancelling(loop):

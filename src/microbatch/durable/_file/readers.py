@@ -96,14 +96,21 @@ class Readers:
             yield settler
 
     async def leave(self) -> None:
-        """Do without them; the last one to leave closes them."""
+        """Do without them; the last one to leave closes them.
+
+        Cancelling this ends them at once.
+        """
         self.users -= 1
         if self.users:
             return
         self._forget()
-        for connection in (self._reader, self._settler):
-            if connection is not None:
-                await connection.close()
+        try:
+            for connection in (self._reader, self._settler):
+                if connection is not None:
+                    await connection.close()
+        except BaseException:
+            self.stop()
+            raise
 
     def stop(self) -> None:
         """End them, in whatever thread: their event loop has ended."""

@@ -127,7 +127,12 @@ class Intake:
             raise BatcherClosed(self._title)
 
     async def room(self) -> None:
-        """Wait until the writer has got on: first come, first served. To be called where it is ``crowded``."""
+        """Wait until the writer has got on: first come, first served. To be called where it is ``crowded``.
+
+        Raises:
+            BatcherClosed: If it is closed.
+        """
+        self.check_open()
         waiter = self._loop.create_waiter()
         self._standing.append(waiter)
         try:

@@ -146,6 +146,7 @@ class Service:
         self._loop: Loop
         self._wanted: dict[int, None] = {}
         self._looking: OwnTask | None = None
+        self._looks = True
 
     def _make_hands(self) -> Hands | None:
         work = self._work
@@ -189,6 +190,7 @@ class Service:
         self.watching = Watching(self._title, self._queue, loop, self.store, self.spawn)
         self._wanted = {}
         self._looking = None
+        self._looks = True
         work = self._work
         if work is not None and work.on_job_end is not None:
             self._telling = Telling(
@@ -243,10 +245,7 @@ class Service:
         self.counting.stop()
         if self.consumer is not None:
             await self.consumer.shut()
-        looking = self._looking
-        if looking is not None:
-            looking.task.cancel()
-            await looking.ended.wait()
+        await self._look_no_more()
         if self._telling is not None:
             await self._telling.close()
         await self.watching.close()
@@ -376,8 +375,15 @@ class Service:
     def _look_up_soon(self, numbers: Sequence[int]) -> None:
         """Tell those who wait for these items how they ended, as the disk has it."""
         self._wanted |= dict.fromkeys(numbers)
-        if self._wanted and self._looking is None:
+        if self._wanted and self._looking is None and self._looks:
             self._looking = self.spawn(self._look_up_all(), "lookup")
+
+    async def _look_no_more(self) -> None:
+        self._looks = False  # an outcome that is dropped from here on is for nobody
+        looking = self._looking
+        if looking is not None:
+            looking.task.cancel()
+            await looking.ended.wait()
 
     async def _look_up_all(self) -> None:
         try:

@@ -64,10 +64,12 @@ class Telling:
         self._spawn = spawn
         self._loop = loop
         self._task: OwnTask | None = None
+        self._closed = False
 
     def tell(self, uid: str, tries: int) -> None:
         """Tell of a job's end that was told so many times before, without success."""
-        self._task = self._spawn(self._tell(uid, tries), "on_job_end")
+        if not self._closed:
+            self._task = self._spawn(self._tell(uid, tries), "on_job_end")
 
     async def _tell(self, uid: str, tries: int) -> None:
         row = await self._patiently(lambda: self._store.jobs.statuses([uid]))
@@ -108,6 +110,7 @@ class Telling:
 
     async def close(self) -> None:
         """End it: what was not told is told by the next one."""
+        self._closed = True
         task = self._task
         if task is not None and not task.ended.is_set():
             task.task.cancel()

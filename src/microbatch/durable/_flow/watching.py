@@ -56,7 +56,7 @@ class Watched:
         while self.row is None or self.row.changes <= changes:
             if self.row is None:
                 self._watching.look_at((self.uid,))
-            waiter = self._watching.create_waiter()
+            waiter = self._watching.new_waiter()
             self.waiters.append(waiter)
             try:
                 await waiter
@@ -89,10 +89,11 @@ class Watching:
         self._queue = queue
         self._store = store
         self._spawn = spawn
-        self.create_waiter = loop.create_waiter
+        self._loop = loop
         self._by_uid: dict[str, Watched] = {}
         self._wanted: dict[str, None] = {}
         self._looking: OwnTask | None = None
+        self._closed = False
 
     def __bool__(self) -> bool:
         return bool(self._by_uid)
@@ -116,6 +117,16 @@ class Watching:
             if not watched.users:
                 del self._by_uid[uid]
 
+    def new_waiter(self) -> Any:
+        """Return what is woken by the next look.
+
+        Raises:
+            BatcherClosed: If there is none any more.
+        """
+        if self._closed:
+            raise BatcherClosed(self._name)
+        return self._loop.create_waiter()
+
     def changed(self, uids: Collection[str]) -> None:
         """Hear that jobs may have changed."""
         self.look_at(uid for uid in uids if uid in self._by_uid)
@@ -123,7 +134,7 @@ class Watching:
     def look_at(self, uids: Any) -> None:
         """Have jobs looked at soon, once for all who wait."""
         self._wanted |= dict.fromkeys(uids)
-        if self._wanted and self._looking is None:
+        if self._wanted and self._looking is None and not self._closed:
             self._looking = self._spawn(self._look(), "look at jobs")
 
     async def _look(self) -> None:
@@ -164,7 +175,8 @@ class Watching:
     # Closing
 
     async def close(self) -> None:
-        """Tell all who wait that nobody will tell them any more."""
+        """Tell all who wait, and who will, that nobody tells them any more."""
+        self._closed = True
         looking = self._looking
         if looking is not None:
             looking.task.cancel()

@@ -161,8 +161,13 @@ class Seat:
         Raises:
             QueueUnavailable: If that could not be written: it goes back all the same, once others look.
         """
+        try:
+            await self._readers.leave()
+        finally:  # who is cancelled waits for nothing more, but all of it is asked for
+            await self._give_back()
+
+    async def _give_back(self) -> None:
         client, writer = self._client, self._open()
-        await self._readers.leave()
         try:
             while await client.call(
                 lambda transaction: writer.neighbours.leave(transaction, client), last=True
