@@ -65,7 +65,8 @@ class Client:
         polled: Whether the writer looks for what others commit.
         seen_ended: The last of the queue's endings that it was told of; ``seen_removed`` likewise.
         telling: Whether it is being told so, and takes no other.
-        abandoned: Jobs that came in and are to be removed while it leaves.
+        abandoned: Jobs that came in and are being removed: while it leaves, if not before.
+        holding: Jobs of which nothing begins here before their calls are over.
         claims: The claims that it was given and has not finished.
         on_lost: Called in the writer's thread when its event loop has ended without closing it.
     """
@@ -107,9 +108,11 @@ class Client:
         self.seen_ended = -1
         self.seen_removed = -1
         self.abandoned: list[int] = []
+        self.holding: set[int] = set()
         self.claims: set[int] = set()
         self.on_lost: Callable[[], object] = lambda: None
         self._parting = False
+        self._calls: set[Any] = set()
 
     def lives(self) -> bool:
         """Tell whether its event loop still runs."""
@@ -148,7 +151,17 @@ class Client:
         self._parting = last
         waiter = self.loop.create_waiter()
         self.post(Awaited(self, function, waiter, items=items, size=size))
-        return await waiter
+        self._calls.add(waiter)
+        try:
+            return await waiter
+        finally:
+            self._calls.discard(waiter)
+
+    def give_up(self) -> None:
+        """Let nobody wait any more for the writer, which may be stuck: it does what was asked all the same."""
+        for waiter in self._calls:
+            if not waiter.done():
+                waiter.set_exception(BatcherClosed(self.name, started=True))
 
     async def turn(self, stop: Callable[[], object]) -> Turn:
         """Wait until the writer stands aside for another connection; whoever gets this ends it."""

@@ -67,14 +67,14 @@ class Registrar(Protocol):
     def join(self, transaction: WriteTransaction, client: Client) -> Generator[Step, Any, None]:
         """Give a queue its seat."""
 
-    def register(self, session: Session, client: Client) -> Generator[Step, Any, None]:
-        """Make its consumer known."""
+    def enrol(self, session: Session, client: Client) -> Generator[Step, Any, None]:
+        """See that its consumer is known."""
 
     def leave(self, transaction: WriteTransaction, client: Client) -> Generator[Step, Any, bool]:
         """Take its seat away, and give back what it holds, step by step; return whether to go on."""
 
-    def undo_join(self, client: Client) -> None:
-        """Undo a joining, however far it came."""
+    def leave_and_part(self, client: Client) -> None:
+        """Take its seat away, however far a joining or leaving came, and forget it."""
 
     def part(self, client: Client) -> None:
         """Forget it."""

@@ -114,6 +114,10 @@ class Host:
         """Return what to raise for what was stopped."""
         return QueueUnavailable(self._name, "the connection was ended meanwhile")
 
+    def silent(self, seconds: float) -> QueueUnavailable:
+        """Return what to raise where it did not answer for so many seconds."""
+        return QueueUnavailable(self._name, f"the disk did not answer for {seconds:g} s")
+
     def tell(self, function: Callable[[], object]) -> None:
         """Call a function in the thread's event loop, if that still runs."""
         self._inbox.append(function)

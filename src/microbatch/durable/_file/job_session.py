@@ -55,6 +55,11 @@ class JobSteps:
         """Let everybody see it."""
         return job_incoming.show(self._view, queue, job, total, consumer)
 
+    def incoming(self, queue: int, uid: str) -> Generator[Step, Any, int | None]:
+        """Return the number of a job that comes in; None if there is no such."""
+        rows = yield job_sql.FIND_INCOMING, (uid, queue), False
+        return int(rows[0][0]) if rows else None
+
     def abandon(self, job: int) -> Generator[Step, Any, bool]:
         """Give it up; `step` removes it."""
         return job_incoming.abandon(self._view, job)

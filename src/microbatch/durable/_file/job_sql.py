@@ -57,6 +57,7 @@ MAKE = """INSERT INTO microbatch_jobs (queue, uid, priority, delay, lasts, batch
         :consumer, :owner, :key, :key IS NOT NULL, :fingerprint, :retry_of) RETURNING id"""
 MAKE_DETAILS = "INSERT INTO microbatch_job_details (job, metadata) VALUES (?, ?)"
 INCOMING = "SELECT life, consumer, priority, delay FROM microbatch_jobs WHERE id = ?"
+FIND_INCOMING = "SELECT id FROM microbatch_jobs WHERE uid = ? AND queue = ? AND life = 0"
 HAS_STAGED = """SELECT 1 WHERE EXISTS (SELECT 1 FROM microbatch_jobs WHERE consumer = :consumer)
     OR EXISTS (SELECT 1 FROM microbatch_ranges
                WHERE state = 8 AND queue = :queue AND consumer = :consumer)"""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import anyio
 
 from microbatch._loops.current import current_loop
-from microbatch.durable.errors import QueueUnavailable
 
 from .guarded import Guarded
 from .host import Host
@@ -43,11 +42,12 @@ class AsyncConnection:
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._waiting: set[Any] = set()
         # Whoever drops it without closing it must not leave the threads behind.
         weakref.finalize(self, host.stop).atexit = False
 
     @classmethod
-    async def open(
+    def begin(
         cls,
         path: Path,
         *,
@@ -55,7 +55,7 @@ class AsyncConnection:
         read_only: bool,
         pragmas: Iterable[str] = (),
     ) -> Self:
-        """Open a file that exists, which the writer has prepared. Cancelling it leaves nothing open.
+        """Begin to open a file that exists, which the writer has prepared; `opened` waits for that.
 
         Args:
             path: The file, resolved.
@@ -64,7 +64,7 @@ class AsyncConnection:
             pragmas: Run before anything else.
 
         Raises:
-            QueueUnavailable: If the file cannot be opened.
+            QueueUnavailable: If the system has no thread to give.
         """
         if read_only:
             pragmas = (*pragmas, "PRAGMA query_only = ON")
@@ -73,18 +73,41 @@ class AsyncConnection:
         )
         connection = cls(host)
         host.start()
-        try:
-            await _wait_for(host.opened)
-        except BaseException:
-            host.stop()
-            raise
-        host.opened.result()
         return connection
+
+    @classmethod
+    async def open(cls, path: Path, **settings: Any) -> Self:
+        """Open a file; see `begin`. Cancelling it leaves nothing open.
+
+        Raises:
+            QueueUnavailable: If the file cannot be opened.
+        """
+        connection = cls.begin(path, **settings)
+        await connection.opened()
+        return connection
+
+    async def opened(self) -> None:
+        """Wait until it is open. Cancelling this ends it.
+
+        Raises:
+            QueueUnavailable: If the file cannot be opened, or it was ended meanwhile.
+        """
+        try:
+            await self._answer_of(self._host.opened)
+        except BaseException:
+            self._host.stop()
+            raise
+        self._host.opened.result()
 
     @property
     def ended(self) -> bool:
         """Tell whether it takes nothing more: it was closed or stopped, or found that it is of no use."""
         return self._host.stopping
+
+    @property
+    def usable(self) -> bool:
+        """Tell whether it is open, and takes more."""
+        return self._host.opened.done() and not self._host.stopping
 
     @property
     def lock_waits(self) -> int:
@@ -103,11 +126,16 @@ class AsyncConnection:
             Exception: What the generator raises; nothing was written.
         """
         answer = self._host.transact(steps)
-        if not await _wait_for(answer, ANSWER_TIMEOUT):
-            self.stop()
-            reason = f"the disk did not answer for {ANSWER_TIMEOUT:g} s"
-            raise QueueUnavailable(self._host.transactions.name, reason)
+        await self._answer_of(answer)
         return self._result_of(answer)
+
+    async def _answer_of(self, future: Future[Any]) -> None:
+        """Wait for what the thread does, as long as a disk may take."""
+        if not await _wait_for(future, ANSWER_TIMEOUT, self._waiting):
+            if self.ended:
+                raise self._host.ended_meanwhile()
+            self.stop()
+            raise self._host.silent(ANSWER_TIMEOUT)
 
     async def around(
         self,
@@ -174,6 +202,13 @@ class AsyncConnection:
         """End it from any thread, and roll back what is under way. Does not wait; harmless if repeated."""
         self._host.stop()
 
+    def desert(self) -> None:
+        """The same, and let nobody in its event loop wait any more for what it does: the disk may hang."""
+        self.stop()
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(False)
+
     def _result_of(self, future: Future[T]) -> T:
         try:
             return future.result()
@@ -181,8 +216,13 @@ class AsyncConnection:
             raise self._host.ended_meanwhile() from error
 
 
-async def _wait_for(future: Future[Any], seconds: float | None = None) -> bool:
-    """Wait until another thread's future is done, in whatever event loop; return whether it is."""
+async def _wait_for(
+    future: Future[Any], seconds: float | None = None, waiting: set[Any] | None = None
+) -> bool:
+    """Wait until another thread's future is done, in whatever event loop; return whether it is.
+
+    Meanwhile what is waited with is among those ``waiting``.
+    """
     # No cancel scope, and so no timeout of anyio's: a task that is abandoned in one is never collected.
     loop = current_loop()
     waiter = loop.create_waiter()
@@ -195,7 +235,10 @@ async def _wait_for(future: Future[Any], seconds: float | None = None) -> bool:
     if seconds is None:
         return bool(await waiter)
     timer = loop.call_at(loop.now() + seconds, lambda: wake(False))
+    waiting = set() if waiting is None else waiting
+    waiting.add(waiter)
     try:
         return bool(await waiter)
     finally:
+        waiting.discard(waiter)
         timer.cancel()

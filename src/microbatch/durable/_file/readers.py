@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
+from microbatch.durable.errors import QueueUnavailable
+
 from .reader import AsyncConnection
 from .schema import SYNCHRONOUS
 
@@ -61,7 +63,7 @@ class Readers:
             QueueUnavailable: If the file cannot be used.
         """
         reader = self._reader
-        if reader is None or reader.ended:
+        if reader is None or not reader.usable:
             async with self._opening:
                 reader = await self._open_reader()
         return await reader.run(steps())
@@ -69,8 +71,16 @@ class Readers:
     async def _open_reader(self) -> AsyncConnection:
         reader = self._reader
         if reader is None or reader.ended:  # nobody was faster
-            reader = self._reader = await AsyncConnection.open(self._path, read_only=True)
+            self._check_used()
+            # Known before it is open: who leaves meanwhile ends it.
+            reader = self._reader = AsyncConnection.begin(self._path, read_only=True)
+            await reader.opened()
         return reader
+
+    def _check_used(self) -> None:
+        """Refuse to open what nobody would close."""
+        if not self.users:
+            raise QueueUnavailable(str(self._path), "its queue was closed meanwhile")
 
     @asynccontextmanager
     async def settling(self, synchronous: str) -> AsyncIterator[AsyncConnection]:
@@ -85,7 +95,8 @@ class Readers:
         async with self._settling:
             settler = self._settler
             if settler is None or settler.ended:
-                settler = self._settler = await AsyncConnection.open(
+                self._check_used()
+                settler = self._settler = AsyncConnection.begin(
                     self._path,
                     read_only=False,
                     pragmas=(
@@ -93,12 +104,13 @@ class Readers:
                         "PRAGMA fullfsync = ON",  # macOS only
                     ),
                 )
+                await settler.opened()
             yield settler
 
     async def leave(self) -> None:
         """Do without them; the last one to leave closes them.
 
-        Cancelling this ends them at once.
+        Cancelling this ends them at once; then nobody waits for them any more.
         """
         self.users -= 1
         if self.users:
@@ -109,7 +121,9 @@ class Readers:
                 if connection is not None:
                     await connection.close()
         except BaseException:
-            self.stop()
+            for connection in (self._reader, self._settler):
+                if connection is not None:
+                    connection.desert()
             raise
 
     def stop(self) -> None:

@@ -195,6 +195,10 @@ class Session:
         """Write down in which file a consumer's lock is."""
         yield sql.PLACE, (lock_file, consumer), False
 
+    def knows(self, consumer: int) -> Generator[Step, Any, bool]:
+        """Tell whether a consumer stands in the file."""
+        return self._view.knows(consumer)
+
     def forget(self, consumer: int) -> Generator[Step, Any, None]:
         """Remove a consumer that holds nothing but keys, which are free then."""
         yield sql.FORGET, (consumer,), False

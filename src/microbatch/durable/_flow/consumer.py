@@ -43,6 +43,7 @@ class Consumer:
         self._claims = itertools.count(1)
         self._wanted: Want | None = None
         self._taking = False
+        self._asked = False  # whether claims may come
         self._looking = False
         hands.settling = settling
         hands.bind(loop)
@@ -51,7 +52,7 @@ class Consumer:
 
     def start(self) -> None:
         """Begin to ask for items."""
-        self._taking = True
+        self._taking = self._asked = True
         self._ask()
 
     def _ask_behind_outcomes(self) -> None:
@@ -110,19 +111,31 @@ class Consumer:
 
     async def shut(self) -> None:
         """End at once: handlers are cancelled, outcomes have a bounded time."""
-        with anyio.move_on_after(SETTLE_GRACE):
-            await self._stop()
-        await self.hands.engine.aclose(0)
-        await anyio.lowlevel.checkpoint()  # the outcomes' callbacks run
-        with anyio.move_on_after(SETTLE_GRACE) as grace:
-            await self.settling.drained()
-        if grace.cancelled_caught:
-            self.settling.give_up()
-            with anyio.move_on_after(1.0):
+        try:
+            with anyio.move_on_after(SETTLE_GRACE):
+                await self._stop()
+        finally:
+            try:
+                await self.hands.engine.aclose(0)
+            finally:
+                await self._settle()
+
+    async def _settle(self) -> None:
+        try:
+            await anyio.lowlevel.checkpoint()  # the outcomes' callbacks run
+            with anyio.move_on_after(SETTLE_GRACE) as grace:
                 await self.settling.drained()
+            if grace.cancelled_caught:
+                self.settling.give_up()
+                with anyio.move_on_after(1.0):
+                    await self.settling.drained()
+        finally:
+            self.settling.give_up()
+            await self.settling.close()
 
     async def _stop(self) -> None:
-        if self._taking:
-            self._taking = False
+        self._taking = False
+        if self._asked:  # also once more if the wait for that was cut short
             await self._store.ask_for_nothing()
+            self._asked = False
         self.hands.give_back_unstarted()

@@ -248,7 +248,12 @@ async def begin_job(service: Service, new: NewJob, pause: float) -> tuple[Begun,
         IdempotencyConflict: If the key belongs to a job with another fingerprint.
     """
     while True:
-        begun = await service.store.jobs.begin(new)
+        try:
+            begun = await service.store.jobs.begin(new)
+        except BaseException:
+            # It may have begun all the same, and nobody else knows of it: its key would be taken for ever.
+            service.forget_job_soon(new.uid)
+            raise
         if not begun.busy:
             break
         await anyio.sleep(pause)

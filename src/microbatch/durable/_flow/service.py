@@ -226,6 +226,10 @@ class Service:
     async def stop_halfway(self) -> None:
         """Nothing is open yet: the store sees to itself."""
 
+    def stop_starting(self) -> None:
+        """Let the start fail if it waits for the file."""
+        self.store.stop_opening()
+
     def lose_loop(self) -> None:
         """Forget what belonged to an event loop that has ended."""
         self.store.lose_loop()
@@ -240,18 +244,29 @@ class Service:
             await self.consumer.drain()
 
     async def shut(self) -> None:
-        """Close at once: in a bounded time."""
+        """Close at once: in a bounded time. Cancelling it shortens its waits, and leaves nothing out."""
         self.intake.close()
-        self.counting.stop()
-        if self.consumer is not None:
-            await self.consumer.shut()
-        await self._look_no_more()
-        if self._telling is not None:
-            await self._telling.close()
-        await self.watching.close()
-        await self.lookups.aclose(0)
+        async with contextlib.AsyncExitStack() as rest:  # the last one first
+            rest.callback(self._let_go)
+            rest.push_async_callback(self._leave_file)
+            rest.callback(self._tell_callers)
+            rest.push_async_callback(self.lookups.aclose, 0)
+            rest.push_async_callback(self.watching.close)
+            if self._telling is not None:
+                rest.push_async_callback(self._telling.close)
+            rest.push_async_callback(self._look_no_more)
+            if self.consumer is not None:
+                rest.push_async_callback(self.consumer.shut)
+            await self.counting.close()
+
+    def _tell_callers(self) -> None:
         self.intake.give_up()
         self.callers.close(self._title)
+
+    def _let_go(self) -> None:
+        self.hands = self.consumer = None
+
+    async def _leave_file(self) -> None:
         try:
             with anyio.move_on_after(CLOSE_GRACE) as grace:
                 await self.store.close()
@@ -261,7 +276,6 @@ class Service:
             logger.warning(
                 "queue %r: closed while its file is locked; its items go back later", self._title
             )
-        self.hands = self.consumer = None
 
     # For whoever brings something
 
@@ -298,7 +312,7 @@ class Service:
 
     def drop_staged(self, part: int) -> None:
         """Remove what was staged and will not be shown."""
-        self.spawn(self.store.drop_staged(part), "clean-up")
+        self._clean_up(lambda: self.store.drop_staged(part))
 
     async def drop_job(self, job: int) -> None:
         """Remove a job that will not be shown; what cannot be removed now is, once others look."""
@@ -307,12 +321,27 @@ class Service:
 
     def drop_job_soon(self, job: int) -> None:
         """The same without waiting for it."""
-        self.spawn(self.drop_job(job), "clean-up")
+        self._clean_up(lambda: self.store.jobs.drop(job))
+
+    def forget_job_soon(self, uid: str) -> None:
+        """Remove a job of which nobody knows whether it has begun to come in."""
+        self._clean_up(lambda: self.store.jobs.forget(uid))
+
+    def _clean_up(self, remove: Callable[[], Awaitable[None]]) -> None:
+        """Do what nobody waits for. Where the event loop has ended others do it, once they look."""
+
+        async def clean_up() -> None:
+            with contextlib.suppress(QueueUnavailable):
+                await remove()
+
+        if not self._loop.has_ended():
+            self.spawn(clean_up(), "clean-up")
 
     def release_job_soon(self, job: int) -> None:
         """Let a job begin here as soon as the call that brought it is over."""
         assert self._loop.native is not None  # noqa: S101 - asyncio
-        self._loop.native.call_soon(self.store.jobs.release, job)
+        if not self._loop.has_ended():  # else the writer notices, and lets it begin
+            self._loop.native.call_soon(self.store.jobs.release, job)
 
     # What the store tells
 
@@ -377,6 +406,7 @@ class Service:
         self._wanted |= dict.fromkeys(numbers)
         if self._wanted and self._looking is None and self._looks:
             self._looking = self.spawn(self._look_up_all(), "lookup")
+            self._looking.on_end = self._looked_up
 
     async def _look_no_more(self) -> None:
         self._looks = False  # an outcome that is dropped from here on is for nobody
@@ -385,26 +415,29 @@ class Service:
             looking.task.cancel()
             await looking.ended.wait()
 
+    def _looked_up(self) -> None:
+        """Go on if something came meanwhile, or somebody cancelled the task."""
+        self._looking = None
+        self._look_up_soon(())
+
     async def _look_up_all(self) -> None:
-        try:
-            while self._wanted:
-                numbers = list(self._wanted)[:LOOKED_UP]
-                for number in numbers:  # who asks from here on asks for a later state
-                    del self._wanted[number]
-                try:
-                    found = await self._look_up(numbers)
-                except QueueUnavailable:  # said already by whoever found out first
-                    self._wanted |= dict.fromkeys(numbers)
+        while self._wanted:
+            numbers = list(self._wanted)[:LOOKED_UP]
+            for number in numbers:  # who asks from here on asks for a later state
+                del self._wanted[number]
+            try:
+                found = await self._look_up(numbers)
+            except BaseException as error:
+                self._wanted |= dict.fromkeys(numbers)
+                if not isinstance(error, Exception):
+                    raise
+                if isinstance(error, QueueUnavailable):  # said already by whoever found out first
                     await anyio.sleep(TROUBLE_PAUSE)
                     continue
-                except Exception:
-                    logger.warning(
-                        "queue %r: who waits is looked up again later", self._title, exc_info=True
-                    )
-                    self._wanted |= dict.fromkeys(numbers)
-                    await anyio.sleep(ODD_PAUSE)
-                    continue
-                for number, one in zip(numbers, found, strict=True):
-                    self.callers.tell(number, one)
-        finally:
-            self._looking = None
+                logger.warning(
+                    "queue %r: who waits is looked up again later", self._title, exc_info=True
+                )
+                await anyio.sleep(ODD_PAUSE)
+                continue
+            for number, one in zip(numbers, found, strict=True):
+                self.callers.tell(number, one)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 
-from microbatch._pure.exceptions import HandlerCrashed
+from microbatch._pure.exceptions import BatcherClosed, HandlerCrashed
 from microbatch._telemetry.kinds import counted
 from microbatch.durable._file.codec import decode_error
 from microbatch.durable._file.records import Settlement, State
@@ -38,6 +38,10 @@ logger: logging.Logger = logging.getLogger("microbatch.durable")
 
 #: Seconds before the next attempt while the file cannot be used.
 TROUBLE_PAUSE = 0.25
+
+
+#: Seconds for which closing waits for effects that it cancelled: as long as they may take.
+CLOSE_GRACE = 5.0
 
 
 class Done(NamedTuple):
@@ -186,6 +190,7 @@ class Settling:
         self.gathering = False
         self._trouble = False
         self._given_up = False
+        self._closed = False
         self._finished: list[int] = []
         self._quiet: Any = None
         self.unsettled = 0
@@ -370,18 +375,22 @@ class Settling:
     def _affect(self, outcomes: list[Outcomes]) -> None:
         """Let the user's effects happen, group by group, in a task of our own."""
         self._effects += outcomes
-        if self._effects and not self._effecting:
+        if self._effects and not self._effecting and not self._closed:
             self._effecting = True
             self._task = self._spawn(self._run_effects(), "effects")
+            self._task.on_end = self._effects_ended
 
     async def _run_effects(self) -> None:
-        try:
-            while self._effects:
-                self._affecting, self._effects = self._effects, []
-                await self._settle_with_effects(self._affecting)
-        finally:
+        while self._effects:
+            self._affecting, self._effects = self._effects, []
+            await self._settle_with_effects(self._affecting)
             self._affecting = []
-            self._effecting = False
+
+    def _effects_ended(self) -> None:
+        """Go on if something came meanwhile, or somebody cancelled the task before its first step."""
+        self._effecting = False
+        self._affecting = []
+        self._affect([])
 
     async def _settle_with_effects(self, group: list[Outcomes]) -> None:
         items = {
@@ -422,15 +431,24 @@ class Settling:
             self._fail(group, error)
         except anyio.get_cancelled_exc_class() as error:
             assert self._task is not None  # noqa: S101 - it runs this
+            self._finished += finished
             if self._loop.was_cancelled(self._task.task):
+                if not self._closed:  # by somebody else: all tasks at the end of `asyncio.run`, say
+                    self._fail(group, BatcherClosed(self._name, started=True))
                 raise
             # Nobody cancelled this: it comes from something that the user's function waited for.
+            self._crash(group, error)
+        except (SystemExit, KeyboardInterrupt) as error:  # the loop ends by it
             self._finished += finished
-            crashed = HandlerCrashed(self._name, type(error).__name__)
-            crashed.__cause__ = error
-            self._fail(group, crashed)
+            self._crash(group, error)
+            raise
         else:
             self._settled(group, settled)
+
+    def _crash(self, group: list[Outcomes], error: BaseException) -> None:
+        crashed = HandlerCrashed(self._name, type(error).__name__)
+        crashed.__cause__ = error
+        self._fail(group, crashed)
 
     def _fail(self, group: list[Outcomes], error: Exception) -> None:
         self._post([self._without_effects(one, error) for one in group])
@@ -454,6 +472,15 @@ class Settling:
     def give_up(self) -> None:
         """From now on do not try again what cannot be written."""
         self._given_up = True
+
+    async def close(self) -> None:
+        """Begin no effects any more, and end those under way: what they keep from the disk goes back."""
+        self._closed = True
+        task = self._task
+        if task is not None and not task.ended.is_set():
+            task.task.cancel()
+            with anyio.move_on_after(CLOSE_GRACE):
+                await task.ended.wait()
 
     def _check_quiet(self) -> None:
         if not self.unsettled and self._quiet is not None and not self._quiet.done():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from microbatch._pure.exceptions import BatcherClosed
 from microbatch.durable.errors import QueueUnavailable
 
 if TYPE_CHECKING:
@@ -23,6 +25,9 @@ logger: logging.Logger = logging.getLogger("microbatch.durable")
 TRIES_MAX = 10
 PAUSE_FIRST = 1.0
 PAUSE_MAX = 300.0
+
+#: Seconds for which closing waits for the function, once that is cancelled: as long as for handlers.
+CLOSE_GRACE = 5.0
 
 #: Seconds before the next attempt while the file cannot be used.
 FILE_PAUSE = 0.25
@@ -68,8 +73,15 @@ class Telling:
 
     def tell(self, uid: str, tries: int) -> None:
         """Tell of a job's end that was told so many times before, without success."""
-        if not self._closed:
-            self._task = self._spawn(self._tell(uid, tries), "on_job_end")
+        if self._closed:
+            return
+        own = self._task = self._spawn(self._tell(uid, tries), "on_job_end")
+
+        def ended() -> None:
+            if own.task.cancelled():  # by somebody else than us: nobody else would tell of it
+                self.tell(uid, tries)
+
+        own.on_end = ended
 
     async def _tell(self, uid: str, tries: int) -> None:
         row = await self._patiently(lambda: self._store.jobs.statuses([uid]))
@@ -98,7 +110,8 @@ class Telling:
                         delay,
                         exc_info=error,
                     )
-        await self._patiently(lambda: self._store.jobs.told(uid, delay))
+        with contextlib.suppress(BatcherClosed):  # it went on after that
+            await self._patiently(lambda: self._store.jobs.told(uid, delay))
 
     @staticmethod
     async def _patiently(ask: Callable[[], Awaitable[Any]]) -> Any:
@@ -112,6 +125,10 @@ class Telling:
         """End it: what was not told is told by the next one."""
         self._closed = True
         task = self._task
-        if task is not None and not task.ended.is_set():
-            task.task.cancel()
+        if task is None or task.ended.is_set():
+            return
+        task.task.cancel()
+        with anyio.move_on_after(CLOSE_GRACE):
             await task.ended.wait()
+        if not task.ended.is_set():
+            logger.warning("queue %r: on_job_end goes on after its queue was closed", self._name)

@@ -136,30 +136,35 @@ class Watching:
         self._wanted |= dict.fromkeys(uids)
         if self._wanted and self._looking is None and not self._closed:
             self._looking = self._spawn(self._look(), "look at jobs")
+            self._looking.on_end = self._looked
+
+    def _looked(self) -> None:
+        """Go on if something came meanwhile, or somebody cancelled the task."""
+        self._looking = None
+        self.look_at(())
 
     async def _look(self) -> None:
-        try:
-            while self._wanted:
-                uids = list(self._wanted)[:LOOKED_AT]
-                for uid in uids:  # who asks from here on asks for a later state
-                    del self._wanted[uid]
-                watched = [self._by_uid.get(uid) for uid in uids]
-                try:
-                    rows = await self._store.jobs.statuses(uids)
-                except Exception as error:
-                    if not isinstance(error, QueueUnavailable):
-                        logger.warning(
-                            "queue %r: jobs are looked at again later", self._name, exc_info=error
-                        )
-                    self._wanted |= dict.fromkeys(uids)
-                    await anyio.sleep(LOOK_PAUSE)
-                    continue
-                for one in watched:
-                    # Nobody would tell who came later of what changed between this look and his coming.
-                    if one is not None and self._by_uid.get(one.uid) is one:
-                        self._tell(one, rows.get(one.uid))
-        finally:
-            self._looking = None
+        while self._wanted:
+            uids = list(self._wanted)[:LOOKED_AT]
+            for uid in uids:  # who asks from here on asks for a later state
+                del self._wanted[uid]
+            watched = [self._by_uid.get(uid) for uid in uids]
+            try:
+                rows = await self._store.jobs.statuses(uids)
+            except BaseException as error:
+                self._wanted |= dict.fromkeys(uids)
+                if not isinstance(error, Exception):
+                    raise
+                if not isinstance(error, QueueUnavailable):
+                    logger.warning(
+                        "queue %r: jobs are looked at again later", self._name, exc_info=error
+                    )
+                await anyio.sleep(LOOK_PAUSE)
+                continue
+            for one in watched:
+                # Nobody would tell who came later of what changed between this look and his coming.
+                if one is not None and self._by_uid.get(one.uid) is one:
+                    self._tell(one, rows.get(one.uid))
 
     def _tell(self, watched: Watched, row: JobRow | None) -> None:
         watched.row = row

@@ -36,8 +36,7 @@ class AnswerSeat:
 
         def steps(transaction: WriteTransaction) -> Generator[Step, Any, Standing]:
             session = transaction.session
-            if client.consumer is None:
-                yield from neighbours.register(session, client)
+            yield from neighbours.enrol(session, client)
             assert client.consumer is not None  # noqa: S101 - it is registered
             standing = yield from session.answers.begin(
                 client.queue,

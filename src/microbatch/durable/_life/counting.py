@@ -45,6 +45,7 @@ class Counting:
         self._observer = observer
         self._counted = Counted(name, (path, queue))
         self._timer: Handle | None = None
+        self._task: OwnTask | None = None
         self._loop: Loop
         self._spawn: Callable[[Any, str], OwnTask]
         if observer is not None:
@@ -66,8 +67,9 @@ class Counting:
         observer = self._observer
         assert observer is not None  # noqa: S101 - else there is no timer
         self._see(observer)
-        if observer.measuring:
-            self._spawn(self._count(), "counting")
+        # A disk that hangs must not make them many.
+        if observer.measuring and (self._task is None or self._task.ended.is_set()):
+            self._task = self._spawn(self._count(), "counting")
         self._timer = self._loop.call_at(self._loop.now() + COUNT_INTERVAL, self._ring)
 
     async def _count(self) -> None:
@@ -77,11 +79,19 @@ class Counting:
         except QueueUnavailable as error:
             logger.debug("not counted: %s", error)
         else:
-            if self._timer is not None:
-                self._counted.keep(queue_stats(counts, self._store.lock_waits), jobs)
+            self._counted.keep(queue_stats(counts, self._store.lock_waits), jobs)
+
+    async def close(self) -> None:
+        """Let gauges end: the queue is closed."""
+        self.stop()
+        task, self._task = self._task, None
+        if task is not None:
+            task.task.cancel()
+            await task.ended.wait()
+            self._counted.keep(None)
 
     def stop(self) -> None:
-        """Let gauges end: the queue is closed, or its event loop is gone."""
+        """The same where its event loop is gone."""
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()

@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from microbatch._pure.exceptions import BatcherClosed
+from microbatch.durable._file.asks import Afterwards
 from microbatch.durable._file.job_life import VISIBLE, JobLife
 
 if TYPE_CHECKING:
@@ -60,8 +61,7 @@ class JobSeat:
         client, writer = self._client(), self._writer()
 
         def steps(transaction: WriteTransaction) -> Generator[Step, Any, Begun]:
-            if client.consumer is None:
-                yield from writer.neighbours.register(transaction.session, client)
+            yield from writer.neighbours.enrol(transaction.session, client)
             assert client.consumer is not None  # noqa: S101 - it is registered
             return (
                 yield from transaction.session.jobs.begin(
@@ -97,6 +97,7 @@ class JobSeat:
 
         def steps(transaction: WriteTransaction) -> Generator[Step, Any, None]:
             held.add(job)
+            client.holding.add(job)
             yield from transaction.session.jobs.show(client.queue, job, total, client.consumer)
             transaction.look_for_dues(client.queue)
 
@@ -108,9 +109,10 @@ class JobSeat:
 
         def note() -> None:
             writer.connection.held.discard(job)
+            client.holding.discard(job)
             writer.stirred.add(client.queue)
 
-        client.post(note)
+        client.post(Afterwards(note))  # its caller may have gone before it was shown
 
     async def drop(self, job: int) -> None:
         """Give up a job that is coming in, and remove all of it, if closing has not done that."""
@@ -118,11 +120,28 @@ class JobSeat:
 
         def steps(transaction: WriteTransaction) -> Generator[Step, Any, bool]:
             yield from transaction.session.jobs.abandon(job)
-            return (yield from transaction.session.jobs.step(job))
+            if job not in client.abandoned:  # a close in the middle of it goes on with it
+                client.abandoned.append(job)
+            more = yield from transaction.session.jobs.step(job)
+            if not more:
+                client.abandoned.remove(job)
+            return more
 
         with contextlib.suppress(BatcherClosed):
             while await client.call(steps):
                 pass
+
+    async def forget(self, uid: str) -> None:
+        """Give up a job of which nobody knows whether it has begun to come in; see `drop`."""
+        client = self._client()
+
+        def steps(transaction: WriteTransaction) -> Generator[Step, Any, int | None]:
+            return (yield from transaction.session.jobs.incoming(client.queue, uid))
+
+        with contextlib.suppress(BatcherClosed):
+            number = await client.call(steps)
+            if number is not None:
+                await self.drop(number)
 
     async def ids_from(
         self, job: int, position: int, limit: int

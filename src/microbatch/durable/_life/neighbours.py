@@ -74,6 +74,11 @@ class Neighbours(Duty):
             self.writer.clients.append(client)
             self.writer.connection.demand_synchronous([c.synchronous for c in self.writer.clients])
 
+    def enrol(self, session: Session, client: Client) -> Generator[Step, Any, None]:
+        """See that a consumer is known in the file: it is not if the transaction before was rolled back."""
+        if client.consumer is None or not (yield from session.knows(client.consumer)):
+            yield from self.register(session, client)
+
     def register(self, session: Session, client: Client) -> Generator[Step, Any, None]:
         """Make a consumer known in the file."""
         pid = os.getpid()
@@ -118,12 +123,12 @@ class Neighbours(Duty):
             yield from session.forget(number)
         return more
 
-    def undo_join(self, client: Client) -> None:
-        """Undo `join`, however far it came: nobody waits for it any more."""
+    def leave_and_part(self, client: Client) -> None:
+        """Do all that is left of `leave`, and `part`: nobody waits for it any more."""
         if client.consumer is not None:
             try:
-                # In one step: it has neither claimed nor staged anything yet.
-                self.writer.transact(lambda transaction: self.leave(transaction, client))
+                while self.writer.transact(lambda transaction: self.leave(transaction, client)):
+                    pass
             except Fault as fault:
                 self.writer.tell_trouble(fault)
         self.part(client)
@@ -134,6 +139,10 @@ class Neighbours(Duty):
             self.writer.clients.remove(client)
         client.want = None
         client.claims.clear()
+        if client.holding:  # nobody else would let them begin
+            self.writer.connection.held -= client.holding
+            client.holding.clear()
+            self.writer.stirred.add(client.queue)
         self._take_presence(client)
 
     @staticmethod

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 logger: logging.Logger = logging.getLogger("microbatch.durable")
 
 
+#: Seconds that closing gives a start that is under way: as long as it gives the last transaction.
+START_GRACE = 5.0
+
 _everyone: weakref.WeakSet[Opening] = weakref.WeakSet()
 
 
@@ -63,6 +66,9 @@ class Parts(Protocol):
 
     async def stop_halfway(self) -> None:
         """Let go of what was opened when the start failed or was cancelled."""
+
+    def stop_starting(self) -> None:
+        """Let a start that is under way fail, and not wait any longer."""
 
     def lose_loop(self) -> None:
         """Forget what belonged to an event loop that has ended."""
@@ -200,8 +206,7 @@ class Opening:
         if self.state == "new":
             self.state = "closed"
         if self._lock.locked():
-            async with self._lock:
-                pass  # whoever is opening it sees that it is closed, and closes the file
+            await self._end_start(drain_timeout)
         if self.state == "open":
             self.state, self.native = "closing", None
             try:
@@ -212,14 +217,38 @@ class Opening:
         elif self.state == "closing":  # somebody else is at it
             await self._closed.wait()
 
+    async def _end_start(self, seconds: float | None) -> None:
+        """Wait until whoever is opening it sees that it is closed, and closes the file: not for ever."""
+        try:
+            with anyio.move_on_after(None if seconds is None else max(seconds, START_GRACE)):
+                async with self._lock:
+                    return
+            self._parts.stop_starting()
+        except BaseException:
+            self._parts.stop_starting()
+            raise
+        async with self._lock:
+            pass
+
     async def _in_own_task(
         self, closing: Coroutine[Any, Any, None], on_end: Callable[[], None] | None = None
     ) -> None:
         """End things in a task of their own, which no cancellation of the caller's can stop."""
-        task = self.spawn(closing, "closing")
+        loop = self.loop
+        assert loop is not None  # noqa: S101 - it was open, or about to be
+        native: Any = loop.spawn(self._run_whole, closing, f"{self._name} closing")
+        task = OwnTask(native, f"queue {self._name!r}: its closing failed")
         task.on_end = on_end
         with anyio.CancelScope(shield=True):
             await task.ended.wait()
+
+    async def _run_whole(self, closing: Coroutine[Any, Any, None]) -> None:
+        """Run it even if somebody cancels all tasks before its first step, as `asyncio.run` does at its end."""
+        assert self.loop is not None  # noqa: S101
+        try:
+            await self.loop.started()
+        finally:
+            await closing
 
     def _end(self) -> None:
         self.state = "closed"

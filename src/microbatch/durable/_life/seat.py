@@ -7,6 +7,8 @@ import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import anyio
+
 from microbatch._pure.exceptions import BatcherClosed, WouldDeadlock
 from microbatch.durable._file import registry
 from microbatch.durable._file import writer as writing
@@ -110,6 +112,8 @@ class Seat:
         )
         self.answers: AnswerSeat = AnswerSeat(client=lambda: self._client, writer=self._open)
         self._client: Client
+        self._coming: Client | None = None
+        self._left = False
         self._writer: Writer | None = None
         self._readers: Readers
 
@@ -136,16 +140,24 @@ class Seat:
         )
         writer = self._writer = registry.enter(self._path, self._make_writer, client)
         client.writer = writer
+        self._coming, self._left = client, False
         try:
             self.guard("open")
             await client.call(lambda transaction: writer.neighbours.join(transaction, client))
             self._readers = Readers.enter(self._path, loop)
             client.on_lost = self._readers.stop
         except BaseException:
-            client.post(Afterwards(lambda: writer.neighbours.undo_join(client)))
+            client.post(Afterwards(lambda: writer.neighbours.leave_and_part(client)))
             registry.leave(writer, client)
             raise
+        finally:
+            self._coming = None
         self._client = client
+
+    def stop_opening(self) -> None:
+        """Let who is opening it wait no longer for the file: it is closed instead."""
+        if self._coming is not None:
+            self._coming.give_up()
 
     def _make_writer(self, path: Path) -> Writer:
         return Writer(
@@ -161,20 +173,28 @@ class Seat:
         Raises:
             QueueUnavailable: If that could not be written: it goes back all the same, once others look.
         """
+        self._left = True
         try:
             await self._readers.leave()
         finally:  # who is cancelled waits for nothing more, but all of it is asked for
-            await self._give_back()
+            try:
+                await self._give_back()
+            finally:
+                self._client.give_up()
 
     async def _give_back(self) -> None:
         client, writer = self._client, self._open()
+        part = writer.neighbours.part
         try:
             while await client.call(
                 lambda transaction: writer.neighbours.leave(transaction, client), last=True
             ):
                 pass
+        except anyio.get_cancelled_exc_class():
+            part = writer.neighbours.leave_and_part  # nobody asks for the next step
+            raise
         finally:
-            client.post(Afterwards(lambda: writer.neighbours.part(client)))
+            client.post(Afterwards(lambda: part(client)))
             goodbye = client.loop.create_waiter()
             if registry.leave(writer, client, (client.port, lambda _: wake(goodbye))):
                 await goodbye
@@ -320,8 +340,7 @@ class Seat:
         client, writer = self._client, self._open()
 
         def steps(transaction: WriteTransaction) -> Generator[Step, Any, None]:
-            if client.consumer is None:
-                yield from writer.neighbours.register(transaction.session, client)
+            yield from writer.neighbours.enrol(transaction.session, client)
             refusal = yield from transaction.session.stage(
                 client.queue, client.limits, items, _of(client), part
             )
@@ -420,7 +439,16 @@ class Seat:
             queue = yield from session.number_of(name)
             return (yield from steps(session, queue))
 
-        return await self._readers.read(all_steps)
+        self._check_open()
+        try:
+            return await self._readers.read(all_steps)
+        except QueueUnavailable:
+            self._check_open()
+            raise
+
+    def _check_open(self) -> None:
+        if self._left:
+            raise BatcherClosed(self._name)
 
     async def look(self, steps: Callable[[Session, int], Generator[Step, Any, T]]) -> T:
         """Run what only reads, with the queue's number, on one state of the file: for who looks into it."""
