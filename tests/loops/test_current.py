@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+import time
 from typing import Any
 
 import anyio
@@ -13,7 +14,7 @@ import pytest
 import sniffio
 import trio
 import trio.lowlevel
-from support import run
+from support import run, turns
 
 from microbatch._loops.current import current_loop
 from microbatch._loops.on_asyncio import AsyncioLoop
@@ -54,6 +55,18 @@ async def test_a_cancelled_timer_does_not_ring() -> None:
     await anyio.sleep(1)
     handle.cancel()
     await anyio.sleep(10)
+    assert rung == []
+
+
+@pytest.mark.real_time
+async def test_a_timer_that_is_cancelled_just_before_its_time_does_not_ring() -> None:
+    """Though its time has come before the loop has its next turn."""
+    loop = current_loop()
+    rung: list[int] = []
+    handle = loop.call_at(loop.now() + 0.05, lambda: rung.append(1))
+    handle.cancel()
+    time.sleep(0.1)  # noqa: ASYNC251 - the loop is busy meanwhile
+    await turns()
     assert rung == []
 
 

@@ -235,14 +235,20 @@ def _lowlevel() -> Any:
 
 
 class _TrioHandle:
-    """A timer or task of trio's: a cancel scope in a system task of its own."""
+    """A timer or task of trio's: a cancel scope in a system task of its own.
 
-    __slots__ = ("_scope",)
+    Attributes:
+        taken_back: Whether somebody cancelled it; a scope does not tell that from its deadline.
+    """
+
+    __slots__ = ("_scope", "taken_back")
 
     def __init__(self, scope: trio.CancelScope) -> None:
         self._scope = scope
+        self.taken_back = False
 
     def cancel(self) -> None:
+        self.taken_back = True
         self._scope.cancel()
 
     def is_cancelled(self) -> bool:
@@ -302,7 +308,7 @@ class TrioLoop:
         async def ring() -> None:
             with scope:
                 await self._trio.sleep_forever()
-            if self._trio.current_time() >= when:
+            if not handle.taken_back:  # its time may have come since
                 _call(callback)
 
         self._trio.lowlevel.spawn_system_task(ring, context=contextvars.Context())
