@@ -11,6 +11,7 @@ import anyio
 from microbatch._loops.context import in_context
 from microbatch._loops.current import current_loop
 from microbatch._pure.exceptions import HandlerCrashed
+from microbatch._pure.handler import FATAL, find
 
 from ._problem import Problem
 
@@ -55,6 +56,7 @@ class Detached:
         loop = self._loop
         if loop is None or not loop.is_current():
             loop = self._loop = current_loop()
+            self._forget_lost()
         one = _Work(work, copy_context(), loop)
         self._running.add(one)
         one.task = loop.spawn(self._do, one, _NAME)
@@ -74,10 +76,18 @@ class Detached:
         return result
 
     async def join(self) -> None:
-        """Wait until all has ended."""
+        """Wait until all has ended, but for what an event loop took with it that is gone."""
+        self._forget_lost()
         while self._running:
             self._idle = self._idle or anyio.Event()
             await self._idle.wait()
+
+    def _forget_lost(self) -> None:
+        """Do without what was under way in an event loop that has ended: it never comes to its end."""
+        lost = {one for one in self._running if one.loop.has_ended()}
+        if lost:
+            self._running -= lost
+            self._idle = None
 
     async def _do(self, one: _Work) -> None:
         try:
@@ -87,13 +97,20 @@ class Detached:
             one.error = error
         except BaseException as error:
             one.error = HandlerCrashed(_NAME, type(error).__name__)
-            raise
+            fatal = find(error, FATAL)
+            if fatal is not None and one.loop.raises_fatal(fatal, one.task):
+                raise fatal from fatal.__cause__
+            if not isinstance(
+                fatal, KeyboardInterrupt
+            ):  # trio has that one; any other it cannot take
+                raise
         finally:
             self._running.discard(one)
-            one.wake(in_time=True)
-            if self._idle is not None and not self._running:
-                self._idle.set()
-                self._idle = None
+            if one.loop.is_current():  # else that has ended, and this is the garbage collector
+                one.wake(in_time=True)
+                if self._idle is not None and not self._running:
+                    self._idle.set()
+                    self._idle = None
 
 
 class _Work:
