@@ -97,3 +97,20 @@ class _DiesOnImport:
 
 
 dies_on_import = _DiesOnImport()
+
+
+class HangsOnImport(_DiesOnImport):
+    """A handler whose loading tells which process loads it, and takes ten minutes."""
+
+    __name__ = __qualname__ = "hangs_on_import"
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return _tell_and_hang, (self.path,)
+
+
+def _tell_and_hang(path: str) -> None:
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(600)

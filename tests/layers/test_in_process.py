@@ -169,6 +169,20 @@ async def test_a_cancelled_batch_has_its_worker_killed(tmp_path: Path) -> None:
         await until(lambda: not psutil.pid_exists(pid))
 
 
+async def test_a_cancelled_batch_has_its_worker_killed_that_is_still_starting(
+    tmp_path: Path,
+) -> None:
+    """An import that hangs would keep the process and the thread that waits for it, and the program at its end."""
+    path = tmp_path / "pid"
+    handler = in_process(work.HangsOnImport(str(path)), workers=1)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(handler, [1])
+        pid = await written(path)
+        tasks.cancel_scope.cancel()
+    with anyio.fail_after(60):
+        await until(lambda: not psutil.pid_exists(pid))
+
+
 async def test_a_handler_timeout_stops_what_burns_the_cpu(tmp_path: Path) -> None:
     """The callers fail on time and the slot is free for the next batch."""
     async with (

@@ -162,7 +162,7 @@ class ProcessHandler(Generic[T, R]):
         if payload is None:
             return []
         try:
-            worker = pool.take()
+            worker = pool.take(job.start)
         except Died as death:
             raise WorkerDied(self.__name__, str(death), starting=True) from None
         try:

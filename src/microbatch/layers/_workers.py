@@ -19,6 +19,7 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from multiprocessing.connection import Connection
 
 #: A dying process is gone within milliseconds; one that the kernel holds longer is left to it.
@@ -94,8 +95,11 @@ class Pool:
         """Tell whether this is a copy made by a fork: those workers are the parent's."""
         return self._process_id != os.getpid()
 
-    def take(self) -> Worker:
+    def take(self, begun: Callable[[Worker], None] = lambda _: None) -> Worker:
         """Return an idle worker that lives, or a new one.
+
+        Args:
+            begun: Gets a new one as soon as it starts: for who may have to kill it before it is ready.
 
         Raises:
             Died: If the new one dies while it starts.
@@ -115,6 +119,7 @@ class Pool:
             self._busy.add(worker)
             if self._ended:
                 worker.kill()
+        begun(worker)
         try:
             succeeded, answer = worker.receive()
         except (EOFError, OSError):
