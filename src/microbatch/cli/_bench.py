@@ -116,9 +116,14 @@ async def _own_cost() -> float:
 
     async with Batcher(nothing, telemetry=False) as batcher:
         began = _clock()
-        for pending in [batcher.submit_nowait(item) for item in range(_OWN_ITEMS)]:
-            await pending
-        return (_clock() - began) / _OWN_ITEMS
+        waiting = [batcher.submit_nowait(item) for item in range(_OWN_ITEMS)]
+        try:
+            for pending in waiting:
+                await pending
+            return (_clock() - began) / _OWN_ITEMS
+        finally:  # interrupted, each of them would complain that nobody awaited it
+            for pending in waiting:
+                pending.cancel()
 
 
 async def _measure(args: argparse.Namespace, call: Call, source: RowSource | None) -> _Measured:
