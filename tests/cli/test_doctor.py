@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -93,9 +94,8 @@ def test_a_clock_that_jumped(path: Path, microbatch: Any) -> None:
     """Something was written an hour ahead."""
     fill(path, [1])
     sql(path, f"UPDATE microbatch_ranges SET since = {time.time() + 3600}")
-    assert "written 1 h in the future" in findings(microbatch, path)["clock"]["message"].replace(
-        "59 min 59 s", "1 h"
-    )
+    message = findings(microbatch, path)["clock"]["message"]
+    assert re.search(r"written (1 h|5\d min \d+ s) in the future", message)
 
 
 def test_a_paused_queue(path: Path, microbatch: Any) -> None:

@@ -106,6 +106,14 @@ async def on_writer(durable: Any, *statements: str) -> list[list[Any]]:
     return await asyncio.wrap_future(answer)
 
 
+async def an_hour_passes(durable: Any) -> None:
+    """Let what waits for company have waited an hour longer; to wait for less is to depend on the machine's pace."""
+    client = durable._service.store._client
+    await until(lambda: client.wanted_since is not None)
+    client.wanted_since -= 3600.0
+    await on_writer(durable)  # it looks anew when something is due
+
+
 async def empty_log(durable: Any) -> None:
     """Have everything in the file itself, so that its log can be thrown away."""
     [[(busy, _, _)]] = await on_writer(durable, "PRAGMA wal_checkpoint(TRUNCATE)")

@@ -5,19 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from durable_support import Handler, batcher, looked, on_writer, until
+from durable_support import Handler, an_hour_passes, batcher, looked, until
 
 pytestmark = pytest.mark.anyio
 
 HOUR = 3600.0
-
-
-async def an_hour_passes(durable) -> None:
-    """Let what waits for company have waited an hour longer; to wait for less is to depend on the machine's pace."""
-    client = durable._service.store._client
-    await until(lambda: client.wanted_since is not None)
-    client.wanted_since -= HOUR
-    await on_writer(durable)  # it looks anew when something is due
 
 
 async def test_only_full_calls_go_before_the_time_is_over(path):

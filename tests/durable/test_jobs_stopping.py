@@ -212,8 +212,10 @@ async def test_a_paused_job_waits_and_goes_on(path):
 async def test_a_paused_job_can_be_cancelled(path):
     """The reasons for which a lane is closed do not undo one another."""
     async with batcher(path, Handler()) as durable:
-        job = await durable.enqueue_job([1] * 5, delay=0.05)
+        await durable.pause()  # so that nothing begins before the job is paused
+        job = await durable.enqueue_job([1] * 5)
         await job.pause()
+        await durable.resume()
         await job.cancel()
         await job.resume()
         status = await job.wait(20)

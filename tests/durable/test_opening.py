@@ -7,6 +7,7 @@ import contextlib
 import gc
 import sqlite3
 import threading
+import time
 
 import anyio
 import pytest
@@ -18,6 +19,7 @@ from durable_support import (
     ends_loops,
     execute,
     locked,
+    on_writer,
     rows,
     states,
     until,
@@ -307,13 +309,16 @@ def test_a_loop_that_ends_after_an_opening_failed(path):
 
 
 @in_a_loop
-async def test_closing_while_a_claim_is_under_way(path):
+async def test_closing_while_a_claim_is_under_way(path, monkeypatch):
     """What it brings goes back at once, as if nobody had claimed it."""
     handler = Handler()
     durable = batcher(path, handler, poll_interval=3600)
-    ticket = await durable.enqueue(1, delay=0.3)  # then it is claimed in a transaction of its own
+    ticket = await durable.enqueue(1, delay=60)  # then it is claimed in a transaction of its own
     async with anyio.create_task_group() as tasks:
         with locked(path):
+            now = time.time()
+            monkeypatch.setattr(time, "time", lambda: now + 61)
+            await on_writer(durable)  # it looks anew when something is due
             waits = durable._service.store.lock_waits
             await until(lambda: durable._service.store.lock_waits > waits)
             tasks.start_soon(durable.aclose)

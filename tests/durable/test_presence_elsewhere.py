@@ -79,7 +79,7 @@ def test_a_child_does_not_wait_for_a_lock_of_a_thread_that_it_has_not(path):
     thread.start()
     assert held.wait(20)
     try:
-        assert in_child(lambda: bool(signal.alarm(5) or Presence(path).take(1)))
+        assert in_child(lambda: bool(signal.alarm(60) or Presence(path).take(1)))
     finally:
         done.set()
         thread.join()
