@@ -18,9 +18,16 @@ from pathlib import Path
 PATIENCE = 120.0
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+@contextlib.contextmanager
+def kept_port():
+    """A port of loopback that the system gives to nobody else meanwhile, however long a server takes to come.
+
+    A socket has it that does not listen. A server that sets SO_REUSEADDR, as all of these do, may have it too.
+    """
+    with socket.socket() as keeper:
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        keeper.bind(("127.0.0.1", 0))
+        yield int(keeper.getsockname()[1])
 
 
 def wait_until(happens, tell=str):
@@ -85,8 +92,7 @@ def nats_program():
 @contextlib.contextmanager
 def nats():
     """NATS with JetStream; the program comes from PyPI."""
-    with folder_of("nats", {}) as folder, (folder / "log").open("wb") as log:
-        port = free_port()
+    with folder_of("nats", {}) as folder, (folder / "log").open("wb") as log, kept_port() as port:
         process = subprocess.Popen(
             [nats_program(), "-js", "-sd", folder, "-a", "127.0.0.1", "-p", str(port)],
             stdout=log, stderr=log,
@@ -105,8 +111,13 @@ def rabbit_program():
 def rabbit():
     """RabbitMQ, with a port mapper of Erlang's own, so that none is left behind."""
     whom = unprivileged("rabbitmq")
-    with folder_of("rabbit", whom) as folder, (folder / "log").open("wb") as log:
-        port, distribution, mapping = free_port(), free_port(), free_port()
+    with (
+        folder_of("rabbit", whom) as folder,
+        (folder / "log").open("wb") as log,
+        kept_port() as port,
+        kept_port() as distribution,
+        kept_port() as mapping,
+    ):
         environment = {
             "PATH": os.environ["PATH"], "HOME": str(folder), "LANG": "C.UTF-8",
             "ERL_EPMD_ADDRESS": "127.0.0.1", "ERL_EPMD_PORT": str(mapping),
@@ -136,8 +147,11 @@ def redis_program():
 def redis():
     """Redis, which keeps nothing on the disk here."""
     whom = unprivileged("nobody")
-    with folder_of("redis", whom) as folder, (folder / "log").open("wb") as log:
-        port = free_port()
+    with (
+        folder_of("redis", whom) as folder,
+        (folder / "log").open("wb") as log,
+        kept_port() as port,
+    ):
         command = [redis_program(), "--port", str(port), "--bind", "127.0.0.1"]
         process = subprocess.Popen(
             [*command, "--save", "", "--appendonly", "no"],
@@ -161,13 +175,16 @@ def postgres_programs():
 def postgres(*settings):
     """PostgreSQL with its own defaults, but for `settings`: ``"name=value"``, each."""
     programs, whom = postgres_programs(), unprivileged("nobody")
-    with folder_of("postgres", whom) as folder, (folder / "log").open("wb") as log:
+    with (
+        folder_of("postgres", whom) as folder,
+        (folder / "log").open("wb") as log,
+        kept_port() as port,
+    ):
         subprocess.run(
             [programs / "initdb", "-D", folder / "data", "-U", "example", "-A", "trust", "-E", "UTF8",
              "--locale=C", "-N"],
             cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=PATIENCE, **whom,
         )  # fmt: skip
-        port = free_port()
         options = ["listen_addresses=127.0.0.1", *settings]
         process = subprocess.Popen(
             [programs / "postgres", "-D", folder / "data", "-k", folder, "-p", str(port),

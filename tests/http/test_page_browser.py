@@ -18,6 +18,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+from benchmarks.servers import kept_port
 from microbatch import ItemError
 from microbatch.durable import DurableBatcher
 from microbatch.http import QueuePage
@@ -125,10 +126,12 @@ def chromium() -> Iterator[webdriver.Chrome]:
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
-    driver.set_script_timeout(60)
-    yield driver
-    driver.quit()
+    with kept_port() as port:
+        service = Service("/usr/bin/chromedriver", port)
+        driver = webdriver.Chrome(options=options, service=service)
+        driver.set_script_timeout(60)
+        yield driver
+        driver.quit()
 
 
 def look(driver: webdriver.Chrome, width: int, scheme: str) -> None:

@@ -15,6 +15,7 @@ from receiver_support import Receiver
 from standardwebhooks.webhooks import Webhook
 from webhook_support import LOOPBACK, SECRET, ended_job, webhooks
 
+from benchmarks.servers import kept_port
 from microbatch.durable import DurableQueue, JobStatus
 from microbatch.http._message import METADATA_KEY, SECRET_BYTES, Message, keys_of, message_of
 from microbatch.http._webhooks import DELAYS, Webhooks
@@ -292,18 +293,18 @@ def test_a_secret_may_come_without_its_prefix() -> None:
 @on_both_loops
 async def test_what_has_not_arrived_is_sent_after_a_restart(tmp_path: Path) -> None:
     """An outage of the receiver and an end of the sender: what was stored comes all the same."""
-    async with Receiver() as receiver:  # its port is free again, and nobody listens there
-        pass
-    hooks = webhooks(tmp_path / "w", allow=allowed(receiver), delays=(0.0,) * 1000)
-    async with hooks:
-        await ended_job(tmp_path / "q", hooks, url_of(receiver))
-        await until(hooks, "depth")
-    async with (
-        Receiver(port=receiver.port) as again,
-        webhooks(tmp_path / "w", allow=allowed(receiver), delays=(0.0,) * 1000) as hooks,
-    ):
-        (received,) = await again.got(1)
-        await settled(hooks)
+    with kept_port() as port:  # nobody listens there
+        receiver = Receiver(port=port)
+        hooks = webhooks(tmp_path / "w", allow=allowed(receiver), delays=(0.0,) * 1000)
+        async with hooks:
+            await ended_job(tmp_path / "q", hooks, url_of(receiver))
+            await until(hooks, "depth")
+        async with (
+            receiver,
+            webhooks(tmp_path / "w", allow=allowed(receiver), delays=(0.0,) * 1000) as hooks,
+        ):
+            (received,) = await receiver.got(1)
+            await settled(hooks)
     Webhook(SECRET).verify(received.body, received.headers)
 
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import signal
-import socket
-import subprocess
-import tempfile
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from examples_support import output_of
 from support import ENVIRONMENT
+
+from benchmarks import servers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,64 +17,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 
-def postgres_program(name: str) -> str | None:
-    """Find a server's program: Debian keeps them out of PATH."""
-    versions = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
-    return shutil.which(name) or (str(versions[-1]) if versions else None)
-
-
-def unprivileged() -> dict[str, object]:
-    """Whom PostgreSQL runs as: it refuses root."""
-    if os.name != "posix" or os.geteuid() != 0:
-        return {}
-    import pwd
-
-    account = pwd.getpwnam("nobody")
-    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-
-
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
-    """A PostgreSQL server of the test's own, on a free port of loopback, in a folder of its own."""
-    initdb, server = postgres_program("initdb"), postgres_program("postgres")
-    if initdb is None or server is None:
+    """A PostgreSQL server of the test's own."""
+    if servers.postgres_programs() is None:
         pytest.skip("PostgreSQL's initdb is not on this machine")
-    whom = unprivileged()
-    # Not under tmp_path: its parents are closed to other users.
-    folder = Path(tempfile.mkdtemp(prefix="microbatch-postgres-"))
-    try:
-        if whom:
-            os.chown(folder, whom["user"], whom["group"])
-        data = folder / "data"
-        subprocess.run(
-            [initdb, "-D", data, "-U", "example", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"],
-            cwd=folder, check=True, stdout=subprocess.DEVNULL, timeout=240, **whom,
-        )  # fmt: skip
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
-        log = folder / "log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [server, "-D", data, "-k", folder, "-p", str(port), "-c", "listen_addresses=127.0.0.1"],
-                cwd=folder, stdout=output, stderr=output, **whom,
-            )  # fmt: skip
-        try:
-            wait_until_ready(process, log)
-            yield f"postgresql://example@127.0.0.1:{port}/postgres"
-        finally:
-            process.send_signal(signal.SIGINT)  # disconnects everybody and stops in order
-            process.wait(timeout=120)
-    finally:
-        shutil.rmtree(folder)
-
-
-def wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait for a server in another process; its own log says when."""
-    end = time.monotonic() + 120
-    while "ready to accept connections" not in (said := log.read_text(errors="replace")):
-        assert process.poll() is None, said
-        assert time.monotonic() < end, said
-        time.sleep(0.05)
+    with servers.postgres() as url:
+        yield url
 
 
 def test_reading_by_id_asks_once_for_many_and_once_for_each_id(postgres, tmp_path):
