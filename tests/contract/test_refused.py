@@ -199,6 +199,7 @@ async def test_a_list_of_awaitables_is_refused_and_closed(make: Any, kind: str) 
     async def handler(items: list[int]) -> Any:
         return plain(items)
 
+    gc.collect()  # what earlier tests left would complain here
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         async with Batcher(handler if kind == "async" else plain, name="lazy") as batcher:

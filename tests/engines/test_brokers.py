@@ -206,7 +206,7 @@ def test_only_bad_items_come_again_and_end_rejected(counting, tmp_path):
     """Their neighbours are acknowledged, each by its own outcome."""
     bad = set(range(100, MANY + 1, 100))
     batch = 7 if counting.quorum else 20  # 28 messages at once: each acknowledgement is stored
-    redelivery = 2.0 if counting.engine == "redis" else 10.0
+    redelivery = 6.0 if counting.engine == "redis" else 10.0
     with crowd(
         tmp_path, **job(counting, every_bad=100, redelivery=redelivery, batch=batch)
     ) as workers:
@@ -217,7 +217,7 @@ def test_only_bad_items_come_again_and_end_rejected(counting, tmp_path):
         assert counting.left() == 0
         handled = workers.handled()
         assert {item for item, times in handled.items() if times == 3} == bad
-        if counting.quorum:  # on Redis a worker that this machine stops for 2 s repeats more
+        if counting.quorum:  # on Redis a worker that this machine stops for 6 s repeats more
             assert {times for item, times in handled.items() if item not in bad} == {1}
 
 

@@ -20,7 +20,8 @@ def drive(url: str, folder: Path) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).with_name("schemathesis")
     return subprocess.run(
         [program, "run", f"{url}/openapi.json", "-H", "Authorization: Bearer ann", "--phases", "coverage",
-         "--checks", ",".join(CHECKS), "--mode", "all", "--workers", "1", "--seed", "7"],
+         "--checks", ",".join(CHECKS), "--mode", "all", "--workers", "1", "--seed", "7",
+         "--request-timeout", "100"],
         capture_output=True, text=True, timeout=240, cwd=folder, check=False,
     )  # fmt: skip
 
