@@ -91,7 +91,7 @@ async def call(
         if called.done:
             return {"type": "http.disconnect"}
         piece = next(source, None)
-        called.read += piece is not None
+        called.read += piece is not None and not called.status
         return {"type": "http.request", "body": piece or b"", "more_body": piece is not None}
 
     async def send(message: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ async def call(
 
 
 class Called:
-    """What came of a call: the answer, and how many pieces of the body were read."""
+    """What came of a call: the answer, and how many pieces of the body were read before it."""
 
     def __init__(self) -> None:
         self.status = 0

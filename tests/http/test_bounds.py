@@ -33,6 +33,45 @@ async def test_a_body_is_counted_while_it_is_read() -> None:
             assert (told.status, told.read) == (413, 0)
 
 
+@pytest.mark.parametrize(
+    ("pieces", "dropped"),
+    [
+        pytest.param([(b"x", True), (b"x", True), (b"x", False)], 3, id="all of it"),
+        pytest.param([(bytes(6 << 20), True)] * 9, 3, id="too much"),
+        pytest.param([], 0, id="nothing"),
+    ],
+)
+async def test_what_still_comes_of_a_refused_body_is_dropped_before_the_connection_ends(
+    pieces: list[tuple[bytes, bool]], dropped: int
+) -> None:
+    """A server that closes a connection to which more comes resets it, and the client may lose the answer."""
+    answer: list[dict[str, Any]] = []
+    taken = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal taken
+        assert answer[-1]["body"]  # it is whole
+        assert answer[-1]["more_body"]  # and its connection has not ended
+        if taken == len(pieces):
+            await anyio.sleep_forever()
+        taken += 1
+        body, more = pieces[taken - 1]
+        return {"type": "http.request", "body": body, "more_body": more}
+
+    async def send(message: dict[str, Any]) -> None:
+        answer.append(message)
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/users", "query_string": b"", "root_path": "",
+        "headers": [(b"authorization", b"Bearer ann"), (b"content-type", b"text/plain")],
+    }  # fmt: skip
+    async with api_of(Users()) as api:
+        await api(scope, receive, send)
+    assert (answer[0]["status"], dict(answer[0]["headers"])[b"connection"]) == (415, b"close")
+    assert answer[2:] == [{"type": "http.response.body", "body": b""}]
+    assert taken == dropped
+
+
 async def test_a_bomb_is_found_out_after_what_is_allowed() -> None:
     """It is inflated in bounded parts, and counted; both as it was sent and inflated."""
     bomb = gzip.compress(b" " * 30_000_000)

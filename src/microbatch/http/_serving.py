@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import anyio
 from starlette.requests import Request
 
 from ._exchange import Exchange
@@ -16,13 +17,18 @@ from ._routing import parts_of
 
 if TYPE_CHECKING:
     from starlette.responses import Response
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Message, Receive, Scope, Send
 
     from ._parts import APIParts
     from ._routing import Router
 
 #: What every answer says of itself, where its endpoint says nothing else.
 HEADERS = {"x-content-type-options": "nosniff", "cache-control": "no-store"}
+
+#: Seconds, and bytes, for which what still comes of a refused body is dropped before its connection ends. Most
+#: clients have sent all by then, or have gone: nginx waits up to 5 s for each piece and 30 s for all.
+LINGER = 1.0
+LINGER_BYTES = 16 << 20
 
 
 async def serve(
@@ -36,7 +42,8 @@ async def serve(
     Raises:
         Exception: What a stream raises when its answer has begun already: the server then breaks it off.
     """
-    request = Request(scope, receive, send)
+    incoming = _Incoming(receive)
+    request = Request(scope, incoming.receive, send)
     headers: dict[str, str] = {}
     name = "a request"
     try:
@@ -60,14 +67,16 @@ async def serve(
     except Exception as error:  # noqa: BLE001 - of the application's code, or a fault of ours
         reply = fault_problem(error, ["http", name]).reply()
     if isinstance(reply, HTTPReply):
-        await _send(reply, headers, scope, send)
+        await _send(reply, headers, scope, send, incoming)
         return
     for key, value in (HEADERS | headers).items():
         reply.headers.setdefault(key, value)
     await reply(scope, receive, send)
 
 
-async def _send(reply: HTTPReply, more: dict[str, str], scope: Scope, send: Send) -> None:
+async def _send(
+    reply: HTTPReply, more: dict[str, str], scope: Scope, send: Send, incoming: _Incoming
+) -> None:
     headers: dict[str, str] = HEADERS | more | reply.headers
     body = reply.body
     if reply.media_type is not None and body:
@@ -79,5 +88,38 @@ async def _send(reply: HTTPReply, more: dict[str, str], scope: Scope, send: Send
         "status": reply.status,
         "headers": [(k.encode("latin-1"), v.encode("latin-1")) for k, v in headers.items()],
     }
+    shown = b"" if scope["method"] == "HEAD" else body
     await send(start)
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+    if "connection" in headers and not incoming.ended:
+        # A server that closes a connection to which more comes resets it, and the client may lose the answer.
+        await send({"type": "http.response.body", "body": shown, "more_body": True})
+        await incoming.drop()
+        shown = b""
+    await send({"type": "http.response.body", "body": shown})
+
+
+class _Incoming:
+    """What comes of a request.
+
+    Attributes:
+        ended: Whether nothing more will: the body is whole, or the client has left.
+    """
+
+    __slots__ = ("_receive", "ended")
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.ended = False
+
+    async def receive(self) -> Message:
+        """Return the next message of the server."""
+        message = await self._receive()
+        self.ended = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+    async def drop(self) -> None:
+        """Drop what comes, within bounds."""
+        dropped = 0
+        with anyio.move_on_after(LINGER):
+            while not self.ended and dropped < LINGER_BYTES:
+                dropped += len((await self.receive()).get("body", b""))
