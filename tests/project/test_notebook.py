@@ -16,12 +16,16 @@ def outputs(tmp_path_factory) -> list[list[dict]]:
     """What each cell of code gave."""
     import nbclient
     import nbformat
+    from traitlets.config import Config
 
     notebook = nbformat.read(PATH, as_version=4)
     folder = tmp_path_factory.mktemp("notebook")
+    # Five ports that were free when they were looked for may be other tests' when the kernel comes to them.
+    sockets = Config({"KernelManager": {"transport": "ipc", "ip": str(folder / "kernel")}})
     nbclient.NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
-    ).execute()
+        notebook, timeout=120, kernel_name="python3", config=sockets,
+        resources={"metadata": {"path": str(folder)}},
+    ).execute()  # fmt: skip
     return [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
 
 
