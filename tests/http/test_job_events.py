@@ -115,6 +115,32 @@ async def test_the_stream_of_a_job_that_is_deleted_ends(tmp_path: Path) -> None:
         assert wire.events() == []
 
 
+@pytest.mark.parametrize("begun", [False, True])
+async def test_the_stream_of_a_queue_that_closes_ends(tmp_path: Path, begun: bool) -> None:
+    """Before its first look or between two: no error of the server's. Who comes again is told to come later."""
+    async with shop_of(tmp_path / "q") as shop:
+        await shop.queue.pause()
+        job = await shop.job(1)
+        wire = Wire("GET", job["links"]["events"])
+        if not begun:
+
+            async def close() -> None:
+                await shop.queue.aclose(0)
+
+            wire.at_start = close
+            await wire.run(shop.api)
+            assert wire.events() == []
+        else:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(wire.run, shop.api)
+                await wire.until(b"event: progress")
+                await shop.queue.aclose(0)
+        assert wire.is_whole
+        again = Wire("GET", job["links"]["events"])
+        await again.run(shop.api)
+        assert (again.status, again.headers["retry-after"]) == (503, "5")
+
+
 async def test_head_tells_of_the_stream_and_is_none(tmp_path: Path) -> None:
     """It would never end else."""
     async with shop_of(tmp_path / "q") as shop:

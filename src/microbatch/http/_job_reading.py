@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
+from microbatch._pure.exceptions import BatcherClosed
 from microbatch._pure.models import as_shown
 from microbatch.durable.errors import UnknownJob
 
@@ -118,8 +119,8 @@ async def events_of(exchange: Exchange) -> Response:
                         await write(
                             b"event: %b\nid: %b\ndata: %b\n\n" % (name, tag.encode(), document)
                         )
-            except UnknownJob:
-                pass  # it was deleted: the stream ends, and who comes again is told
+            except (UnknownJob, BatcherClosed):
+                pass  # it was deleted, or the queue closed: the stream ends, and who comes again is told
             tasks.cancel_scope.cancel()
 
     return StreamedReply(
