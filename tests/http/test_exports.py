@@ -212,3 +212,60 @@ async def test_an_export_that_does_not_begin_is_given_up() -> None:
 
     async with exporting(export, timeout=5) as client:
         assert (await client.get("/users/export")).status_code == 504
+
+
+class LastStraw:
+    """A row that has its request cancelled while it is encoded."""
+
+    def __init__(self, scope: anyio.CancelScope) -> None:
+        self.scope = scope
+
+    @classmethod
+    def model_validate(cls, value: Any) -> LastStraw:
+        raise NotImplementedError
+
+    def model_dump(self, *, mode: str = "python") -> Any:
+        self.scope.cancel()
+        return {"id": 1}
+
+
+async def test_a_request_that_is_cancelled_between_two_blocks_lets_its_source_close(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its connection goes back though the request may wait for nothing any more."""
+    monkeypatch.setattr("microbatch.http._exporting.ROWS_AT_A_TIME", 1)
+    steps: list[str] = []
+    with anyio.CancelScope() as scope:
+
+        async def rows() -> AsyncIterator[Any]:
+            try:
+                while True:
+                    steps.append("row")
+                    yield LastStraw(scope)
+            finally:
+                await anyio.sleep(1)
+                steps.append("closed")
+
+        await Wire("GET", "/users/export").run(api_of(Users(), export=rows))
+    assert steps == ["row", "closed"]
+
+
+async def test_a_source_that_does_not_close_is_left_behind() -> None:
+    """A request does not wait for ever for a query that hangs."""
+    scopes: list[anyio.CancelScope] = []
+
+    async def rows() -> AsyncIterator[User]:
+        try:
+            while True:
+                yield User(name="ann")
+        finally:
+            with anyio.CancelScope() as scope:
+                scopes.append(scope)
+                await anyio.sleep_forever()
+
+    wire = Wire("GET", "/users/export")
+    wire.at_start = wire.leave
+    began = anyio.current_time()
+    await wire.run(api_of(Users(), export=rows))
+    assert len(scopes) == 1
+    assert anyio.current_time() - began == pytest.approx(5, abs=0.5)

@@ -19,7 +19,7 @@ from ._principals import forbidden
 from ._problem import Problem
 from ._query import flag_of, known_only, one_of
 from ._routing import Route
-from ._streaming import StreamedReply
+from ._streaming import StreamedReply, left
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,7 +86,7 @@ async def _export(collection: Collection, exchange: Exchange) -> Response:
         # Before anything is answered: what fails at once is told as an error, not broken off.
         first = await exchange.while_there(block)
     except BaseException:
-        await source.close()
+        await left(source.close)
         raise
     squeeze = zlib.compressobj(wbits=_GZIP) if zipped else None
 
