@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 from page_support import worker_and_page
-from support import backend_options
+from support import backend_options, turns
 
 from microbatch.http._page import following
 
@@ -138,3 +138,21 @@ async def test_what_cannot_be_followed_is_said_and_streams_are_bounded(tmp_path,
 def test_a_page_is_an_event_whatever_ends_its_lines():
     """A lone carriage return ends a line of an event: without its mark the rest would be lost, or a field."""
     assert following.event("a\rb\r\nc\nd") == b"data: a\ndata: b\ndata: c\ndata: d\n\n"
+
+
+async def test_a_stream_that_ends_before_it_begins_is_an_answer_all_the_same(tmp_path):
+    """A server takes an answer's end for a fault where there was no beginning."""
+    async with worker_and_page(tmp_path / "a.db") as (_, browser):
+        types: list[str] = []
+
+        class Gone(Listener):
+            async def _send(self, message: Any) -> None:
+                await (
+                    anyio.wait_all_tasks_blocked()
+                )  # so that it is seen first that nobody is there
+                types.append(message["type"])
+
+        listener = Gone(browser.app, "/q/orders")
+        listener.gone.set()
+        await listener.run()
+        assert types == ["http.response.start", "http.response.body"]

@@ -82,7 +82,10 @@ class Following:
             self._streams.enter(group.cancel_scope)
             try:
                 group.start_soon(self._until_gone, receive, group.cancel_scope)
-                await send({"type": "http.response.start", "status": 200, "headers": raw})
+                with anyio.CancelScope(
+                    shield=True
+                ):  # who is gone, or told to end, before it: no end without it
+                    await send({"type": "http.response.start", "status": 200, "headers": raw})
                 await self._tell(send, self._first)
             finally:
                 self._streams.leave(group.cancel_scope)
