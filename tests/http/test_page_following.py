@@ -147,9 +147,7 @@ async def test_a_stream_that_ends_before_it_begins_is_an_answer_all_the_same(tmp
 
         class Gone(Listener):
             async def _send(self, message: Any) -> None:
-                await (
-                    anyio.wait_all_tasks_blocked()
-                )  # so that it is seen first that nobody is there
+                await turns()  # it is seen first that nobody is there
                 types.append(message["type"])
 
         listener = Gone(browser.app, "/q/orders")
