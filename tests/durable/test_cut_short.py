@@ -20,12 +20,10 @@ from durable_support import (
     writer_of,
 )
 from jobs_support import check_jobs
-from telemetry_support import Sdk
 
 from microbatch import BatcherClosed
 from microbatch.durable import DurableQueue, QueueFull
 from microbatch.durable._file.transactions import Transactions
-from microbatch.durable._life import counting
 from microbatch.durable._life.job_care import JobCare
 
 pytestmark = pytest.mark.anyio
@@ -62,8 +60,8 @@ def short_graces(monkeypatch):
     """Closing waits for a disk that hangs no longer than a moment."""
     monkeypatch.setattr("microbatch.durable._flow.service.CLOSE_GRACE", 0.05)
     monkeypatch.setattr("microbatch.durable._flow.consumer.SETTLE_GRACE", 0.05)
-    monkeypatch.setattr("microbatch.durable._life.opening.START_GRACE", 0.05, raising=False)
-    monkeypatch.setattr("microbatch.durable._flow.telling.CLOSE_GRACE", 0.05, raising=False)
+    monkeypatch.setattr("microbatch.durable._life.opening.START_GRACE", 0.05)
+    monkeypatch.setattr("microbatch.durable._flow.telling.CLOSE_GRACE", 0.05)
 
 
 @pytest.fixture
@@ -300,8 +298,12 @@ async def test_a_consumer_is_registered_though_the_transaction_before_was_rolled
     check_counts(path)
 
 
-async def test_claims_that_come_after_a_drain_was_cut_short_go_back_in_order(path, caplog):
+async def test_claims_that_come_after_a_drain_was_cut_short_go_back_in_order(
+    path, caplog, monkeypatch
+):
     """Closing waits once more until no more of them can come."""
+    monkeypatch.setattr("microbatch.durable._flow.consumer.SETTLE_GRACE", 60.0)
+    monkeypatch.setattr("microbatch.durable._flow.service.CLOSE_GRACE", 60.0)
     handler = Handler()
     async with DurableQueue(path, item_type=int) as others:
         durable = batcher(path, handler)
@@ -459,22 +461,3 @@ async def test_on_job_end_is_called_again_if_somebody_cancels_it(path):
         await until(lambda: calls)
         calls[0].cancel()
         await asyncio.wait_for(again.wait(), 20)
-
-
-async def test_closing_ends_the_counting_that_a_disk_holds_up(path, monkeypatch):
-    """And there is never more than one of it at a time."""
-    monkeypatch.setattr(counting, "COUNT_INTERVAL", 0.005)
-    durable = DurableQueue(path, item_type=int, telemetry=Sdk().telemetry())
-    store, calls = durable._service.store, []
-
-    async def stats():
-        calls.append(asyncio.current_task())
-        await asyncio.sleep(60)
-
-    monkeypatch.setattr(store, "stats", stats)
-    await durable.enqueue(1)
-    await until(lambda: calls)
-    await asyncio.sleep(0.05)  # time for many
-    assert len(calls) == 1
-    await durable.aclose()
-    assert calls[0].done()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sqlite3
@@ -446,3 +447,52 @@ async def test_a_broken_instrument_loses_no_outcome(path, caplog):
         assert await durable.submit(2) == 4
         assert await durable.submit(3) == 6
     assert "telemetry failed and is off from now on" in caplog.text
+
+
+async def test_closing_ends_the_counting_that_a_disk_holds_up(path, monkeypatch):
+    """And there is never more than one of it at a time."""
+    monkeypatch.setattr(counting, "COUNT_INTERVAL", 0.005)
+    durable = DurableQueue(path, item_type=int, telemetry=Sdk().telemetry())
+    store, calls = durable._service.store, []
+
+    async def stats():
+        calls.append(asyncio.current_task())
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(store, "stats", stats)
+    await durable.enqueue(1)
+    await until(lambda: calls)
+    await asyncio.sleep(0.05)  # time for many
+    assert len(calls) == 1
+    await durable.aclose()
+    assert calls[0].done()
+
+
+def test_counting_goes_on_in_the_next_event_loop(path, monkeypatch, ended_loops):
+    """That of the loop before never came to its end."""
+    monkeypatch.setattr(counting, "COUNT_INTERVAL", 0.005)
+    durable = DurableQueue(path, item_type=int, telemetry=Sdk().telemetry())
+    calls = []
+
+    async def stats():
+        calls.append(asyncio.get_running_loop())
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(durable._service.store, "stats", stats)
+
+    async def use(times):
+        await durable.enqueue(1)
+        await until(lambda: len(calls) == times)
+
+    for times in (1, 2):
+        loop = asyncio.new_event_loop()
+        try:
+            loop.run_until_complete(use(times))
+            if times == 2:
+                loop.run_until_complete(durable.aclose())
+            else:
+                for task in asyncio.all_tasks(loop):
+                    task._log_destroy_pending = False
+        finally:
+            loop.close()
+    assert len(set(calls)) == 2

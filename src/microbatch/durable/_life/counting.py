@@ -53,7 +53,7 @@ class Counting:
 
     def start(self, loop: Loop, spawn: Callable[[Any, str], OwnTask]) -> None:
         """Count from now on, now and then; nothing is done for nobody."""
-        self._loop, self._spawn = loop, spawn
+        self._loop, self._spawn, self._task = loop, spawn, None
         if self._observer is not None:
             self._see(self._observer)  # at once: the very first item is told of
             self._timer = loop.call_at(loop.now(), self._ring)

@@ -125,13 +125,15 @@ class Neighbours(Duty):
 
     def leave_and_part(self, client: Client) -> None:
         """Do all that is left of `leave`, and `part`: nobody waits for it any more."""
-        if client.consumer is not None:
-            try:
-                while self.writer.transact(lambda transaction: self.leave(transaction, client)):
-                    pass
-            except Fault as fault:
-                self.writer.tell_trouble(fault)
-        self.part(client)
+        try:
+            while client.consumer is not None and self.writer.transact(
+                lambda transaction: self.leave(transaction, client)
+            ):
+                pass
+        except Fault as fault:
+            self.writer.tell_trouble(fault)
+        finally:  # whatever else it is, others must not see it alive
+            self.part(client)
 
     def part(self, client: Client) -> None:
         """Forget a queue: from now on others take what its consumer had, if anything is left."""

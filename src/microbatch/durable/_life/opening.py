@@ -53,9 +53,11 @@ class OwnTask:
     def _done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
             logger.error(self._complaint, exc_info=task.exception())
-        if self.on_end is not None:
-            self.on_end()
-        self.ended.set()
+        try:
+            if self.on_end is not None:
+                self.on_end()
+        finally:  # who closes waits for it
+            self.ended.set()
 
 
 class Parts(Protocol):
