@@ -61,7 +61,13 @@ def short_graces(monkeypatch):
     monkeypatch.setattr("microbatch.durable._flow.service.CLOSE_GRACE", 0.05)
     monkeypatch.setattr("microbatch.durable._flow.consumer.SETTLE_GRACE", 0.05)
     monkeypatch.setattr("microbatch.durable._life.opening.START_GRACE", 0.05)
-    monkeypatch.setattr("microbatch.durable._flow.telling.CLOSE_GRACE", 0.05)
+
+
+@pytest.fixture
+def long_pause(monkeypatch):
+    """What ended the program is not tried again here, however busy the machine is."""
+    for module in ("settling", "verdicts"):
+        monkeypatch.setattr(f"microbatch.durable._flow.{module}.FATAL_PAUSE", 600.0)
 
 
 @pytest.fixture
@@ -91,14 +97,19 @@ def nothing_stays(path):
     return check
 
 
-async def test_closing_while_a_reader_is_being_opened_leaves_none_open(
-    path, slow_opening, nothing_stays
-):
-    """Its thread would stay until the queue is collected, if ever."""
+async def reads(path, slow_opening):
     queue = DurableQueue(path, item_type=int)
     await queue.enqueue(1)
     reading = asyncio.ensure_future(queue.stats())
     await until(slow_opening.reached.is_set)
+    return queue, reading
+
+
+async def test_closing_while_a_reader_is_being_opened_leaves_none_open(
+    path, slow_opening, nothing_stays
+):
+    """Its thread would stay until the queue is collected, if ever."""
+    queue, reading = await reads(path, slow_opening)
     closing = asyncio.ensure_future(queue.aclose(0))
     await until(lambda: queue._service.store._readers.users == 0)
     slow_opening.free.set()
@@ -112,10 +123,7 @@ async def test_who_reads_from_a_disk_that_hangs_goes_on_when_the_queue_is_closed
     path, slow_opening, short_graces, nothing_stays
 ):
     """Not only when the disk goes on, which may be never."""
-    queue = DurableQueue(path, item_type=int)
-    await queue.enqueue(1)
-    reading = asyncio.ensure_future(queue.stats())
-    await until(slow_opening.reached.is_set)
+    queue, reading = await reads(path, slow_opening)
     await queue.aclose(0)
     with pytest.raises(BatcherClosed):
         await asyncio.wait_for(reading, 20)
@@ -200,6 +208,7 @@ async def test_a_job_that_is_shown_after_its_caller_went_begins_all_the_same(pat
             await asyncio.wait([call])
             for _ in range(3):
                 await asyncio.sleep(0)
+        await durable.requeue([])  # behind it
         [status] = (await durable.jobs()).jobs
         assert (await durable.job(status.id).wait(20)).outcome == "succeeded"
 
@@ -404,60 +413,58 @@ async def test_effects_happen_once_though_somebody_cancels_their_task(path, begu
     check_counts(path)
 
 
-async def test_system_exit_in_on_settle_fails_its_items_and_closes_soon(path, caplog):
+async def test_system_exit_in_on_settle_fails_its_items_and_closes_soon(path, caplog, long_pause):
     """As in a handler: closing must not wait for outcomes that nobody brings."""
 
     async def on_settle(connection, items, results):
         raise SystemExit(3)
 
-    def program():
-        async def main():
-            async with batcher(path, Handler(), on_settle=on_settle) as durable:
-                await durable.submit(1)
-
-        asyncio.run(main())
+    async def main():
+        async with batcher(path, Handler(), on_settle=on_settle) as durable:
+            await durable.submit(1)
 
     with pytest.raises(SystemExit):
-        await asyncio.to_thread(program)
+        await asyncio.to_thread(lambda: asyncio.run(main()))
     assert set(states(path).values()) == {"scheduled"}
     assert rows(path, "SELECT * FROM microbatch_consumers") == []
     caplog.clear()  # that it ended the task was told
 
 
-async def test_closing_does_not_wait_for_an_on_job_end_that_cannot_be_cancelled(
-    path, short_graces, caplog
+async def test_an_on_settle_that_would_end_the_program_again_lets_it_close(
+    path, caplog, long_pause
 ):
-    """It is told so; the end is told again, by the next one."""
-    free, tasks = asyncio.Event(), []
+    """It must not be called again while the queue closes: that would cut the closing off."""
+    calls = []
 
-    async def on_job_end(status):
-        tasks.append(asyncio.current_task())
-        while not free.is_set():
-            with contextlib.suppress(asyncio.CancelledError):
-                await free.wait()
+    def program():
+        inside = asyncio.Event()
 
-    durable = batcher(path, Handler(), on_job_end=on_job_end)
-    await durable.enqueue_job([1])
-    await until(lambda: tasks)
-    await asyncio.wait_for(durable.aclose(0), 20)
-    assert "goes on after its queue was closed" in caplog.text
-    free.set()
-    await asyncio.wait(tasks)
+        async def handle(items):
+            if items != [1]:
+                await inside.wait()
+            return items
 
+        async def on_settle(connection, items, results):
+            calls.append(items)
+            inside.set()
+            settling = durable._service.consumer.settling
+            await until(lambda: settling._effects or len(calls) > 1)
+            raise SystemExit(3)
 
-async def test_on_job_end_is_called_again_if_somebody_cancels_it(path):
-    """Nobody else would tell of this job, or of any later one, as long as this process lives."""
-    calls, again = [], asyncio.Event()
+        settings = {"max_batch_size": 1, "max_concurrency": 3, "on_settle": on_settle}
+        durable = batcher(path, handle, **settings)
 
-    async def on_job_end(status):
-        calls.append(asyncio.current_task())
-        if len(calls) > 1:
-            again.set()
-        else:
-            await asyncio.sleep(60)
+        async def main():
+            async with durable:
+                await durable.enqueue_many([1, 2, 3])
+                await asyncio.sleep(60)
 
-    async with batcher(path, Handler(), on_job_end=on_job_end) as durable:
-        await durable.enqueue_job([1])
-        await until(lambda: calls)
-        calls[0].cancel()
-        await asyncio.wait_for(again.wait(), 20)
+        asyncio.run(main())
+
+    with pytest.raises(SystemExit):
+        await asyncio.to_thread(program)
+    assert len(calls) == 1
+    assert "ended without aclose()" not in caplog.text
+    assert rows(path, "SELECT * FROM microbatch_consumers") == []
+    check_counts(path)
+    caplog.clear()  # that it ended the task was told

@@ -486,13 +486,11 @@ def test_counting_goes_on_in_the_next_event_loop(path, monkeypatch, ended_loops)
 
     for times in (1, 2):
         loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda *_: None)  # a task of the first one never ends
         try:
             loop.run_until_complete(use(times))
             if times == 2:
                 loop.run_until_complete(durable.aclose())
-            else:
-                for task in asyncio.all_tasks(loop):
-                    task._log_destroy_pending = False
         finally:
             loop.close()
     assert len(set(calls)) == 2

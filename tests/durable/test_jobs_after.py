@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 
@@ -390,3 +391,43 @@ async def test_an_end_that_was_written_in_a_wrong_future_is_told(path):
     async with batcher(path, Handler(), on_job_end=on_job_end):
         await until(lambda: told)
     assert told == [job.id]
+
+
+async def test_closing_does_not_wait_for_an_on_job_end_that_cannot_be_cancelled(
+    path, monkeypatch, caplog
+):
+    """It is told so; the end is told again, by the next one."""
+    monkeypatch.setattr("microbatch.durable._flow.telling.CLOSE_GRACE", 0.05)
+    free, tasks = asyncio.Event(), []
+
+    async def on_job_end(status):
+        tasks.append(asyncio.current_task())
+        while not free.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await free.wait()
+
+    durable = batcher(path, Handler(), on_job_end=on_job_end)
+    await durable.enqueue_job([1])
+    await until(lambda: tasks)
+    await asyncio.wait_for(durable.aclose(0), 20)
+    assert "goes on after its queue was closed" in caplog.text
+    free.set()
+    await asyncio.wait(tasks)
+
+
+async def test_on_job_end_is_called_again_if_somebody_cancels_it(path):
+    """Nobody else would tell of this job, or of any later one, as long as this process lives."""
+    calls, again = [], asyncio.Event()
+
+    async def on_job_end(status):
+        calls.append(asyncio.current_task())
+        if len(calls) > 1:
+            again.set()
+        else:
+            await asyncio.sleep(60)
+
+    async with batcher(path, Handler(), on_job_end=on_job_end) as durable:
+        await durable.enqueue_job([1])
+        await until(lambda: calls)
+        calls[0].cancel()
+        await asyncio.wait_for(again.wait(), 20)

@@ -15,7 +15,7 @@ from microbatch.durable._file.records import Settlement, State
 from microbatch.durable.errors import QueueUnavailable
 
 from .callers import caused
-from .verdicts import death, verdict
+from .verdicts import FATAL_PAUSE, death, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -38,7 +38,6 @@ logger: logging.Logger = logging.getLogger("microbatch.durable")
 
 #: Seconds before the next attempt while the file cannot be used.
 TROUBLE_PAUSE = 0.25
-
 
 #: Seconds for which closing waits for effects that it cancelled: as long as they may take.
 CLOSE_GRACE = 5.0
@@ -191,6 +190,7 @@ class Settling:
         self._trouble = False
         self._given_up = False
         self._closed = False
+        self._rests_until = 0.0
         self._finished: list[int] = []
         self._quiet: Any = None
         self.unsettled = 0
@@ -375,10 +375,19 @@ class Settling:
     def _affect(self, outcomes: list[Outcomes]) -> None:
         """Let the user's effects happen, group by group, in a task of our own."""
         self._effects += outcomes
-        if self._effects and not self._effecting and not self._closed:
+        if self._loop.now() < self._rests_until:
+            self._leave()
+        elif self._effects and not self._effecting and not self._closed:
             self._effecting = True
             self._task = self._spawn(self._run_effects(), "effects")
             self._task.on_end = self._effects_ended
+
+    def _leave(self) -> None:
+        """Leave outcomes alone: as claims of which nothing is in hand here, their items go back."""
+        outcomes, self._effects = self._effects, []
+        for one in outcomes:
+            self._count_off(one)
+        self._check_quiet()
 
     async def _run_effects(self) -> None:
         while self._effects:
@@ -438,8 +447,12 @@ class Settling:
                 raise
             # Nobody cancelled this: it comes from something that the user's function waited for.
             self._crash(group, error)
-        except (SystemExit, KeyboardInterrupt) as error:  # the loop ends by it
+        except (
+            SystemExit,
+            KeyboardInterrupt,
+        ) as error:  # the loop ends by it, and nothing may stop that
             self._finished += finished
+            self._rests_until = self._loop.now() + FATAL_PAUSE
             self._crash(group, error)
             raise
         else:

@@ -27,6 +27,10 @@ logger: logging.Logger = logging.getLogger("microbatch.durable")
 #: says otherwise.
 CRASHES_MAX = 3
 
+#: Seconds before an item is tried again whose handler ended the program: it must not do so again while that
+#: closes this queue, which would cut the closing off.
+FATAL_PAUSE = 1.0
+
 #: Seconds before an item is tried again that was refused because too many handlers are stuck.
 STUCK_PAUSE = 1.0
 
@@ -93,6 +97,8 @@ def _is_retryable(number: int, error: Exception, retry: Retry | None) -> bool:
 def _delay(number: int, attempt: int, error: Exception, retry: Retry | None) -> float | None:
     """Return the seconds until the next attempt; None if there is none."""
     if isinstance(error, HandlerCrashed) and attempt < attempts_max(retry):
+        if isinstance(error.__cause__, (SystemExit, KeyboardInterrupt)):
+            return FATAL_PAUSE
         return 0.0  # a cancellation at the end of asyncio.run, say: as if the process had died
     if retry is None:
         return None
