@@ -82,9 +82,8 @@ class Following:
             self._streams.enter(group.cancel_scope)
             try:
                 group.start_soon(self._until_gone, receive, group.cancel_scope)
-                with anyio.CancelScope(
-                    shield=True
-                ):  # who is gone, or told to end, before it: no end without it
+                # It ends with an end, also if it is to end at once, and an end needs a beginning.
+                with anyio.CancelScope(shield=True):
                     await send({"type": "http.response.start", "status": 200, "headers": raw})
                 await self._tell(send, self._first)
             finally:
