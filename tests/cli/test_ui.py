@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import logging
+import os
 import re
 import signal
 import socket
@@ -150,3 +152,28 @@ def test_it_prints_its_address_first_and_ends_soon_whatever_is_open(path, number
         errors = served.stderr.read()
         assert "Traceback" not in errors
         opened.close()
+
+
+@pytest.mark.slow
+def test_open_shows_the_page_in_a_browser(path, microbatch, monkeypatch):
+    """It is asked for as soon as the address is known, and answered once the server runs."""
+    fill(path, [1], queue="orders")
+    shown: list[tuple[str, int]] = []
+
+    def browse(address: str) -> None:
+        try:
+            shown.append((address, httpx.get(address, timeout=60).status_code))
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("microbatch.cli._ui.webbrowser.open", browse)
+    monkeypatch.setattr(_page_server, "END", 600.0)  # it would end this process
+    logger = logging.getLogger("uvicorn.error")
+    level, before = logger.level, signal.getsignal(signal.SIGTERM)
+    try:
+        ended = microbatch("ui", path, "--open")
+    finally:
+        logger.setLevel(level)
+    assert (ended.code, ended.err) == (0, "")
+    assert shown == [(ended.out.strip(), 303)]
+    assert signal.getsignal(signal.SIGTERM) is before
