@@ -14,7 +14,7 @@ import os
 import threading
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
@@ -24,6 +24,9 @@ from hypothesis import strategies as st
 
 import microbatch
 from microbatch.testing import virtual_time
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
 BACKENDS = ["asyncio", "uvloop", "trio"] if HAS_UVLOOP else ["asyncio", "trio"]
@@ -170,6 +173,15 @@ async def outcomes(*awaitables: Any) -> list[Any]:
         for index, awaitable in enumerate(awaitables):
             tasks.start_soon(wait, index, awaitable)
     return results
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield what an exception group has inside, groups within it opened too; of any other error itself."""
+    if isinstance(error, BaseExceptionGroup):
+        for member in error.exceptions:
+            yield from leaves(member)
+    else:
+        yield error
 
 
 def in_thread(function: Any, *args: Any) -> tuple[threading.Thread, list[Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +13,14 @@ import anyio.to_thread
 import pytest
 import trio
 from opentelemetry.sdk.trace import SpanProcessor
-from support import Recorder, outcome, outcomes, run, turns
+from support import Recorder, leaves, outcome, outcomes, run, turns
 from telemetry_support import Sdk
 
 from microbatch import BatchAborted, Batcher, HandlerCrashed, current_batch
 from microbatch.layers import atomic, per_item
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -85,24 +84,9 @@ async def raises(error: type[BaseException]) -> None:
     raise error
 
 
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """A shell starts what runs in its background with Ctrl-C ignored, and trio respects that."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    for member in getattr(error, "exceptions", ()):
-        yield from _leaves(member)
-    yield error
-
-
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("way", ["task group", "nested", "generator", "per_item"])
 @pytest.mark.asyncio_logs
-@pytest.mark.usefixtures("ctrl_c")
 def test_what_must_end_the_program_does_so_from_inside_a_group(
     backend_name: str, kind: Any, way: str
 ) -> None:
@@ -133,7 +117,7 @@ def test_what_must_end_the_program_does_so_from_inside_a_group(
 
     with pytest.raises(BaseException) as caught:
         run(backend_name, main)
-    assert kind in {type(leaf) for leaf in _leaves(caught.value)}
+    assert kind in {type(leaf) for leaf in leaves(caught.value)}
     if ended:
         assert type(ended[0]) is HandlerCrashed
     # trio lets nothing but Ctrl-C out of a task that is nobody's child: SystemExit waits for the close.
@@ -235,7 +219,7 @@ async def test_what_else_the_transactions_group_raises_is_raised() -> None:
         async with Batcher(atomic(handler, transaction=transaction)) as batcher:
             error = await outcome(batcher.submit(1))
         assert type(error) is ExceptionGroup
-        assert ConnectionError in {type(leaf) for leaf in _leaves(error)}
+        assert ConnectionError in {type(leaf) for leaf in leaves(error)}
 
 
 # --- resolve() from threads --------------------------------------------------------------------------------------

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import signal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import pytest
-from support import Gate, Recorder, VirtualLoop, counted, outcome, outcomes, run, turns
+from support import Gate, Recorder, VirtualLoop, counted, leaves, outcome, outcomes, run, turns
 
 from microbatch import Batcher, HandlerCrashed
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
 
@@ -163,17 +159,8 @@ def test_a_batch_whose_task_is_destroyed_fails_its_callers(closed: bool) -> None
     loop.close()
 
 
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """A shell starts what runs in its background with Ctrl-C ignored, and trio respects that."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 @pytest.mark.asyncio_logs
-@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupt_in_the_handler_goes_where_it_belongs(backend_name: str, kind: Any) -> None:
     """Ctrl-C while the handler runs must end the program, and the callers must not be left hanging."""
     ended: list[Any] = []
@@ -193,13 +180,6 @@ def test_an_interrupt_in_the_handler_goes_where_it_belongs(backend_name: str, ki
 
     with pytest.raises(BaseException) as caught:
         run(backend_name, main)
-
-    def leaves(error: BaseException) -> Any:
-        if isinstance(error, BaseExceptionGroup):
-            for member in error.exceptions:
-                yield from leaves(member)
-        else:
-            yield error
 
     assert kind in {type(leaf) for leaf in leaves(caught.value)}
     assert "left" in ended

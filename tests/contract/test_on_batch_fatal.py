@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import signal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import pytest
-from support import BACKENDS, Recorder, outcome, run, turns
+from support import BACKENDS, Recorder, leaves, outcome, run, turns
 
 from microbatch import Batcher, BatchRecord, Telemetry
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """A shell starts what runs in its background with Ctrl-C ignored, and trio respects that."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def leaves(error: BaseException) -> Any:
-    if isinstance(error, BaseExceptionGroup):
-        for member in error.exceptions:
-            yield from leaves(member)
-    else:
-        yield error
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 @pytest.mark.asyncio_logs
-@pytest.mark.usefixtures("ctrl_c")
 def test_what_must_end_the_program_does_so_after_the_outcomes(backend_name: str, kind: Any) -> None:
     """As from a handler; the batch is whole all the same."""
     ended: list[Any] = []
@@ -60,7 +39,6 @@ def test_what_must_end_the_program_does_so_after_the_outcomes(backend_name: str,
 
 @pytest.mark.parametrize("backend_name", [b for b in BACKENDS if b != "trio"], indirect=True)
 @pytest.mark.asyncio_logs
-@pytest.mark.usefixtures("ctrl_c")
 def test_two_at_once_end_the_program_once(backend_name: str) -> None:
     """Whoever cleans up after the first is not interrupted by the second. (To trio it is Ctrl-C twice.)"""
     ended: list[Any] = []

@@ -4,39 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import pytest
-from support import run, turns
+from support import leaves, run, turns
 
 from microbatch.http._detached import Detached
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """A shell starts what runs in its background with Ctrl-C ignored, and trio respects that."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def leaves(error: BaseException) -> Any:
-    if isinstance(error, BaseExceptionGroup):
-        for member in error.exceptions:
-            yield from leaves(member)
-    else:
-        yield error
 
 
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-@pytest.mark.usefixtures("ctrl_c")
 def test_what_must_end_the_program_does_so_and_nobody_complains(
     backend_name: str, kind: type[BaseException], grouped: bool
 ) -> None:
