@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from typing import Any
 
 import anyio
 import pytest
@@ -30,22 +31,25 @@ def counted_looks(durable) -> list[int]:
 
 
 class Watched(Handler):
-    """Handles a batch for each status that was seen, so however slow the watcher is, it misses none."""
+    """Begins no batch before all that it handled was seen, so however slow the watcher is, it misses none."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen = anyio.Semaphore(0)
+        self.seen: list[Any] = []
+        self._news = anyio.Event()
 
     async def __call__(self, items):
-        await self.seen.acquire()
+        handled = len(self.items)
+        while not self.seen or self.seen[-1].done < handled:
+            await self._news.wait()
         return await super().__call__(items)
 
     async def statuses(self, job):
-        found = []
         async for status in job.progress(0):
-            found.append(status)
-            self.seen.release()
-        return found
+            self.seen.append(status)
+            self._news.set()
+            self._news = anyio.Event()
+        return self.seen
 
 
 @pytest.mark.parametrize("backend_name", LOOPS, indirect=True)
