@@ -190,9 +190,11 @@ async def test_a_thread_that_never_returns_frees_its_slot_on_time() -> None:
     try:
         async with Batcher(handler, handler_timeout=0.05) as batcher:
             # A busy machine may not start a thread in time: then it is not stuck.
+            calls = 0
             while not began.is_set():
+                calls += 1
                 assert type(await outcome(batcher.submit(0))) is HandlerTimeout
-            assert batcher.stats().stuck_threads == 1  # it has not returned
+            assert 1 <= batcher.stats().stuck_threads <= calls  # it has not returned
             await answers(batcher)
             hold.set()
             while batcher.stats().stuck_threads:
