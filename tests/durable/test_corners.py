@@ -17,12 +17,12 @@ from durable_support import (
     batcher,
     check_counts,
     execute,
+    locked,
     on_writer,
     rows,
     states,
     until,
 )
-from test_faults import locked
 
 from microbatch import BatcherClosed
 from microbatch.durable import DurableQueue, QueueFull, QueueUnavailable

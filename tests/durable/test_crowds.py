@@ -9,8 +9,8 @@ import threading
 import time
 
 import pytest
+from deaths_support import die_with, enqueue
 from durable_support import Handler, batcher, check_counts, execute, looked, rows, states, until
-from test_retry import die_with, enqueue
 
 from microbatch.durable import DurableQueue
 from microbatch.durable._file.connection import Connection
@@ -156,13 +156,16 @@ async def test_items_wait_untouched_while_handlers_are_stuck(path, monkeypatch):
     async with batcher(
         path, handler, max_batch_size=1, max_concurrency=10, handler_timeout=0.05, result_type=None
     ) as durable:
-        await durable.enqueue_many(range(10))
-        await until(durable._service.hands.engine.is_stuck)
-        await until(lambda: _dead(durable, 10))
+        stuck = 0
+        while not durable._service.hands.engine.is_stuck():  # a thread that begins too late is not
+            assert stuck < 100
+            await durable.enqueue(stuck)
+            stuck += 1
+            await until(lambda count=stuck: _dead(durable, count))
         await durable.enqueue_many(range(100, 130))
         before = _versions(path)
         await asyncio.sleep(0.3)
-        assert list(states(path).values())[10:] == ["ready"] * 30
+        assert list(states(path).values())[stuck:] == ["ready"] * 30
         assert _versions(path) == before
         free.set()
         await until(lambda: _empty(durable))

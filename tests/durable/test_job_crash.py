@@ -6,8 +6,8 @@ import os
 
 import job_crash
 import pytest
+from crash_support import crash
 from support import scaled
-from test_crash import crash
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks and kills")
 

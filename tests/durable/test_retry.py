@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sqlite3
 import time
 
 import pytest
 import time_machine
+from deaths_support import die_with, enqueue
 from durable_support import Handler, batcher, check_counts, execute, looked, rows, until
 
 from microbatch import Backoff, HandlerStuck, ItemError, Retry
 from microbatch.durable import DurableQueue, ItemFailed
-from microbatch.durable._file.records import Demand
-from microbatch.durable._file.session import Session, run
-from microbatch.durable._life.processes import birth_of
 from microbatch.testing import no_backoff
 
 pytestmark = pytest.mark.anyio
@@ -172,36 +168,12 @@ async def test_an_item_that_nobody_can_read_is_a_dead_letter_in_the_end(path):
     check_counts(path)
 
 
-def die_with(path, size: int, slots: int = 1) -> list[list[int]]:
-    """Leave the file as a process does that died with claims of this size; return their items' ids."""
-    born = "/".join([*str(birth_of(os.getpid())).split("/")[:2], "1"])
-    connection = sqlite3.connect(path, isolation_level=None)
-    session = Session(path=path, now=time.time(), ticket=None, ids=None, wal_size=lambda: 0)
-    connection.execute("BEGIN IMMEDIATE")
-    row = run(connection, session.queue("default"))
-    consumer = run(connection, session.register(row.id, 999_999_999, born))
-    run(connection, session.place(consumer, "1:1"))
-    claims, _ = run(connection, session.claim(row.id, Demand(consumer, 1, slots, size)))
-    run(connection, session.finish())
-    connection.execute("COMMIT")
-    connection.close()
-    return [
-        [number for one in claim.ranges for number in range(one.first, one.first + one.count)]
-        for claim in claims
-    ]
-
-
 async def take_back(path, **settings) -> None:
     """Let a worker see that, while nobody may claim anything."""
     execute(path, "UPDATE microbatch_queues SET paused = 1")
     async with batcher(path, Handler(), **settings):
         await until(lambda: rows(path, "SELECT count(*) FROM microbatch_consumers") == [(1,)])
     execute(path, "UPDATE microbatch_queues SET paused = 0")
-
-
-async def enqueue(path, count: int) -> None:
-    async with DurableQueue(path, item_type=int) as queue:
-        await queue.enqueue_many(range(1, count + 1))
 
 
 async def _empty(durable):
