@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import time
 
 import anyio
 import pytest
@@ -430,9 +432,10 @@ async def test_what_was_to_begin_next_of_a_refused_partition_waits_too(path):
 
 
 @pytest.mark.parametrize("partition", [None, lambda item: item % 1])
-async def test_a_job_that_is_cancelled_while_held_ends_at_once(path, partition):
+async def test_a_job_that_is_cancelled_while_held_ends_at_once(path, partition, monkeypatch):
     """Nothing of it goes again when the time is over; what is not of it does."""
-    handler = Busy(1.5)
+    loop = asyncio.get_running_loop()
+    handler = Busy(30)
     async with batcher(
         path, handler, max_batch_size=3, max_concurrency=2, partition=partition, retry=holding()
     ) as durable:
@@ -442,6 +445,7 @@ async def test_a_job_that_is_cancelled_while_held_ends_at_once(path, partition):
         status = await job.wait(20)
         assert (status.life, status.outcome) == ("ended", "cancelled")
         seen = len(handler.batches)
+        monkeypatch.setattr(loop, "time", lambda: time.monotonic() + 31)
         assert await durable.submit(100) == 1_000
         assert handler.batches[seen:] == [[100]]
     assert status.cancelled + status.succeeded == 7
