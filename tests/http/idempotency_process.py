@@ -45,7 +45,12 @@ async def main(path: str) -> None:
         api = api_of(Users(), create=create, idempotency_store=queue)
         server: Any = uvicorn.Server(
             uvicorn.Config(
-                api, port=0, log_level="error", lifespan="on", timeout_graceful_shutdown=5
+                api,
+                port=0,
+                log_level="error",
+                lifespan="on",
+                timeout_graceful_shutdown=5,
+                timeout_keep_alive=60,
             )
         )
         serving = asyncio.create_task(server.serve())

@@ -13,4 +13,4 @@ from microbatch.http import BatchAPI
 queue = DurableQueue(sys.argv[1], item_type=User, result_type=User, max_depth=2_000_000)
 api = BatchAPI(authorize=authorize, owner_share=1.0)
 api.collection("users", item_type=User, queue=queue)
-uvicorn.run(api, fd=int(sys.argv[2]), log_level="warning")
+uvicorn.run(api, fd=int(sys.argv[2]), log_level="warning", timeout_keep_alive=60)
