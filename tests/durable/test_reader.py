@@ -229,9 +229,9 @@ async def test_damage_is_named(path):
 async def test_a_disk_that_hangs_is_named(path, monkeypatch):
     """The caller does not wait for it, and the connection is used no more."""
     make_file(path)
-    monkeypatch.setattr(reader, "ANSWER_TIMEOUT", 0.05)
     gate = Gate()
     connection = await AsyncConnection.open(path, read_only=True)
+    monkeypatch.setattr(reader, "ANSWER_TIMEOUT", 0.05)
     with pytest.raises(QueueUnavailable, match=r"the disk did not answer for 0.05 s"):
         await connection.run(gate.steps())
     assert connection.ended
