@@ -159,9 +159,10 @@ async def test_what_a_dead_process_was_to_tell_is_told_by_another(path):
 
 async def test_what_failed_goes_again_in_a_new_job(path):
     """Only what may do better, unless told otherwise; with ids, metadata, owner and all."""
-    works = False
+    works, goes = False, anyio.Event()
 
     async def handler(items):
+        await goes.wait()
         answers = {
             1: ItemError("later", retryable=True),
             2: ItemError("never", retryable=False),
@@ -185,6 +186,7 @@ async def test_what_failed_goes_again_in_a_new_job(path):
         )
         with pytest.raises(JobNotEnded):
             await job.retry_failed()
+        goes.set()
         assert (await job.wait(20)).failed == 4
         retryable = [outcome.error.retryable async for outcome in job.outcomes("failed")]
         assert retryable == [True, False, True, False]
