@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,28 +42,32 @@ class World:
     """Three other companies, each with a table: every call may come twice, as in all that is at least once."""
 
     def __init__(self, path: Path) -> None:
-        self.tables = sqlite3.connect(
-            path, timeout=30, check_same_thread=False, isolation_level=None
-        )
-        for name in STEPS:
-            self.tables.execute(f"CREATE TABLE IF NOT EXISTS {name} (trip INTEGER PRIMARY KEY)")
-        self.tables.execute("CREATE TABLE IF NOT EXISTS log (trip INTEGER, step TEXT)")
+        self.path = path
+        with closing(self.connect()) as tables:
+            for name in STEPS:
+                tables.execute(f"CREATE TABLE IF NOT EXISTS {name} (trip INTEGER PRIMARY KEY)")
+            tables.execute("CREATE TABLE IF NOT EXISTS log (trip INTEGER, step TEXT)")
+
+    def connect(self) -> sqlite3.Connection:
+        """Open a connection: each thread needs one of its own."""
+        return sqlite3.connect(self.path, timeout=30, isolation_level=None)
 
     def call(self, steps: list[Step]) -> list[str | Exception]:
-        """Be the handler: a plain function, so it runs in a thread."""
+        """Be the handler: a plain function, so it runs in a thread, and four of them at a time."""
         time.sleep(0.01)
-        return [self.call_one(step) for step in steps]
+        with closing(self.connect()) as tables:
+            return [self.call_one(tables, step) for step in steps]
 
-    def call_one(self, step: Step) -> str | Exception:
+    def call_one(self, tables: sqlite3.Connection, step: Step) -> str | Exception:
         """Book or undo at one company; its trip's number makes the second call harmless."""
         if step.name == "payment" and step.trip % 3 == 0:
             return ItemError("the card was declined", code="declined", retryable=False)
         verb = (
             "DELETE FROM {} WHERE trip = ?" if step.undo else "INSERT OR IGNORE INTO {} VALUES (?)"
         )
-        self.tables.execute(verb.format(step.name), (step.trip,))
+        tables.execute(verb.format(step.name), (step.trip,))
         said = f"undo {step.name}" if step.undo else step.name
-        self.tables.execute("INSERT INTO log VALUES (?, ?)", (step.trip, said))
+        tables.execute("INSERT INTO log VALUES (?, ?)", (step.trip, said))
         return step.name
 
 
@@ -126,7 +131,7 @@ def main() -> None:
     """Book, kill, and look at what the companies have."""
     path = Path(tempfile.mkdtemp()) / "trips.db"
     asyncio.run(book(path))
-    world = World(path.with_name("world.db")).tables
+    world = World(path.with_name("world.db")).connect()
 
     def undone() -> int:
         return int(world.execute("SELECT count(*) FROM log WHERE step LIKE 'undo%'").fetchone()[0])
