@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import importlib.util
+import math
 import os
 import threading
 from collections import Counter
@@ -46,11 +47,16 @@ class VirtualLoop(virtual_time("asyncio")["loop_factory"]):  # type: ignore[misc
 
     def __init__(self) -> None:
         self.polls = 0
+        self.stands_still = False
         super().__init__()
 
     def _run_once(self) -> None:
         self.polls += 1
         super()._run_once()
+
+    def jump(self, seconds: float) -> None:
+        if not self.stands_still:
+            super().jump(seconds)
 
     def timers(self) -> list[asyncio.TimerHandle]:
         """Return the timers that are set."""
@@ -71,6 +77,7 @@ if HAS_UVLOOP:
             self._cancelled = 0
             self._watching = False
             self.polls = 0
+            self.stands_still = False
 
         def time(self) -> float:
             return self._now
@@ -115,7 +122,7 @@ if HAS_UVLOOP:
             if calls == self._calls:
                 while self._timers and self._timers[0].cancelled():
                     heapq.heappop(self._timers)
-                if self._timers:
+                if self._timers and not self.stands_still:
                     self.polls += 1
                     self._now = max(self._now, self._timers[0].when())
                 while self._timers and self._timers[0].when() <= self._now:
@@ -146,6 +153,16 @@ def run(name: str, main: Any, *args: Any, real_time: bool = False) -> Any:
 
     backend, options = backend_options(name, real_time=real_time)
     return anyio.run(bounded, backend=backend, backend_options=options)
+
+
+def stop_the_clock() -> None:
+    """Let no more time pass in this event loop, which runs in virtual time: what waits for it waits for ever."""
+    if sniffio.current_async_library() == "trio":
+        clock: Any = trio.lowlevel.current_clock()
+        clock.autojump_threshold = math.inf
+    else:
+        loop: Any = asyncio.get_running_loop()
+        loop.stands_still = True
 
 
 async def turns(count: int = 16) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
-from support import Recorder, counted, outcomes, run, turns
+from support import Gate, Recorder, counted, outcomes, run, turns
 
 from microbatch import Batcher
 
@@ -62,13 +62,15 @@ def in_child(work: Any) -> str:
 
 def test_a_child_of_a_busy_parent_starts_empty(backend_name: str) -> None:
     """Buffered, in flight and waiting for room in the parent: none of it is the child's, and all of it comes home."""
-    handler = Recorder(seconds=0.3)
+    handler = Gate()
     batcher = Batcher(handler, max_pending=4, max_batch_size=2, max_wait=0.1)
 
     async def use_in_child() -> str:
         stats = counted(batcher)
         before = (stats.pending, stats.buffered, stats.in_flight, stats.waiting)
         handler.batches.clear()
+        handler.opened = anyio.Event()
+        handler.opened.set()
         results = await outcomes(*(batcher.submit(item) for item in (7, 8, 9)))
         await batcher.aclose()
         return f"{before} {results} {sorted(item for batch in handler.batches for item in batch)}"
@@ -89,6 +91,7 @@ def test_a_child_of_a_busy_parent_starts_empty(backend_name: str) -> None:
             assert counted(batcher).waiting == 2
             # From a worker thread, so that the child has no event loop in its only thread.
             said = await anyio.to_thread.run_sync(in_child, child)
+            handler.opened.set()
         return said, sorted(results)
 
     said, results = run(backend_name, parent, real_time=True)

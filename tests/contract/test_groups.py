@@ -13,7 +13,7 @@ import anyio.to_thread
 import pytest
 import trio
 from opentelemetry.sdk.trace import SpanProcessor
-from support import Recorder, leaves, outcome, outcomes, run, turns
+from support import Recorder, leaves, outcome, outcomes, run, stop_the_clock, turns
 from telemetry_support import Sdk
 
 from microbatch import BatchAborted, Batcher, HandlerCrashed, current_batch
@@ -72,11 +72,11 @@ def test_no_batch_begins_while_the_run_is_being_cancelled(backend_name: str, kin
         batcher = Batcher(handler, max_batch_size=1)
         for item in range(5):
             pending.append(batcher.submit_nowait(item))
-        await anyio.sleep(0.02)
+        await turns()
+        stop_the_clock()  # else it jumps over the pause that follows a cancellation
 
     pending: list[Any] = []
-    # In real time: a virtual clock jumps over the pause that follows a cancellation.
-    run(backend_name, main, real_time=True)
+    run(backend_name, main)
     assert handler.calls == 1
 
 

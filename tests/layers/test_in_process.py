@@ -28,12 +28,16 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.anyio, pytest.mark.real_time, pytest.mark.timeout(180)]
 
 
+#: Processes that were there before the test.
+before: set[psutil.Process] = set()
+
+
 def children() -> list[psutil.Process]:
     """Return the worker processes; not the one in which ``multiprocessing`` tracks its resources."""
     return [
         child
         for child in psutil.Process().children(recursive=True)
-        if not any("resource_tracker" in word for word in command(child))
+        if child not in before and not any("resource_tracker" in word for word in command(child))
     ]
 
 
@@ -47,13 +51,14 @@ def command(process: psutil.Process) -> list[str]:
 @pytest.fixture(autouse=True)
 def nothing_left_running() -> Any:
     """No test may leave a process behind."""
-    before = set(children())
+    before.clear()
+    before.update(children())
     yield
     gc.collect()
     deadline = time.monotonic() + 60
-    while set(children()) - before and time.monotonic() < deadline:
+    while children() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert set(children()) - before == set()
+    assert children() == []
 
 
 async def test_results_come_back_in_the_items_order() -> None:
@@ -301,14 +306,15 @@ async def test_an_answer_that_cannot_be_loaded_here_costs_the_worker() -> None:
         assert children() == []
 
 
-async def test_closing_ends_a_worker_that_has_just_been_started_or_given_back() -> None:
+async def test_closing_ends_a_worker_that_has_just_been_started_or_given_back(
+    tmp_path: Path,
+) -> None:
     """Whatever its thread was about to do with it."""
-    handler = pickle.dumps(work.square)
-    pool = Pool(handler, "square")
+    pool = Pool(pickle.dumps(work.HangsOnImport(str(tmp_path / "pid"))), "hangs_on_import")
     pool.end()
     with pytest.raises(Died, match="SIGKILL"):
         pool.take()
-    pool = Pool(handler, "square")
+    pool = Pool(pickle.dumps(work.square), "square")
     worker = pool.take()
     pool._ended = True
     pool.give_back(worker)
