@@ -14,14 +14,34 @@ from reader_support import Gate, count, insert, is_free, make_file
 from support import backend_options
 
 from microbatch.durable import QueueUnavailable
-from microbatch.durable._file import transactions
+from microbatch.durable._file import reader, transactions
 from microbatch.durable._file.guarded import Guarded
 from microbatch.durable._file.reader import AsyncConnection
+from microbatch.durable._file.transactions import Guest, Transactions
 
 in_a_loop = pytest.mark.anyio
 on_both = pytest.mark.parametrize("backend_name", LOOPS, indirect=True)
 
-ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
+ENDLESS = (
+    "WITH RECURSIVE n(x) AS (SELECT begin() UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
+)
+
+
+@pytest.fixture(autouse=True)
+def long_grace(monkeypatch):
+    """A thread that a busy machine does not let run is not taken for a disk that hangs."""
+    monkeypatch.setattr(transactions, "GRACE", 60.0)
+    monkeypatch.setattr(reader, "GRACE", 60.0)
+
+
+@pytest.fixture
+def short_bound(monkeypatch):
+    """A caller is waited for no longer than a moment, and everything else for as long as ever."""
+
+    def bounded(before, timeout):
+        return Guest(before, 0.2 - transactions.GRACE)
+
+    monkeypatch.setattr(reader, "Guest", bounded)
 
 
 @contextlib.asynccontextmanager
@@ -112,37 +132,109 @@ async def test_a_coroutine_that_is_cut_short_leaves_nothing_behind(path, how):
 async def test_a_statement_that_would_go_on_is_interrupted(path):
     """The rollback stands behind it, in the same thread."""
 
+    begun = threading.Event()
+
+    def begin():
+        begun.set()
+        return 1
+
     async def inside(connection, result):
+        await connection.create_function("begin", 0, begin)
         await connection.execute_fetchall(ENDLESS)
 
     async with opened(path) as connection:
-        with pytest.raises(TimeoutError), anyio.fail_after(20):
-            await connection.around(insert(1), inside, timeout=0.05)
+        task = asyncio.ensure_future(connection.around(insert(1), inside, timeout=60))
+        await until(begun.is_set)  # what has not begun goes on when it does
+        task.cancel()
+        await asyncio.wait([task], timeout=20)
+        assert task.cancelled()
         assert is_free(path)
         assert await connection.run(count()) == 0
 
 
+HIS_OWN = {
+    "a statement": lambda connection: connection.execute("INSERT INTO numbers VALUES (3)"),
+    "many": lambda connection: connection.executemany("INSERT INTO numbers VALUES (?)", [(3,)]),
+    "a script": lambda connection: connection.executescript("INSERT INTO numbers VALUES (3)"),
+}
+
+
+@pytest.mark.parametrize("how", HIS_OWN)
+@pytest.mark.parametrize("why", ["too long", "stopped"])
 @in_a_loop
-async def test_a_caller_that_does_not_stop_loses_the_connection(path, monkeypatch):
-    """Its next statements would be outside of any transaction, or in somebody else's."""
-    monkeypatch.setattr(transactions, "GRACE", 0.1)
+async def test_a_caller_that_does_not_stop_loses_the_connection(
+    path, how, why, short_bound, monkeypatch
+):
+    """Its next statements would be outside of any transaction: from the rollback on none of them runs."""
+    if why == "stopped":
+        monkeypatch.setattr(reader, "Guest", Guest)
     threads = NewThreads()
-    end = anyio.Event()
+    begun, end, tried = anyio.Event(), anyio.Event(), threading.Event()
+    close = Transactions.close
+
+    async def late(self):
+        await until(tried.is_set)
+        await close(self)
+
+    async def inside(connection, result):
+        begun.set()
+        with anyio.CancelScope(shield=True):
+            await end.wait()
+        try:
+            with pytest.raises(sqlite3.ProgrammingError, match="the settle transaction is over"):
+                await HIS_OWN[how](connection)
+        finally:
+            tried.set()
+
+    make_file(path)
+    connection = await AsyncConnection.open(path, read_only=False)
+    monkeypatch.setattr(Transactions, "close", late)
+    task = asyncio.ensure_future(connection.around(insert(1), inside, timeout=60))
+    await begun.wait()
+    if why == "stopped":
+        connection.stop()
+    await until(lambda: connection.ended)
+    await until(lambda: is_free(path))
+    end.set()
+    with pytest.raises(QueueUnavailable if why == "stopped" else TimeoutError):
+        await task
+    await until(lambda: threads.running() == [])
+    assert numbers(path) == []
+
+
+@in_a_loop
+async def test_a_caller_that_does_not_stop_commits_nothing(path, short_bound, monkeypatch):
+    """Not between its bound and the rollback either."""
+    end, ended, tried = anyio.Event(), threading.Event(), threading.Event()
+    undo = Transactions._undo
+
+    async def late(self, error):
+        self._guard(on=False)
+        ended.set()
+        await until(tried.is_set)
+        await undo(self, error)
 
     async def inside(connection, result):
         with anyio.CancelScope(shield=True):
             await end.wait()
-        await connection.execute("INSERT INTO numbers VALUES (3)")
+        try:
+            for commits in (connection.execute("COMMIT"), connection.commit()):
+                with pytest.raises(sqlite3.ProgrammingError, match="transaction is over"):
+                    await commits
+            with pytest.raises(sqlite3.ProgrammingError, match="transaction is over"):
+                connection.isolation_level = None
+        finally:
+            tried.set()
 
     make_file(path)
     connection = await AsyncConnection.open(path, read_only=False)
-    task = asyncio.ensure_future(connection.around(insert(1), inside, timeout=0.01))
-    await until(lambda: connection.ended)
-    await until(lambda: is_free(path))
+    monkeypatch.setattr(Transactions, "_undo", late)
+    task = asyncio.ensure_future(connection.around(insert(1), inside, timeout=60))
+    await until(ended.is_set)
     end.set()
-    with pytest.raises((TimeoutError, ValueError)):
+    with pytest.raises(TimeoutError):
         await task
-    await until(lambda: threads.running() == [])
+    await connection.close()
     assert numbers(path) == []
 
 
@@ -333,21 +425,23 @@ def run_in_a_loop_that_ends(name, main):
 
 @pytest.mark.parametrize("how", ["stopped", "bound"])
 @pytest.mark.parametrize("loop", LOOPS)
-def test_an_event_loop_that_ends_in_the_middle_leaves_no_lock(path, loop, how, monkeypatch):
+def test_an_event_loop_that_ends_in_the_middle_leaves_no_lock(path, loop, how, request):
     """Whoever serves the file need not wait for long: it ends itself past its bound, or at a word."""
-    monkeypatch.setattr(transactions, "GRACE", 0.1)
+    if how == "bound":
+        request.getfixturevalue("short_bound")
     make_file(path)
     threads = NewThreads()
     kept = []
 
     async def inside(connection, result):
-        await connection.execute("INSERT INTO numbers VALUES (3)")
+        if how == "stopped":  # else that might take longer than the bound
+            await connection.execute("INSERT INTO numbers VALUES (3)")
         asyncio.get_running_loop().stop()
         await asyncio.sleep(60)
 
     async def main():
         kept.append(await AsyncConnection.open(path, read_only=False))
-        await kept[0].around(insert(1), inside, timeout=0.2 if how == "bound" else 60)
+        await kept[0].around(insert(1), inside, timeout=60)
 
     run_in_a_loop_that_ends(loop, main)
     if how == "stopped":
@@ -364,7 +458,7 @@ def test_an_event_loop_that_ends_in_the_middle_leaves_no_lock(path, loop, how, m
 @pytest.mark.parametrize("loop", LOOPS)
 def test_an_event_loop_that_ends_under_a_statement_leaves_no_lock(path, loop, monkeypatch):
     """Its answer kills aiosqlite's thread: the connection is closed from elsewhere then."""
-    monkeypatch.setattr(transactions, "GRACE", 0.1)
+    monkeypatch.setattr(transactions, "GRACE", 0.1)  # nobody is there to answer
     told = []
     monkeypatch.setattr(threading, "excepthook", told.append)
     make_file(path)
@@ -391,6 +485,7 @@ def test_an_event_loop_that_ends_under_a_statement_leaves_no_lock(path, loop, mo
 
     run_in_a_loop_that_ends(loop, main)
     go_on.set()
+    kept[0]._host.transactions.worker.join(20)  # it dies of its answer
     kept[0].stop()
     for thread in threads.running():
         if not thread.name.startswith("asyncio"):

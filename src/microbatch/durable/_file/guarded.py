@@ -29,6 +29,7 @@ class _Cursor(sqlite3.Cursor):
         return super().executemany(sql, parameters)
 
     def executescript(self, script: str, /) -> sqlite3.Cursor:
+        self.connection.refuse_end(script)
         self.connection.refuse_if_guarded()  # it commits before it starts
         return super().executescript(script)
 
@@ -38,9 +39,11 @@ class Guarded(sqlite3.Connection):
 
     Attributes:
         guarded: Whether it does so now.
+        over: Whether it takes nothing more but a rollback.
     """
 
     guarded = False
+    over = False
 
     def cursor(self, factory: Any = _Cursor) -> Any:
         return super().cursor(factory)
@@ -57,7 +60,7 @@ class Guarded(sqlite3.Connection):
         return self.cursor().executescript(script)
 
     def commit(self) -> None:
-        self.refuse_if_guarded()
+        self.refuse_end("COMMIT")
         super().commit()
 
     def rollback(self) -> None:
@@ -70,11 +73,14 @@ class Guarded(sqlite3.Connection):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _COMMITS:
-            self.refuse_if_guarded()
+            self.refuse_end("COMMIT")
         super().__setattr__(name, value)
 
     def refuse_end(self, sql: str) -> None:
         """Refuse a statement that would end the transaction, or begin another one."""
+        if self.over and sql != "ROLLBACK":
+            message = "the settle transaction is over: on_settle took too long, or was stopped"
+            raise sqlite3.ProgrammingError(message)
         if self.guarded and _ENDS_TRANSACTION.match(sql):
             self.refuse_if_guarded()
 

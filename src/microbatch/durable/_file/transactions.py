@@ -207,7 +207,7 @@ class Transactions:
                 result = await self._drive(turn.before)
                 self._guard(on=True)
                 turn.begun.set_result(result)
-                good = await turn.decision()
+                good = await self._decision_of(turn)
                 self._guard(on=False)
                 if good:
                     await self._commit()
@@ -218,6 +218,15 @@ class Transactions:
                 raise
             finally:
                 turn.before.close()
+
+    async def _decision_of(self, turn: Guest[Any]) -> bool:
+        try:
+            return await turn.decision()
+        except BaseException:
+            # The caller is still at it: what he executes behind the rollback would be committed all by itself.
+            assert self._raw is not None  # noqa: S101 - it is open
+            self._raw.over = True
+            raise
 
     async def _begin(self) -> None:
         self._check_in_place()
