@@ -53,6 +53,7 @@ async def test_a_disk_that_hangs(path, monkeypatch):
 
     async with DurableQueue(path, item_type=int) as queue:
         await queue.enqueue(1)
+        await queue.stats()  # it is open
         monkeypatch.setattr("microbatch.durable._file.reader.ANSWER_TIMEOUT", 0.05)
         with pytest.raises(QueueUnavailable, match=r"the disk did not answer for 0\.05 s"):
             await queue._service.store._readers.read(steps)
@@ -263,8 +264,8 @@ async def test_trouble_with_a_claim_does_not_keep_the_processor_busy(path, monke
             )
         execute(path, "UPDATE microbatch_queues SET paused = 0")
         await until(lambda: tries)
-        tries.clear()
         work, began = time.process_time(), time.monotonic()
+        tries.clear()
         await anyio.sleep(1)
         found = len(tries)
         lasted = time.monotonic() - began
@@ -360,6 +361,7 @@ async def test_on_settle_waits_for_a_locked_file_too(path, monkeypatch, caplog):
         with locked(path):
             handler.free.set()
             await until(lambda: "outcomes wait for the disk" in caplog.text)
+        await until(lambda: states(path) == {1: "done"})  # who waits hears of each time in vain
         assert await durable.result(ticket, 20) == 2
     assert rows(path, "SELECT * FROM effects") == [(1,)]
 

@@ -40,8 +40,8 @@ async def test_an_idle_writer_looks_at_its_duties_only_when_one_is_due(path):
             looks += 1
             return pause(dues)
 
+        began = time.monotonic()
         writer._pause = counted
         before = writer.neighbours.next
-        began = time.monotonic()
         await until(lambda: writer.neighbours.next > before + 0.5)
         assert looks < 100 * (time.monotonic() - began)

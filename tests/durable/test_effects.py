@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 import pytest
 from durable_support import Handler, batcher, locked, states, until
 
 from microbatch.durable import ItemFailed, QueueUnavailable
+from microbatch.durable._file.asks import Turn
+from microbatch.durable._file.writer import TURN_TIMEOUT
 
 pytestmark = pytest.mark.anyio
 
@@ -65,23 +66,27 @@ async def _done_is(durable, count):
 
 async def test_another_programs_lock_takes_nothing_from_the_time_for_effects(path, monkeypatch):
     """Whoever wants the lock waits for it; the bound is for what holds it."""
-    timeout = "microbatch.durable._file.writer.TURN_TIMEOUT"
-    monkeypatch.setattr(timeout, 1.0)
-    calls = []
+    turns, calls, handler = [], [], Handler()
+    extend = Turn.extend
+
+    def extended(turn, seconds):
+        extend(turn, seconds)
+        turns.append(turn)
 
     async def on_settle(connection, items, results):
         calls.append(items)
 
-    with contextlib.ExitStack() as stack:
-
-        async def handler(items):
-            stack.enter_context(locked(path))
-            stack.callback(monkeypatch.setattr, timeout, 60.0)  # what follows may take its time
-            asyncio.get_running_loop().call_later(2.0, stack.close)
-            return items
-
-        async with batcher(path, handler, on_settle=on_settle) as durable:
-            assert await asyncio.wait_for(durable.submit(1), 60) == 1
+    monkeypatch.setattr(Turn, "extend", extended)
+    handler.hold()
+    async with batcher(path, handler, on_settle=on_settle) as durable:
+        result = asyncio.ensure_future(durable.submit(1))
+        await until(lambda: handler.batches)
+        with locked(path):
+            handler.free.set()
+            await until(lambda: len(turns) == 2)  # it was granted and taken, and waits for the lock
+            turns[0].until -= 2 * TURN_TIMEOUT  # so long ago
+            await asyncio.sleep(0.2)  # the writer looks at that every 50 ms
+        assert await asyncio.wait_for(result, 60) == 2
     assert calls == [[1]]
 
 

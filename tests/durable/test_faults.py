@@ -321,9 +321,12 @@ async def test_another_file_put_in_its_place(path, caplog):
         await until(lambda: handler.batches)
         backup = path.with_name("backup.db")
         execute(path, f"VACUUM INTO '{backup}'")
-        backup.rename(path)
-        for name in ("queue.db-wal", "queue.db-shm"):
+        for name in (
+            "queue.db-wal",
+            "queue.db-shm",
+        ):  # before: whoever finds it opens it with its log
             path.with_name(name).unlink(missing_ok=True)
+        backup.rename(path)
         with contextlib.suppress(QueueUnavailable):
             await durable.stats()
             await durable.enqueue(9)

@@ -115,7 +115,12 @@ async def main():
         except QueueUnavailable as error:
             print(type(error).__name__)
         os.unlink(flag)
-        print(await durable.result(11, 20), len(handled))
+        while True:
+            try:
+                print(await durable.result(11, 20), len(handled))
+                break
+            except QueueUnavailable:  # of a time before
+                pass
 asyncio.run(main())
 """
 

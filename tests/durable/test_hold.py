@@ -369,8 +369,9 @@ async def test_partitions_that_end_while_they_wait_are_forgotten(path):
         assert await durable.submit(5) == 50
 
 
-async def test_a_hold_and_a_timeout_of_what_goes_first(path):
+async def test_a_hold_and_a_timeout_of_what_goes_first(path, monkeypatch):
     """A probe that hangs is no refusal: its items fail by the timeout, the others go."""
+    loop = asyncio.get_running_loop()
     calls: list[list[int]] = []
 
     async def handler(items):
@@ -378,11 +379,12 @@ async def test_a_hold_and_a_timeout_of_what_goes_first(path):
         if len(calls) == 1:
             raise RateLimited(retry_after=0.01)
         if len(calls) == 2:
+            monkeypatch.setattr(loop, "time", lambda: time.monotonic() + 61)
             await anyio.sleep_forever()
         return items
 
     async with batcher(
-        path, handler, max_batch_size=2, handler_timeout=0.3, retry=holding()
+        path, handler, max_batch_size=2, handler_timeout=60, retry=holding()
     ) as durable:
         tickets = await durable.enqueue_many(range(4))
         for ticket in tickets[:2]:
