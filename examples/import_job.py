@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from microbatch.durable import Job, JobStatus
 
 
-THIRD = 9_435  # of 28,303 rows
-
-
 class Airport(Struct):
     """A row as the queue takes it: whatever does not fit fails before any handler sees it."""
 
@@ -80,7 +77,8 @@ def source() -> Iterator[dict[str, Any]]:
 class Import:
     """The table, and the handler that writes to it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rows: int) -> None:
+        self.third = rows / 3
         self.database = sqlite3.connect(path, timeout=30)
         self.database.execute(SCHEMA)
         self.written = 0
@@ -88,7 +86,7 @@ class Import:
 
     async def insert(self, rows: list[Airport]) -> list[str | Exception]:
         """Write many rows in one transaction; each has its own answer."""
-        if self.written >= THIRD:  # else a quick machine is done before anybody can press "cancel"
+        if self.written >= self.third:  # else a quick machine is done before anybody can press "cancel"
             await self.pressed.wait()
         with self.database:
             answers = [self.insert_one(row, batch_info().job) for row in rows]
@@ -146,8 +144,8 @@ async def main(path: Path) -> None:
         watcher = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
         if watcher.stdout is not None:
             await watcher.stdout.readline()  # it is there
+        airports = Import(path, (await job.status()).total)
 
-    airports = Import(path)
     worker = DurableBatcher(
         path, airports.insert, item_type=Airport, result_type=str, max_batch_size=500
     )
