@@ -335,7 +335,7 @@ async def test_no_more_is_read_than_can_be_stored(tmp_path: Path) -> None:
     """Back-pressure: while the disk is busy the client waits, and memory does not grow."""
     async with shop_of(tmp_path / "q") as shop:
         await shop.queue.pause()
-        other = sqlite3.connect(tmp_path / "q", isolation_level=None, check_same_thread=False)
+        other = sqlite3.connect(tmp_path / "q", timeout=60, isolation_level=None)
         received, is_locked = 0, anyio.Event()
 
         async def receive() -> dict[str, Any]:

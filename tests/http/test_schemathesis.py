@@ -44,6 +44,7 @@ def test_every_answer_about_jobs_is_as_declared(tmp_path: Path) -> None:
             f"{url}/users/batch",
             json={"items": [{"name": "ann"}] * 150},
             headers={"authorization": "Bearer ann"},
+            timeout=60,
         )
         assert made.status_code == 202
         settings = f'[parameters]\n"path.id" = "{made.json()["jobId"]}"\n'
