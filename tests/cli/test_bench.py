@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from microbatch.cli._bench import _advice, _Measured, _own_cost
+from microbatch.cli._bench import _advice, _Measured, _own_cost, _short_text
 from microbatch.cli._costs import Costs, best_size, fitted, sizes_up_to
 
 HANDLERS = """
@@ -95,6 +95,18 @@ def test_the_table_and_the_advice(microbatch: Any, backends: Any) -> None:
     assert "  an item costs   100 us" in out
     assert "  half the gain   at 19 items a batch" in out
     assert out[-1] == "recommended: max_batch_size=100, max_wait=0.0, max_concurrency=1"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, "0 ns"), (9.994e-7, "999 ns"), (9.996e-7, "1 us"), (0.0009997, "1 ms"), (0.00224, "2.24 ms"),
+     (0.99951, "1 s"), (12.34, "12.3 s")],
+)  # fmt: skip
+def test_a_time_is_shown_by_a_unit_that_it_has_less_than_a_thousand_of(
+    seconds: float, text: str
+) -> None:
+    """999.7 us would be 1e+03 us."""
+    assert _short_text(seconds) == text
 
 
 def test_a_handler_without_fixed_cost_is_told_that_batching_does_not_pay(

@@ -249,10 +249,11 @@ def _show_bench(
 
 
 def _short_text(seconds: float) -> str:
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-9:.3g} ns"
+    for unit, size in (("ns", 1e-9), ("us", 1e-6), ("ms", 1e-3)):
+        text = f"{seconds / size:.3g}"
+        if float(text) < 1_000:  # as it is shown: three figures of 999.9 are 1e+03
+            return f"{text} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
