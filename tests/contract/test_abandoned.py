@@ -12,7 +12,7 @@ from support import Recorder, counted, outcome, outcomes, turns
 
 from microbatch import AdaptiveSize, Batcher, HandlerTimeout, current_batch
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 class Tidy(Recorder):

@@ -21,7 +21,7 @@ from microbatch import (
     current_batch,
 )
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 class Boom(BaseException):

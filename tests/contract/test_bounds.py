@@ -29,7 +29,7 @@ if sys.version_info >= (3, 12):
         assert handler.sizes == [50]
 
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7])

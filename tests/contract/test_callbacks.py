@@ -9,7 +9,7 @@ from support import Recorder, counted, outcomes
 
 from microbatch import Batcher, Retry
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 @pytest.mark.parametrize("setting", ["weigh", "partition", "coalesce"])

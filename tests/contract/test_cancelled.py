@@ -11,7 +11,7 @@ from support import Gate, Recorder, counted, outcome, outcomes, tasks_alive, tur
 
 from microbatch import Backoff, Batcher, Retry
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 # --- cancelled callers ------------------------------------------------------------------------------------------

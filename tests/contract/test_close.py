@@ -12,7 +12,7 @@ from support import Gate, Recorder, counted, outcome, tasks_alive, turns
 
 from microbatch import Backoff, Batcher, BatcherClosed, HandlerCrashed, Retry
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 async def test_closing_with_five_pending_drains_them() -> None:

@@ -11,7 +11,7 @@ from support import outcomes, turns
 
 from microbatch import Backoff, Batcher, BatchInfo, Retry, current_batch
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")
 

@@ -12,7 +12,7 @@ from support import outcome, outcomes, turns
 
 from microbatch import Batcher, BatcherClosed, BatcherFull, Skipped, batched
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 async def test_a_bulk_function_becomes_a_single_item_one() -> None:

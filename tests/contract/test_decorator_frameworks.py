@@ -10,7 +10,7 @@ from microbatch import batched
 fastapi = pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 def client_of(app: Any) -> Any:

@@ -14,7 +14,7 @@ import pytest
 
 from microbatch import batched
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 @batched

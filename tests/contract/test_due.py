@@ -10,7 +10,7 @@ from support import Gate, counted, turns
 
 from microbatch import Batcher
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 #: The plain buffer; the one with an entry for each item, from the start or from a first priority on.
 KINDS: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ from support import counted, outcome, outcomes, turns
 
 from microbatch import Batcher, current_batch
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 async def test_a_handler_may_resolve_an_item_early() -> None:

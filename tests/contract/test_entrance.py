@@ -12,7 +12,7 @@ from support import Gate, counted, outcome, turns
 
 from microbatch import Backoff, Batcher, BatcherClosed, BatcherFull, Retry
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 async def a_full_batcher(handler: Gate, **settings: Any) -> tuple[Batcher[Any, Any], list[Any]]:

@@ -17,7 +17,7 @@ from support import Recorder, outcome, outcomes, turns
 
 from microbatch import Batcher, ItemError, Retry, Skipped
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 class KeywordOnly(Exception):

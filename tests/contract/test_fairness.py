@@ -11,7 +11,7 @@ from support import Recorder, counted, turns
 
 from microbatch import Batcher
 
-pytestmark = [pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.timeout(180)]
 
 
 SIZES = [1, 2, 3, 7, 8, 10, 25]

@@ -28,7 +28,7 @@ if sys.version_info >= (3, 12):
         assert handler.sizes == [50]
 
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 async def test_flush_sends_what_is_buffered_and_returns_when_it_is_resolved() -> None:

@@ -10,7 +10,7 @@ from support import counted, outcome, outcomes, turns
 
 from microbatch import Batcher, ResultCountError
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 async def test_each_caller_of_a_generator_handler_goes_on_with_its_own_pair() -> None:

@@ -19,7 +19,7 @@ from microbatch import (
 )
 from microbatch.testing import no_backoff
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 async def sent(batcher: Any, items: Any, **settings: Any) -> list[Any]:

@@ -11,7 +11,7 @@ from support import counted, outcomes
 
 from microbatch import Batcher
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 SLOTS = 4
 

@@ -26,7 +26,7 @@ from microbatch import (
     current_batch,
 )
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 # Cancelled callers

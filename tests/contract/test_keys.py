@@ -10,7 +10,7 @@ from support import Gate, counted, outcome, turns
 
 from microbatch import Backoff, Batcher, Retry
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 by_either = pytest.mark.parametrize("setting", ["partition", "coalesce"])

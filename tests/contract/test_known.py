@@ -11,7 +11,7 @@ from support import outcomes
 from microbatch import Backoff, Batcher, Retry, current_batch
 from microbatch.layers import atomic, bisecting, per_item, routed, validated
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 tenant: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")
 

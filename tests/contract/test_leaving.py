@@ -31,7 +31,7 @@ if sys.version_info >= (3, 12):
         assert handler.sizes == [50]
 
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 async def test_a_full_batch_goes_at_once() -> None:

@@ -17,7 +17,7 @@ from support import Gate, Recorder, outcome, outcomes, run, tasks_alive, turns
 
 from microbatch import Batcher, BatcherClosed, BatcherFull, Loader, WouldDeadlock, batch_info
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 def on_asyncio() -> bool:

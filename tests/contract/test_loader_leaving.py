@@ -15,7 +15,7 @@ from telemetry_support import Sdk
 
 from microbatch import Batcher, Loader
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 def on_asyncio() -> bool:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # In event loops of their own: where anyio's plugin runs a test, asyncio hands its lines to the plugin.
-pytestmark = [pytest.mark.timeout(20), pytest.mark.asyncio_logs]
+pytestmark = [pytest.mark.timeout(180), pytest.mark.asyncio_logs]
 
 logger = logging.getLogger("application")
 

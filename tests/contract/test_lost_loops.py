@@ -23,7 +23,7 @@ from support import (
 
 from microbatch import Batcher, HandlerCrashed
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 @pytest.mark.asyncio_logs

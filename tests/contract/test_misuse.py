@@ -15,7 +15,7 @@ from support import Gate, Recorder, turns
 
 from microbatch import AdaptiveSize, Backoff, Batcher, ResultCountError, Retry, batched
 
-pytestmark = pytest.mark.timeout(20)
+pytestmark = pytest.mark.timeout(180)
 
 
 async def echo(items: list[Any]) -> list[Any]:

@@ -11,7 +11,7 @@ from support import Gate, Recorder, counted, outcome, outcomes, turns
 
 from microbatch import Batcher, BatcherFull, current_batch
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 def flat(handler: Recorder) -> list[Any]:

@@ -11,7 +11,7 @@ from support import counted, outcome, outcomes
 
 from microbatch import Batcher, WouldDeadlock
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 @pytest.mark.parametrize("call", ["submit", "submit_many", "submit_many_report", "flush", "aclose"])

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 #: MICROBATCH_EXAMPLES (see conftest.py) may ask for many more than the quick run draws.
-pytestmark = pytest.mark.timeout(max(60, settings.default.max_examples // 5))
+pytestmark = pytest.mark.timeout(max(180, settings.default.max_examples // 5))
 
 
 # --- exact: which batches go, when and why ----------------------------------------------------------------------

@@ -16,7 +16,7 @@ from microbatch import Batcher, BatcherClosed, BatcherFull
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 CALLBACKS: list[Callable[[Any], dict[str, Any]]] = [
     lambda called: {"weigh": lambda item: called(item, 1), "max_batch_weight": 100},

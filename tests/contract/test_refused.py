@@ -13,7 +13,7 @@ from support import Recorder, counted, outcomes
 from microbatch import Batcher, BatchFailed, ItemNotFound, ResultCountError, current_batch
 from microbatch.layers import atomic, bisecting, by_key, per_item, routed, validated
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 class Column:

@@ -12,7 +12,7 @@ from support import counted, outcomes
 
 from microbatch import Batcher, ItemError, ItemTooHeavy, Skipped
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 @pytest.mark.parametrize("make", [

@@ -10,7 +10,7 @@ from support import Recorder, counted, outcome, outcomes, tasks_alive, turns
 
 from microbatch import Backoff, Batcher, HandlerTimeout, ItemError, Retry, current_batch
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 EXACT = Backoff(initial=1.0, factor=2.0, jitter=0.0)
 

@@ -29,7 +29,7 @@ from microbatch import (
 from microbatch.layers import bisecting
 from microbatch.testing import no_backoff, recorded, virtual_time
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(180)
 
 DAY = 86_400.0
 

@@ -42,7 +42,7 @@ if sys.version_info >= (3, 12):
         assert handler.sizes == [50]
 
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 async def test_two_hundred_and_fifty_callers_make_three_batches() -> None:

@@ -12,7 +12,7 @@ from support import Gate, Recorder, counted, outcome, turns
 
 from microbatch import Backoff, Batcher, BatcherFull, ItemTooHeavy, Retry
 
-pytestmark = [pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.timeout(180)]
 
 
 on_every_loop = pytest.mark.anyio

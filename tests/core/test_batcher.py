@@ -13,7 +13,7 @@ from microbatch import Batcher, BatcherClosed
 from microbatch._core import engine, from_thread
 from microbatch._core.batcher import engine_of
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 @pytest.mark.real_time

@@ -10,7 +10,7 @@ from support import Caller
 from microbatch._core.entry import Entry
 from microbatch._core.lanes import Lanes
 
-pytestmark = [pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.timeout(180)]
 
 
 def lanes_with(partitions: int, size: int, older: int, **settings: Any) -> Lanes:

@@ -11,7 +11,7 @@ from support import outcomes
 from microbatch import Batcher, batch_info, current_batch
 from microbatch._core.info import narrowed
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 async def test_outside_a_batch_there_is_none() -> None:

@@ -8,7 +8,7 @@ from support import Caller
 from microbatch._core.entry import Entry
 from microbatch._core.lanes import Lanes
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 def test_values_of_equal_hash_are_told_apart_by_comparison() -> None:

@@ -11,7 +11,7 @@ from support import Recorder, counted, run, turns
 from microbatch import Backoff, Batcher, Retry
 from microbatch._core.batcher import engine_of
 
-pytestmark = pytest.mark.timeout(20)
+pytestmark = pytest.mark.timeout(180)
 
 STAYING: dict[str, dict[str, Any]] = {
     "buffered": {"max_wait": 50.0, "partition": lambda item: item},

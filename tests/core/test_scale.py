@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from microbatch._core.scale import Scale
 
-pytestmark = [pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.timeout(180)]
 
 
 @given(st.lists(st.integers(0, 10_000), min_size=1, max_size=30), st.integers(0, 4), st.randoms())

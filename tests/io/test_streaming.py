@@ -25,7 +25,7 @@ from microbatch import Batcher, BatcherClosed, ItemError, Outcome, Retry, Skippe
 from microbatch.layers import bisecting, per_item, validated
 from microbatch.streaming import map_batches
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(30)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 # --- what comes out ---------------------------------------------------------------------------------------------

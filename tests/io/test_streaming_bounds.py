@@ -16,7 +16,7 @@ from support import run
 
 from microbatch.streaming import map_batches
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(30)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 # --- bounds -----------------------------------------------------------------------------------------------------

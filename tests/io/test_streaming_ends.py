@@ -15,7 +15,7 @@ from support import BACKENDS, tasks_alive, turns
 from microbatch import BatchFailed, ItemError, Skipped
 from microbatch.streaming import map_batches
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(30)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 # trio's cannot be made by hand; test_per_item takes one out of its scope.

@@ -7,7 +7,7 @@ from streaming_support import Source, Work, collect
 
 from microbatch.streaming import Progress, map_batches
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(30)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 async def test_progress_is_told_every_so_many_items_and_at_the_end() -> None:

@@ -15,7 +15,7 @@ from microbatch import Batcher, current_batch
 from microbatch.files import write_rows
 from microbatch.streaming import map_batches
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(30)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 class Log:

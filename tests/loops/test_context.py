@@ -12,7 +12,7 @@ from support import outcome
 
 from microbatch._loops.context import in_context
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nothing")

@@ -19,7 +19,7 @@ from support import run, turns
 from microbatch._loops.current import current_loop
 from microbatch._loops.on_asyncio import AsyncioLoop
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nothing")

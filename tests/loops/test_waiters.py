@@ -16,7 +16,7 @@ from support import outcome, run, turns
 from microbatch._loops.current import current_loop
 from microbatch._loops.waiting import ThreadWaiter
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 def on_trio() -> bool:

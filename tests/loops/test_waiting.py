@@ -18,7 +18,7 @@ from microbatch import Batcher
 from microbatch._loops.current import current_loop
 from microbatch._loops.waiting import ThreadWaiter
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 def test_a_threads_waiter_takes_the_first_outcome() -> None:

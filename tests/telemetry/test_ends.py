@@ -15,7 +15,7 @@ from telemetry_support import Sdk
 from microbatch import Batcher, Telemetry
 from microbatch._telemetry import recorder
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(20)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
 
 
 class Open(SpanProcessor):
