@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -10,7 +11,7 @@ import pytest
 from support import Gate, Recorder, counted, in_thread, turns
 
 from microbatch import Batcher, BatcherClosed
-from microbatch._core import engine, from_thread
+from microbatch._core import engine, from_thread, room
 from microbatch._core.batcher import engine_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
@@ -28,6 +29,39 @@ async def test_a_thread_without_a_timeout_waits_as_long_as_it_takes(monkeypatch:
         gate.opened.set()
         await anyio.to_thread.run_sync(thread.join)
     assert results == [10]
+
+
+async def test_figures_are_read_in_another_thread_while_the_flat_lists_get_entries(
+    monkeypatch: Any,
+) -> None:
+    """Readers of metrics come at any moment, also at the one in which neither was there."""
+    seen: list[Any] = []
+    make = room.Lanes
+
+    def lanes(*args: Any, **settings: Any) -> Any:
+        thread, results = in_thread(lambda: (batcher.stats(), engine_of(batcher).room.figures()))
+        thread.join()
+        seen.extend(results)
+        return make(*args, **settings)
+
+    monkeypatch.setattr(room, "Lanes", lanes)
+    gate = Gate()
+    async with Batcher(gate) as batcher:
+        pendings = [batcher.submit_nowait(0)]
+        await turns()
+        pendings += [batcher.submit_nowait(item) for item in (1, 2)]
+        pendings.append(batcher.submit_nowait(3, priority=1))
+        ((stats, figures),) = seen
+        assert (stats.buffered, stats.in_flight) == (2, 1)
+        assert figures["microbatch.queue.size"] == 3
+        gate.opened.set()
+        assert [await one for one in pendings] == [0, 10, 20, 30]
+
+
+def test_who_counts_in_another_thread_may_find_the_entries_gone() -> None:
+    """It saw that there were no flat lists, and then nothing was left that needed more."""
+    between: Any = SimpleNamespace(fifo=None, lanes=None)
+    assert room.Room.buffered(between) == 0
 
 
 @pytest.mark.real_time

@@ -162,8 +162,10 @@ class Room:
         fifo = self.fifo
         if fifo is None:
             return []
+        lanes = self.lanes = (
+            self._new_lanes()
+        )  # first: who counts in another thread finds one of both
         self._door.fifo = self.fifo = None
-        lanes = self.lanes = self._new_lanes()
         lanes.closing = fifo.closing
         unwatched = []
         for item, waiter, since, marks in fifo.clear(self.now()):
@@ -198,8 +200,11 @@ class Room:
     # How much room there is
 
     def buffered(self) -> int:
-        """Return how many items wait for a batch."""
-        return self.fifo.count if self.fifo is not None else self.ranked.count
+        """Return how many items wait for a batch. From any thread."""
+        fifo, lanes = self.fifo, self.lanes
+        if fifo is not None:
+            return fifo.count
+        return 0 if lanes is None else lanes.count  # they have gone in this moment, empty
 
     def held(self) -> float:
         """Return for how many seconds a partition is held still: the longest of all. From any thread."""
