@@ -63,7 +63,8 @@ class Client:
         rests_until: When it is tried again to give it something, after that failed.
         left: Whether it has given back what it had: only the rest of its closing is to come.
         polled: Whether the writer looks for what others commit.
-        seen_ended: The last of the queue's endings that it was told of; ``seen_removed`` likewise.
+        seen_ended: The last of the queue's endings that it was told of, ``seen_removed`` likewise;
+            negative if some went by that it was not told of.
         telling: Whether it is being told so, and takes no other.
         abandoned: Jobs that came in and are being removed: while it leaves, if not before.
         holding: Jobs of which nothing begins here before their calls are over.
@@ -196,7 +197,7 @@ class Client:
 
     def wake_if_asleep(self) -> None:
         """Let the writer look at what others commit: somebody here waits for that now."""
-        if not self.polled:
+        if not self.polled or self.seen_ended < 0:
             assert self.writer is not None  # noqa: S101 - it is open
             self.writer.post(self.writer.look)
 

@@ -34,6 +34,8 @@ class Polling(Duty):
         super().__init__(writer)
         self._on_change = on_change
         self._version: Any = None
+        self._heard: Any = None  # the latest that those who are polled have heard of
+        self._rests_until = 0.0  # while a statement of ours fails
         self._dues: dict[int, float] = {}  # by queue, in seconds since the epoch
         self._due_unknown: set[int] = set()
         self._clock = time.time() - time.monotonic()
@@ -50,10 +52,15 @@ class Polling(Duty):
             client.polled = True
         if not interested:
             return None
+        if any(map(_left_out, interested)):
+            return max(now, self._rests_until)
         soonest = min(self.next, now + min(client.poll_interval for client in interested))
         if self._dues:
             soonest = min(soonest, now + max(0.0, min(self._dues.values()) - time.time()))
         return soonest
+
+    def put_off(self, until: float) -> None:
+        self.next = self._rests_until = until
 
     def glance(self, now: float) -> float | None:
         """See that nobody has committed anything: so it is nearly always, and a whole look costs more."""
@@ -92,11 +99,15 @@ class Polling(Duty):
         self.writer.catch_up()
         if version != self._version:
             self._on_change()
-        new = any(client.seen_ended < 0 for client in clients)
-        if version == self._version and not new and not self._due_unknown:
+        if version != self._heard:
+            for client in self.writer.clients:
+                if not client.polled:  # it hears nothing of what this look finds
+                    _leave_out(client)
+        left_out = any(map(_left_out, clients))
+        if version == self._version and not left_out and not self._due_unknown:
             return
         rows = self.writer.connection.read(lambda session: self._rows(session, clients))
-        self._version = version
+        self._version = self._heard = version
         for client in clients:
             self._tell(client, rows[client.queue])
 
@@ -124,9 +135,11 @@ class Polling(Duty):
     def _tell(self, client: Client, row: Queue) -> None:
         """Tell a queue what ended in it since it was told last, if somebody waits there."""
         before = client.seen_ended, client.seen_removed
-        client.seen_ended, client.seen_removed = row.ended, row.removed
-        if before == (row.ended, row.removed) or not client.hears.is_waiting():
+        if before == (row.ended, row.removed) or not (
+            client.hears.is_waiting() or _leave_out(client)
+        ):
             return
+        client.seen_ended, client.seen_removed = row.ended, row.removed
         spans: list[tuple[int, int]] | None = None
         if before[0] >= 0 and before[1] == row.removed:
             spans = self.writer.connection.read(
@@ -152,9 +165,24 @@ class Polling(Duty):
                 client is not settler and client.queue == settler.queue
                 for settler in transaction.ended
             )
-            if unheard and client.hears.is_waiting():
+            if unheard and (client.hears.is_waiting() or _leave_out(client)):
                 self.look_soon()
 
 
 def _interested(client: Client) -> bool:
     return client.attempts_max is not None or client.hears.is_waiting()
+
+
+def _leave_out(client: Client) -> bool:
+    """Note that a queue is not told of something that ended, as nobody waits there; tell whether one does.
+
+    Its event loop may not have heard yet that the very item is stored: who begins to wait has all looked up.
+    """
+    client.seen_ended = -1
+    # Asked once that can be seen: who comes after it wakes us.
+    return client.hears.is_waiting()
+
+
+def _left_out(client: Client) -> bool:
+    """Tell whether somebody waits where something ended that was not told."""
+    return client.seen_ended < 0 and client.hears.is_waiting()
