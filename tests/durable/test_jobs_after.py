@@ -311,8 +311,8 @@ async def test_a_job_that_runs_keeps_its_outcomes(path, traveller):
     async with batcher(path, handler, max_batch_size=2, result_ttl=60, job_ttl=60) as durable:
         await durable.pause()
         job = await durable.enqueue_job(range(4))
-        await durable.resume()
         handler.hold()
+        await durable.resume()
         await until(lambda: len(handler.batches) == 1)
         await durable.enqueue_job([])
         traveller.shift(61)

@@ -244,7 +244,7 @@ async def test_cancellation_at_every_await_leaves_no_transaction_open(path, name
         if name == "open":
             durable = batcher(path, Handler())
         cancelled = await (cancel_task if native else cancel_scope)(CALLS[name](durable), steps)
-        connection = sqlite3.connect(path, timeout=2, isolation_level=None)
+        connection = sqlite3.connect(path, timeout=30, isolation_level=None)  # the disk may be busy
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("ROLLBACK")
         connection.close()

@@ -25,6 +25,7 @@ from durable_support import (
     until,
     writer_of,
 )
+from support import turns
 
 from microbatch import BatcherClosed, Retry
 from microbatch.durable import DurableQueue, QueueUnavailable
@@ -167,6 +168,9 @@ async def test_closing_at_once_between_a_submit_and_its_commit(path, monkeypatch
             before = durable._service.store.lock_waits
             tasks.start_soon(bring, durable.submit)
             tasks.start_soon(bring, durable.enqueue)
+            await (
+                turns()
+            )  # whatever the writer waits for by now, it has both before it hears of the close
             await until(lambda: durable._service.store.lock_waits > before)
             await durable.aclose(0)
             await until(lambda: len(ended) == 2)
