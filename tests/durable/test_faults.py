@@ -321,10 +321,8 @@ async def test_another_file_put_in_its_place(path, caplog):
         await until(lambda: handler.batches)
         backup = path.with_name("backup.db")
         execute(path, f"VACUUM INTO '{backup}'")
-        for name in (
-            "queue.db-wal",
-            "queue.db-shm",
-        ):  # before: whoever finds it opens it with its log
+        # The log goes first: whoever finds the backup would open it with that.
+        for name in ("queue.db-wal", "queue.db-shm"):
             path.with_name(name).unlink(missing_ok=True)
         backup.rename(path)
         with contextlib.suppress(QueueUnavailable):
