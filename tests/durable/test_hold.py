@@ -379,12 +379,12 @@ async def test_a_hold_and_a_timeout_of_what_goes_first(path, monkeypatch):
         if len(calls) == 1:
             raise RateLimited(retry_after=0.01)
         if len(calls) == 2:
-            monkeypatch.setattr(loop, "time", lambda: time.monotonic() + 61)
+            monkeypatch.setattr(loop, "time", lambda: time.monotonic() + 31)
             await anyio.sleep_forever()
         return items
 
     async with batcher(
-        path, handler, max_batch_size=2, handler_timeout=60, retry=holding()
+        path, handler, max_batch_size=2, handler_timeout=30, retry=holding()
     ) as durable:
         tickets = await durable.enqueue_many(range(4))
         for ticket in tickets[:2]:
