@@ -57,19 +57,21 @@ class Crowd:
 
     def calls(self) -> list[list[int]]:
         """Return the items of each handler call that has ended."""
-        return [numbers for numbers, hangs in self._lines() if not hangs]
+        return [numbers for what, numbers in self._lines() if not what]
 
     def hung(self) -> set[int]:
         """Return the items of handler calls that do not end."""
-        return {item for numbers, hangs in self._lines() if hangs for item in numbers}
+        return {item for what, numbers in self._lines() if what == "hangs" for item in numbers}
 
-    def _lines(self) -> Iterator[tuple[list[int], bool]]:
+    def taken(self) -> set[int]:
+        """Return the items that came to a batcher, for the workers that tell it."""
+        return {item for what, numbers in self._lines() if what == "takes" for item in numbers}
+
+    def _lines(self) -> Iterator[tuple[str, list[int]]]:
         text = self.log.read_text() if self.log.exists() else ""
         for line in text.split("\n")[:-1]:  # the last one may be half written
-            yield (
-                [int(word) for word in line.removeprefix("hangs").split()],
-                line.startswith("hangs"),
-            )
+            what = next((word for word in ("hangs", "takes") if line.startswith(word)), "")
+            yield what, [int(word) for word in line.removeprefix(what).split()]
 
     def handled(self) -> Counter[int]:
         """Return how often each item was handled."""

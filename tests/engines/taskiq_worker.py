@@ -63,6 +63,7 @@ attach(broker, batcher)
 
 @broker.task(task_name="save")
 async def save(item: int) -> None:
+    os.write(LOG, f"takes {item}\n".encode())
     await batcher.submit(item)
 
 

@@ -88,6 +88,7 @@ def test_tasks_that_wait_for_company_are_handled_and_acknowledged_as_the_worker_
     with crowd(tmp_path, WORKER, **job, batch=25, max_wait=3600.0, wait_tasks=0.1) as workers:
         worker = workers.start()
         workers.wait_for(25)
+        wait_until(lambda: len(workers.taken()) == 30, workers.said)  # the others came too
         workers.end(worker)
         assert left(**job) == 0
         assert workers.handled() == dict.fromkeys(range(1, 31), 1)
