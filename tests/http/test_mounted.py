@@ -51,7 +51,9 @@ def litestar(api: BatchAPI) -> Any:
     async def mounted(scope: Any, receive: Any, send: Any) -> None:
         await api(scope, receive, send)
 
-    return Litestar([mounted], lifespan=[api.lifespan])
+    return Litestar(
+        [mounted], lifespan=[api.lifespan], logging_config=None
+    )  # that is the process's
 
 
 @contextlib.asynccontextmanager
