@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import re
@@ -19,6 +20,13 @@ from benchmarks.contenders import FLOOR
 from benchmarks.output import README, ROOT, Page, place_of, section_of
 
 needs_valgrind = pytest.mark.skipif(shutil.which("valgrind") is None, reason="needs valgrind")
+
+
+@pytest.fixture(autouse=True)
+def _collecting():
+    """What is counted runs without the collector: the tests that follow in this process have it back."""
+    yield
+    gc.enable()
 
 
 def slow(test):
