@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
+    from microbatch._loops.protocol import Loop
+
     from .records import Step
     from .transactions import Guest, Transactions
 
@@ -168,7 +170,9 @@ class Host:
         try:
             async with anyio.create_task_group() as self._tasks:
                 self._woken = anyio.Event()
-                self._port = Port(current_loop())
+                loop = current_loop()
+                _outlive(loop)
+                self._port = Port(loop)
                 # Nothing that was told is heard before it is open: aiosqlite drops what it was opening when
                 # that is cancelled, and does not close it.
                 await self._open()
@@ -211,3 +215,22 @@ class Host:
     async def _stop_in_turn(self) -> None:
         await self.transactions.in_turn()
         self._stop()
+
+
+def _outlive(loop: Loop) -> None:
+    """Let aiosqlite's thread go on where this event loop has ended: it dies of an answer that it cannot give.
+
+    A disk that hangs for longer than it is waited for would leave the connection open, and a traceback.
+    """
+    native: Any = loop.native
+    answer = native.call_soon_threadsafe
+
+    def answer_if_there(*call: Any, **settings: Any) -> Any:
+        try:
+            return answer(*call, **settings)
+        except RuntimeError:
+            if not native.is_closed():
+                raise
+            return None
+
+    native.call_soon_threadsafe = answer_if_there
