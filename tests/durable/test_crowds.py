@@ -103,6 +103,9 @@ async def test_waiters_are_not_looked_up_for_what_others_do(path, monkeypatch):
         tickets = await queue.enqueue_many(range(10_000))
         waiting = [asyncio.create_task(queue.result(ticket)) for ticket in tickets]
         await until(lambda: len(queue._service.callers._by_item) == 10_000)
+        client = queue._service.store._client
+        await until(lambda: client.seen_ended >= 0)  # it was told once that any may have ended
+        await queue.requeue([])  # and has heard of that
         await until(lambda: queue._service._looking is None)
         monkeypatch.setattr(Service, "_look_up", looking)
         for number in range(20):
