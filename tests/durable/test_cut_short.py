@@ -359,11 +359,11 @@ async def test_who_waits_is_told_though_somebody_cancels_the_tasks_that_look(pat
         await job.wait(20)
         waiting = asyncio.ensure_future(queue.job(job.id).wait())
         watching = queue._service.watching
-        while watching._looking is None:  # noqa: ASYNC110 - it looks for a few turns only
+        while watching.wanted.looking is None:  # noqa: ASYNC110 - it looks for a few turns only
             await asyncio.sleep(0)
         for _ in range(steps):
             await asyncio.sleep(0)
-        watching._looking.task.cancel()
+        watching.wanted.looking.task.cancel()
         assert (await asyncio.wait_for(waiting, 20)).outcome == "succeeded"
 
         handler.hold()
@@ -373,10 +373,10 @@ async def test_who_waits_is_told_though_somebody_cancels_the_tasks_that_look(pat
         handler.free.set()
         await until(lambda: states(path)[ticket.id] == "done")
         service = queue._service
-        service._look_up_soon([ticket.id])
+        service._wanted.ask([ticket.id])
         for _ in range(steps):
             await asyncio.sleep(0)
-        service._looking.task.cancel()
+        service._wanted.looking.task.cancel()
         assert await asyncio.wait_for(waiting, 20) == 2
 
 

@@ -229,7 +229,7 @@ async def test_what_waited_for_a_job_is_told_once(path):
         waiting = [asyncio.ensure_future(job.wait()) for _ in range(3)]
         watched = await waited_for(durable, 3)
         watched.waiters[0].cancel()
-        durable._service.watching._tell(watched, watched.row)
+        durable._service.watching._tell_of(watched, watched.row)
         await durable.resume()
         with anyio.fail_after(20):
             results = await asyncio.gather(*waiting, return_exceptions=True)

@@ -222,8 +222,8 @@ async def test_news_that_come_while_it_leaves_the_file_begin_no_task(path, monke
     leave = service.store.close
 
     async def hears():
-        service._look_up_soon([1])
-        service.watching.look_at(["a job"])
+        service._wanted.ask([1])
+        service.watching.wanted.ask(["a job"])
         service.tell_end(("a job", 0))
         await leave()
 

@@ -24,10 +24,11 @@ from .hands import Hands
 from .intake import Intake
 from .settling import Settling
 from .telling import Telling
+from .wanted import LOOKED_UP, Wanted
 from .watching import Watching
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Hashable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Hashable
     from pathlib import Path
 
     import aiosqlite
@@ -44,9 +45,6 @@ if TYPE_CHECKING:
     from microbatch.durable._life.opening import OwnTask
 
 logger: logging.Logger = logging.getLogger("microbatch.durable")
-
-#: Items that are looked up in one statement.
-LOOKED_UP = 1_000
 
 _UNTOLD: AbstractContextManager[bytes | None] = nullcontext()
 
@@ -144,9 +142,7 @@ class Service:
         self.consumer: Consumer | None = None
         self._parts = itertools.count(1)
         self._loop: Loop
-        self._wanted: dict[int, None] = {}
-        self._looking: OwnTask | None = None
-        self._looks = True
+        self._wanted: Wanted[int]
 
     def _make_hands(self) -> Hands | None:
         work = self._work
@@ -169,7 +165,14 @@ class Service:
         """Open the file and make the parts."""
         self._loop = loop
         self.create_waiter = loop.create_waiter
-        self.callers = Callers(self._results, self._queue, self._look_up_soon)
+        self._wanted = Wanted(
+            "lookup",
+            self.spawn,
+            read=self._look_up,
+            tell=self._tell_of,
+            failed=self._say_why_later,
+        )
+        self.callers = Callers(self._results, self._queue, self._wanted.ask)
         self.lookups = Batcher(
             self._look_up,
             max_batch_size=LOOKED_UP,
@@ -188,9 +191,6 @@ class Service:
             title=self._title,
         )
         self.watching = Watching(self._title, self._queue, loop, self.store, self.spawn)
-        self._wanted = {}
-        self._looking = None
-        self._looks = True
         work = self._work
         if work is not None and work.on_job_end is not None:
             self._telling = Telling(
@@ -213,7 +213,7 @@ class Service:
                 retry=work.retry,
                 on_settle=work.on_settle,
                 observer=self.observer,
-                look_up=self._look_up_soon,
+                look_up=self._wanted.ask,
                 spawn=self.spawn,
             )
             self.consumer = Consumer(loop, self.store, self.hands, settling)
@@ -254,7 +254,7 @@ class Service:
             rest.push_async_callback(self.watching.close)
             if self._telling is not None:
                 rest.push_async_callback(self._telling.close)
-            rest.push_async_callback(self._look_no_more)
+            rest.push_async_callback(self._wanted.end)
             if self.consumer is not None:
                 rest.push_async_callback(self.consumer.shut)
             await self.counting.close()
@@ -354,7 +354,7 @@ class Service:
 
     def ended(self, spans: list[tuple[int, int]] | None) -> None:
         """Look up what ended elsewhere, as far as somebody waits for it."""
-        self._look_up_soon(self.callers.items() if spans is None else self.callers.among(spans))
+        self._wanted.ask(self.callers.items() if spans is None else self.callers.among(spans))
 
     def jobs_changed(self, uids: Collection[str]) -> None:
         """Look at jobs that somebody waits for."""
@@ -401,43 +401,12 @@ class Service:
         rows = {found.id: found for found in await self.store.find(numbers)}
         return [rows.get(number) for number in numbers]
 
-    def _look_up_soon(self, numbers: Sequence[int]) -> None:
-        """Tell those who wait for these items how they ended, as the disk has it."""
-        self._wanted |= dict.fromkeys(numbers)
-        if self._wanted and self._looking is None and self._looks:
-            self._looking = self.spawn(self._look_up_all(), "lookup")
-            self._looking.on_end = self._looked_up
+    def _tell_of(self, numbers: list[int], found: list[Found | None]) -> None:
+        for number, one in zip(numbers, found, strict=True):
+            self.callers.tell(number, one)
 
-    async def _look_no_more(self) -> None:
-        self._looks = False  # an outcome that is dropped from here on is for nobody
-        looking = self._looking
-        if looking is not None:
-            looking.task.cancel()
-            await looking.ended.wait()
-
-    def _looked_up(self) -> None:
-        """Go on if something came meanwhile, or somebody cancelled the task."""
-        self._looking = None
-        self._look_up_soon(())
-
-    async def _look_up_all(self) -> None:
-        while self._wanted:
-            numbers = list(self._wanted)[:LOOKED_UP]
-            for number in numbers:  # who asks from here on asks for a later state
-                del self._wanted[number]
-            try:
-                found = await self._look_up(numbers)
-            except BaseException as error:
-                self._wanted |= dict.fromkeys(numbers)
-                if not isinstance(error, Exception):
-                    raise
-                if isinstance(error, QueueUnavailable):  # said already by whoever found out first
-                    await anyio.sleep(TROUBLE_PAUSE)
-                    continue
-                logger.warning(
-                    "queue %r: who waits is looked up again later", self._title, exc_info=True
-                )
-                await anyio.sleep(ODD_PAUSE)
-                continue
-            for number, one in zip(numbers, found, strict=True):
-                self.callers.tell(number, one)
+    def _say_why_later(self, error: Exception) -> float:
+        if isinstance(error, QueueUnavailable):  # said already by whoever found out first
+            return TROUBLE_PAUSE
+        logger.warning("queue %r: who waits is looked up again later", self._title, exc_info=error)
+        return ODD_PAUSE

@@ -6,10 +6,10 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-import anyio
-
 from microbatch._pure.exceptions import BatcherClosed
 from microbatch.durable.errors import QueueUnavailable, UnknownJob
+
+from .wanted import Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -23,9 +23,6 @@ logger: logging.Logger = logging.getLogger("microbatch.durable")
 
 #: Seconds before the next look while the file cannot be used.
 LOOK_PAUSE = 0.25
-
-#: Jobs that are read in one look.
-LOOKED_AT = 1_000
 
 
 class Watched:
@@ -55,7 +52,7 @@ class Watched:
         """
         while self.row is None or self.row.changes <= changes:
             if self.row is None:
-                self._watching.look_at((self.uid,))
+                self._watching.wanted.ask((self.uid,))
             waiter = self._watching.new_waiter()
             self.waiters.append(waiter)
             try:
@@ -75,6 +72,9 @@ class Watching:
         loop: The event loop.
         store: Where the jobs are.
         spawn: Starts a task of the queue's own.
+
+    Attributes:
+        wanted: Looks at jobs soon, once for all who wait.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class Watching:
         self._name = name
         self._queue = queue
         self._store = store
-        self._spawn = spawn
         self._loop = loop
         self._by_uid: dict[str, Watched] = {}
-        self._wanted: dict[str, None] = {}
-        self._looking: OwnTask | None = None
+        self.wanted: Wanted[str] = Wanted(
+            "look at jobs", spawn, read=self._read, tell=self._tell, failed=self._say_why_later
+        )
         self._closed = False
 
     def __bool__(self) -> bool:
@@ -129,44 +129,25 @@ class Watching:
 
     def changed(self, uids: Collection[str]) -> None:
         """Hear that jobs may have changed."""
-        self.look_at(uid for uid in uids if uid in self._by_uid)
+        self.wanted.ask(uid for uid in uids if uid in self._by_uid)
 
-    def look_at(self, uids: Any) -> None:
-        """Have jobs looked at soon, once for all who wait."""
-        self._wanted |= dict.fromkeys(uids)
-        if self._wanted and self._looking is None and not self._closed:
-            self._looking = self._spawn(self._look(), "look at jobs")
-            self._looking.on_end = self._looked
+    async def _read(self, uids: list[str]) -> list[tuple[Watched, JobRow | None]]:
+        watched = [self._by_uid.get(uid) for uid in uids]
+        rows = await self._store.jobs.statuses(uids)
+        return [(one, rows.get(one.uid)) for one in watched if one is not None]
 
-    def _looked(self) -> None:
-        """Go on if something came meanwhile, or somebody cancelled the task."""
-        self._looking = None
-        self.look_at(())
+    def _tell(self, uids: list[str], found: list[tuple[Watched, JobRow | None]]) -> None:
+        for watched, row in found:
+            # Nobody would tell who came later of what changed between this look and his coming.
+            if self._by_uid.get(watched.uid) is watched:
+                self._tell_of(watched, row)
 
-    async def _look(self) -> None:
-        while self._wanted:
-            uids = list(self._wanted)[:LOOKED_AT]
-            for uid in uids:  # who asks from here on asks for a later state
-                del self._wanted[uid]
-            watched = [self._by_uid.get(uid) for uid in uids]
-            try:
-                rows = await self._store.jobs.statuses(uids)
-            except BaseException as error:
-                self._wanted |= dict.fromkeys(uids)
-                if not isinstance(error, Exception):
-                    raise
-                if not isinstance(error, QueueUnavailable):
-                    logger.warning(
-                        "queue %r: jobs are looked at again later", self._name, exc_info=error
-                    )
-                await anyio.sleep(LOOK_PAUSE)
-                continue
-            for one in watched:
-                # Nobody would tell who came later of what changed between this look and his coming.
-                if one is not None and self._by_uid.get(one.uid) is one:
-                    self._tell(one, rows.get(one.uid))
+    def _say_why_later(self, error: Exception) -> float:
+        if not isinstance(error, QueueUnavailable):
+            logger.warning("queue %r: jobs are looked at again later", self._name, exc_info=error)
+        return LOOK_PAUSE
 
-    def _tell(self, watched: Watched, row: JobRow | None) -> None:
+    def _tell_of(self, watched: Watched, row: JobRow | None) -> None:
         watched.row = row
         waiters, watched.waiters = watched.waiters, []
         for waiter in waiters:
@@ -182,10 +163,7 @@ class Watching:
     async def close(self) -> None:
         """Tell all who wait, and who will, that nobody tells them any more."""
         self._closed = True
-        looking = self._looking
-        if looking is not None:
-            looking.task.cancel()
-            await looking.ended.wait()
+        await self.wanted.end()
         for watched in list(self._by_uid.values()):
             waiters, watched.waiters = watched.waiters, []
             for waiter in waiters:
