@@ -393,30 +393,6 @@ async def test_a_connection_that_was_closed_in_it_is_replaced(path):
 
 
 @in_a_loop
-async def test_a_connection_whose_disk_closes_it_late_is_closed_in_silence(path, monkeypatch):
-    """Nobody waits for it any more, and nothing of it stays: neither its thread nor a traceback."""
-    monkeypatch.setattr(transactions, "GRACE", 0.05)
-    told, free, closed = [], threading.Event(), threading.Event()
-    monkeypatch.setattr(threading, "excepthook", told.append)
-
-    class Late(Guarded):
-        def close(self):
-            assert free.wait(60)
-            super().close()
-            closed.set()
-
-    make_file(path)
-    threads = NewThreads()
-    connection = await AsyncConnection.open(path, read_only=True, factory=Late)
-    await connection.close()
-    assert not closed.is_set()
-    free.set()
-    await until(lambda: threads.running() == [])
-    assert closed.is_set()
-    assert told == []
-
-
-@in_a_loop
 async def test_what_is_set_in_it_is_set_back(path):
     """Rows of another kind made the next settle call the file damaged."""
 

@@ -19,6 +19,7 @@ from support import backend_options, run
 
 from microbatch.durable import QueueUnavailable
 from microbatch.durable._file import host, transactions
+from microbatch.durable._file.guarded import Guarded
 from microbatch.durable._file.reader import AsyncConnection
 
 in_a_loop = pytest.mark.anyio
@@ -56,6 +57,30 @@ async def test_nothing_is_left_once_it_is_closed(path, monkeypatch):
             await one.run(count())
     assert threads.running() == []
     assert not path.with_name("queue.db-wal").exists()  # the last one to close removes it
+
+
+@in_a_loop
+async def test_a_connection_whose_disk_closes_it_late_is_closed_in_silence(path, monkeypatch):
+    """Nobody waits for it any more, and nothing of it stays: neither its thread nor a traceback."""
+    monkeypatch.setattr(transactions, "GRACE", 0.05)
+    told, free, closed = [], threading.Event(), threading.Event()
+    monkeypatch.setattr(threading, "excepthook", told.append)
+
+    class Late(Guarded):
+        def close(self):
+            assert free.wait(60)
+            super().close()
+            closed.set()
+
+    make_file(path)
+    threads = NewThreads()
+    connection = await AsyncConnection.open(path, read_only=True, factory=Late)
+    await connection.close()
+    assert not closed.is_set()
+    free.set()
+    await until(lambda: threads.running() == [])
+    assert closed.is_set()
+    assert told == []
 
 
 @in_a_loop
