@@ -86,9 +86,7 @@ class Import:
 
     async def insert(self, rows: list[Airport]) -> list[str | Exception]:
         """Write many rows in one transaction; each has its own answer."""
-        if (
-            self.written >= self.third
-        ):  # else a quick machine is done before anybody can press "cancel"
+        if self.written >= self.third:  # else all is done before anybody can press "cancel"
             await self.pressed.wait()
         with self.database:
             answers = [self.insert_one(row, batch_info().job) for row in rows]

@@ -162,9 +162,8 @@ class Room:
         fifo = self.fifo
         if fifo is None:
             return []
-        lanes = self.lanes = (
-            self._new_lanes()
-        )  # first: who counts in another thread finds one of both
+        # First: who counts in another thread finds one of both.
+        lanes = self.lanes = self._new_lanes()
         self._door.fifo = self.fifo = None
         lanes.closing = fifo.closing
         unwatched = []
