@@ -7,6 +7,8 @@ import sqlite3
 import threading
 from typing import TYPE_CHECKING
 
+import anyio
+
 from microbatch.durable._file.guarded import Guarded
 
 if TYPE_CHECKING:
@@ -87,3 +89,14 @@ def is_free(path: Path) -> bool:
         except sqlite3.OperationalError:
             return False
         return True
+
+
+@contextlib.asynccontextmanager
+async def staying(end, tried):
+    """Not stop when told to: go on once the transaction is over, and tell when that was tried."""
+    with anyio.CancelScope(shield=True):
+        await end.wait()
+    try:
+        yield
+    finally:
+        tried.set()

@@ -10,7 +10,7 @@ import threading
 import anyio
 import pytest
 from durable_support import LOOPS, NewThreads, execute, locked, rows, until
-from reader_support import Gate, count, insert, is_free, make_file
+from reader_support import Gate, count, insert, is_free, make_file, staying
 from support import backend_options
 
 from microbatch.durable import QueueUnavailable
@@ -25,6 +25,9 @@ on_both = pytest.mark.parametrize("backend_name", LOOPS, indirect=True)
 ENDLESS = (
     "WITH RECURSIVE n(x) AS (SELECT begin() UNION ALL SELECT x + 1 FROM n) SELECT max(x) FROM n"
 )
+
+
+OVER = "the settle transaction is over"
 
 
 @pytest.fixture(autouse=True)
@@ -178,13 +181,9 @@ async def test_a_caller_that_does_not_stop_loses_the_connection(
 
     async def inside(connection, result):
         begun.set()
-        with anyio.CancelScope(shield=True):
-            await end.wait()
-        try:
-            with pytest.raises(sqlite3.ProgrammingError, match="the settle transaction is over"):
+        async with staying(end, tried):
+            with pytest.raises(sqlite3.ProgrammingError, match=OVER):
                 await HIS_OWN[how](connection)
-        finally:
-            tried.set()
 
     make_file(path)
     connection = await AsyncConnection.open(path, read_only=False)
@@ -215,16 +214,12 @@ async def test_a_caller_that_does_not_stop_commits_nothing(path, short_bound, mo
         await undo(self, error)
 
     async def inside(connection, result):
-        with anyio.CancelScope(shield=True):
-            await end.wait()
-        try:
+        async with staying(end, tried):
             for commits in (connection.execute("COMMIT"), connection.commit()):
-                with pytest.raises(sqlite3.ProgrammingError, match="transaction is over"):
+                with pytest.raises(sqlite3.ProgrammingError, match=OVER):
                     await commits
-            with pytest.raises(sqlite3.ProgrammingError, match="transaction is over"):
+            with pytest.raises(sqlite3.ProgrammingError, match=OVER):
                 connection.isolation_level = None
-        finally:
-            tried.set()
 
     make_file(path)
     connection = await AsyncConnection.open(path, read_only=False)
